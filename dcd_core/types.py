@@ -1,0 +1,95 @@
+"""The vocabulary: shapes, cases, tasks and the one error a user should ever see.
+
+Every other module speaks in these words and this module imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+Volume: TypeAlias = Float[Tensor, "b c d h w"]
+"""A batch of feature maps or logits: batch, channels, depth, height, width."""
+
+Stages: TypeAlias = tuple[Float[Tensor, "_ _ _ _ _"], ...]
+"""Encoder features, finest first; every stage has its own channels and grid."""
+
+Size3: TypeAlias = tuple[int, int, int]
+"""Extent of a volume along (D, H, W), in voxels."""
+
+
+class Output(NamedTuple):
+    """What every segmenter returns.
+
+    `logits` (b, k, d, h, w); `stages` the encoder features, finest first; `deep` the logits of the
+    deep-supervision heads, finest first, empty when the network has none or is in eval mode.
+    """
+
+    logits: Tensor
+    stages: Stages
+    deep: tuple[Tensor, ...] = ()
+
+
+class Case(NamedTuple):
+    """One subject at one time point, all channels on one grid.
+
+    `image` (c, i, j, k) float32 in the file's own intensity units; `label` (i, j, k) uint8, or None
+    when the case is unlabelled; `spacing_mm` the voxel size along (i, j, k); `affine` (4, 4), voxel
+    index to scanner millimetres (RAS+), as nibabel has it.
+    """
+
+    id: str
+    image: Float32[np.ndarray, "c i j k"]
+    label: UInt8[np.ndarray, "i j k"] | None
+    spacing_mm: tuple[float, float, float]
+    affine: Float[np.ndarray, "4 4"]
+
+
+class Task(NamedTuple):
+    """A segmentation task: its channels and labels in file order, its regions as label sets."""
+
+    name: str
+    channels: tuple[str, ...]
+    labels: tuple[str, ...]
+    regions: Mapping[str, tuple[int, ...]]
+
+
+# BraTS 2024 GLI: label 4 is the resection cavity and belongs to neither WT nor TC
+# (de Verdier et al., arXiv 2405.18368, 2024).
+BRATS = Task(
+    "brats2024",
+    ("t1n", "t1c", "t2w", "t2f"),
+    ("background", "NETC", "SNFH", "ET", "RC"),
+    MappingProxyType(
+        {"WT": (1, 2, 3), "TC": (1, 3), "NETC": (1,), "SNFH": (2,), "ET": (3,), "RC": (4,)}
+    ),
+)
+# ISLES 2022 (Hernandez Petzsche et al., Scientific Data, 2022).
+ISLES = Task(
+    "isles2022",
+    ("dwi", "adc", "flair"),
+    ("background", "lesion"),
+    MappingProxyType({"lesion": (1,)}),
+)
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BRATS, ISLES)})
+
+
+class ContractError(ValueError):
+    """Something a user handed in breaks a contract; the message says what to do about it.
+
+    `what` was looked at, what it `got`, what was `expected`, and what to `attempt` next.
+    """
+
+    def __init__(self, what: str, got: object, expected: object, attempt: str) -> None:
+        self.what, self.got, self.expected, self.attempt = what, got, expected, attempt
+        super().__init__(f"{what}: got {got}; expected {expected}. Try: {attempt}")
+
+    def __reduce__(self) -> tuple[type[ContractError], tuple[str, object, object, str]]:
+        # Exceptions cross process boundaries in train.run_all; the default pickling would call
+        # __init__ with the message alone.
+        return type(self), (self.what, self.got, self.expected, self.attempt)

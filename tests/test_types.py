@@ -1,0 +1,52 @@
+"""Types: the vocabulary, and the one error that must survive a trip between processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError, Output
+
+
+def test_message_says_what_was_looked_at_got_expected_and_to_try():
+    error = ContractError("levels", 0, "an integer of at least 1", "levels=1")
+    assert str(error) == "levels: got 0; expected an integer of at least 1. Try: levels=1"
+    assert isinstance(error, ValueError)
+
+
+def test_contract_error_keeps_its_parts_through_pickle():
+    error = pickle.loads(pickle.dumps(ContractError("size", (1, 2), [3], "more")))
+    assert type(error) is ContractError
+    assert (error.what, error.got, error.expected, error.attempt) == ("size", (1, 2), [3], "more")
+    assert str(error) == str(ContractError("size", (1, 2), [3], "more"))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_region_is_made_of_foreground_labels(task):
+    used = {value for values in task.regions.values() for value in values}
+    assert used == set(range(1, len(task.labels)))
+    assert task.labels[0] == "background"
+
+
+def test_tasks_are_the_two_data_sets_and_cannot_be_changed():
+    assert dict(TASKS) == {"brats2024": BRATS, "isles2022": ISLES}
+    with pytest.raises(TypeError):
+        TASKS["other"] = BRATS
+    with pytest.raises(TypeError):
+        BRATS.regions["WT"] = (1,)
+
+
+def test_resection_cavity_belongs_to_no_tumour_region():
+    assert 4 not in BRATS.regions["WT"] + BRATS.regions["TC"]
+    assert BRATS.regions["RC"] == (4,)
+
+
+def test_output_has_no_deep_heads_unless_given():
+    assert Output(torch.zeros(1), ()).deep == ()
+    assert Output._fields == ("logits", "stages", "deep")
+
+
+def test_case_fields_in_order():
+    assert Case._fields == ("id", "image", "label", "spacing_mm", "affine")
