@@ -1,0 +1,182 @@
+"""Cohorts: the cases of one experiment, split into train, tune and test, with a name for the whole.
+
+The tune split chooses thresholds and weights, the test split is looked at once. A cohort is
+embedded (phantoms, written to disk in the layout of the real data) or clinical (found under
+DCD_DATA); both are read by the same readers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from dcd_core import phantom
+from dcd_core.data.grid import prepare
+from dcd_core.data.nifti import read, write
+from dcd_core.data.scans import Scan, brats2024, isles2022, layout
+from dcd_core.data.splits import folds
+from dcd_core.records import fingerprint, progress, run_dir, source_hash
+from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
+
+Split: TypeAlias = Literal["train", "tune", "test"]
+READERS = {BRATS.name: brats2024, ISLES.name: isles2022}
+PHANTOMS = {
+    BRATS.name: ("glioma", "BraTS-GLI-{:05}-100"),
+    ISLES.name: ("stroke", "sub-strokecase{:04}"),
+}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Which cases an experiment uses.
+
+    `folder` holds the files in the layout of `task`; `train`, `tune`, `test` are case ids, no
+    patient in two of them; `spacing_mm` is the grid they are prepared on (None: their own);
+    `identity` names the content, not the place, so that results can be compared across machines.
+    """
+
+    task: str
+    folder: Path
+    train: tuple[str, ...]
+    tune: tuple[str, ...]
+    test: tuple[str, ...]
+    spacing_mm: float | None
+    identity: str
+
+    def scans(self, split: Split) -> list[Scan]:
+        """The files of one split, in order; raises ContractError when a case is not there."""
+        found = {scan.id: scan for scan in READERS[self.task](self.folder)}
+        wanted: tuple[str, ...] = getattr(self, split)
+        missing = [id for id in wanted if id not in found]
+        if missing:
+            raise ContractError(
+                f"cases of the {split} split",
+                f"{missing[:3]} missing",
+                f"them under {self.folder}",
+                "the folder the cohort was made from",
+            )
+        return [found[id] for id in wanted]
+
+    def cases(self, split: Split) -> list[Case]:
+        """The prepared cases of one split; kept in memory once read."""
+        return list(_prepared(self, split))
+
+
+@lru_cache(maxsize=6)
+def _prepared(cohort: Cohort, split: Split) -> tuple[Case, ...]:
+    scans = cohort.scans(split)
+    cases = []
+    for done, scan in enumerate(scans):
+        progress(f"reading {split} cases", done, len(scans))
+        cases.append(prepare(read(scan), spacing_mm=cohort.spacing_mm, task=TASKS[cohort.task]))
+    return tuple(cases)
+
+
+def cohort(
+    source: Literal["embedded", "clinical"],
+    task: str,
+    *,
+    train: int,
+    tune: int,
+    test: int,
+    seed: int = 0,
+    spacing_mm: float = 2.0,
+    workers: int = 1,
+) -> Cohort:
+    """The cohort a notebook asks for by name: `embedded`, or `clinical`, which counts for itself.
+
+    Clinical cases keep their own grid and are split by folds: the other arguments describe
+    phantoms. Raises ContractError for another source, and as `embedded` and `clinical` do.
+    """
+    if source not in ("embedded", "clinical"):
+        raise ContractError("data source", repr(source), "'embedded' or 'clinical'", "'embedded'")
+    if source == "clinical":
+        return clinical(task)
+    return embedded(
+        task, train=train, tune=tune, test=test, seed=seed, spacing_mm=spacing_mm, workers=workers
+    )
+
+
+def embedded(
+    task: str,
+    *,
+    train: int,
+    tune: int,
+    test: int,
+    seed: int = 0,
+    spacing_mm: float = 2.0,
+    workers: int = 1,
+) -> Cohort:
+    """A cohort of phantoms, made once and kept in `runs/cohorts`.
+
+    `train`, `tune`, `test` count subjects; they are disjoint by construction. Interrupted work goes
+    on where it stopped. Raises ContractError for an unknown task or an empty split.
+    """
+    if task not in PHANTOMS:
+        raise ContractError("task", repr(task), f"one of {sorted(PHANTOMS)}", "'isles2022'")
+    if min(train, tune, test) < 1:
+        raise ContractError("splits", (train, tune, test), "at least one case each", "train=8")
+    (kind, form), count = PHANTOMS[task], train + tune + test
+    key = (kind, seed, spacing_mm, source_hash("phantom"))
+    folder = run_dir(f"cohort-{kind}", *key)
+    # Case i does not depend on how many there are: a larger profile extends a smaller one's folder.
+    ids = [form.format(index + 1) for index in range(count)]
+    absent = [i for i, id in enumerate(ids) if not _is_written(folder, id, task)]
+    make = partial(phantom._member, kind=kind, seed=seed, spacing_mm=spacing_mm)
+    for done, case in enumerate(_mapped(make, absent, workers)):
+        write([case], folder, task=TASKS[task])
+        progress(f"{kind} phantoms", done + 1, len(absent))
+    return Cohort(
+        task,
+        folder,
+        train=tuple(ids[:train]),
+        tune=tuple(ids[train : train + tune]),
+        test=tuple(ids[train + tune :]),
+        spacing_mm=None,
+        identity=fingerprint(*key, train, tune, test),
+    )
+
+
+def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Cohort:
+    """The real data set under the folder named by the environment variable DCD_DATA.
+
+    Test is one of five folds grouped by patient; a tenth of the other patients is the tune split.
+    Raises ContractError for an unknown task or fold, and when DCD_DATA is not set or holds fewer
+    than 13 labelled patients of the task.
+    """
+    if task not in READERS:
+        raise ContractError("task", repr(task), f"one of {sorted(READERS)}", "'isles2022'")
+    if not 0 <= fold < 5:
+        raise ContractError("fold", fold, "0 to 4", "fold=0")
+    place = os.environ.get("DCD_DATA")
+    if not place:
+        raise ContractError(
+            "DCD_DATA",
+            "not set",
+            "the folder that holds BraTS 2024 GLI or ISLES 2022",
+            "DCD_DATA=/path/to/data, or data=embedded for the phantoms",
+        )
+    scans = {scan.id: scan for scan in READERS[task](place) if scan.label is not None}
+    groups = {id: scan.group for id, scan in scans.items()}
+    outer = folds(groups, group=groups)[fold]
+    inner = folds(outer.train, k=10, group=groups)[0]
+    identity = fingerprint(task, outer, inner, spacing_mm)
+    return Cohort(task, Path(place), inner.train, inner.val, outer.val, spacing_mm, identity)
+
+
+def _is_written(folder: Path, id: str, task: str) -> bool:
+    return all((folder / path).is_file() for path in layout(id, TASKS[task]).values())
+
+
+def _mapped(make: Callable[[int], Case], indices: Sequence[int], workers: int) -> Iterator[Case]:
+    if workers <= 1 or len(indices) < 2:
+        yield from map(make, indices)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(make, indices)
