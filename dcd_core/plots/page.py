@@ -1,0 +1,181 @@
+"""The page every figure is drawn on: its size, type, colours, and the words on its axes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from dcd_core.records import atomic
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WIDTH_IN = 7.2
+DPI = 110
+INK, GREY, FAINT = "#1A1A1A", "#6B6B6B", "#E4E4E4"
+
+# Okabe and Ito, Color Universal Design, 2008. Sky blue and yellow come last: pale on white.
+PALETTE = (
+    "#0072B2",  # blue
+    "#D55E00",  # vermillion
+    "#009E73",  # bluish green
+    "#CC79A7",  # reddish purple
+    "#E69F00",  # orange
+    "#000000",  # black
+    "#56B4E9",  # sky blue
+    "#F0E442",  # yellow
+)
+# Colours of label 1, 2, 3, 4 on a grey image: bright ones, and far apart in lightness.
+LABEL_COLORS = ("#D55E00", "#F0E442", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
+MARKERS = "osD^vPXh"
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
+
+# Any: matplotlib 3.11 spells out its settings in types, 3.9 does not.
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same page everywhere
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "figure.titlesize": 12.5,
+    "figure.titleweight": "bold",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "dcd",  # ids inside an SVG would otherwise change from run to run
+}
+
+UNITS = {
+    "mm": "mm",
+    "ml": "ml",
+    "ms": "ms",
+    "s": "s",
+    "min": "min",
+    "mib": "MiB",
+    "gib": "GiB",
+}
+WORDS = {
+    "dice": "Dice (0–1)",
+    "lesion_dice": "lesion-wise Dice (0–1)",
+    "small_lesion_dice": "Dice of lesions below 1 ml (0–1)",
+    "lesion_f1": "lesion F1 (0–1)",
+    "loss": "loss (no unit)",
+    "segmentation": "segmentation loss (no unit)",
+    "distillation": "distillation loss (no unit)",
+    "weight": "weight of the KD loss (no unit)",
+    "gradient_norm": "gradient norm (no unit)",
+    "learning_rate": "learning rate (no unit)",
+    "epoch": "epoch",
+    "step": "training step",
+    "seconds": "time (s)",
+    "minutes": "time (min)",
+    "hours": "time (h)",
+    "n": "number of cases",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """This project's style on matplotlib's defaults; the reader's own settings come back after."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+class Page(Figure):
+    """A matplotlib Figure that a notebook shows by itself, without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with style():
+            self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw with this project's style, whatever matplotlib's settings are, and leave those alone."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with style():
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def page(height_in: float, title: str | None = None, note: str | None = None) -> Page:
+    """An empty page `height_in` inches high, with a title above and a note below."""
+    engine = ConstrainedLayoutEngine(w_pad=0.035, h_pad=0.05, wspace=0.0, hspace=0.0)
+    figure = Page(figsize=(WIDTH_IN, height_in), dpi=DPI, layout=engine)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left")
+    if note:
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=9.5, color=GREY)
+    return figure
+
+
+def colors(names: Iterable[object]) -> dict[str, str]:
+    """A colour for every distinct name, in order of appearance; after eight they repeat."""
+    distinct = dict.fromkeys(map(str, names))
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(distinct)}
+
+
+def axis_label(column: str) -> str:
+    """The axis label of a table's column, with its unit: `hd95_mm` gives `HD95 (mm)`."""
+    if column in WORDS:
+        return WORDS[column]
+    tolerance = re.fullmatch(r"(lesion_)?nsd_(\d+)mm", column)
+    if tolerance:
+        # 05 means 0.5: the names of columns leave the decimal point out.
+        number = re.sub(r"^0(?=\d)", "0.", tolerance[2])
+        return f"{'lesion-wise ' if tolerance[1] else ''}NSD at {number} mm (0–1)"
+    words, _, unit = column.rpartition("_")
+    if words and unit in UNITS:
+        return f"{_words(words)} ({UNITS[unit]})"
+    return _words(column)
+
+
+def grid(axes: Axes, axis: str = "both") -> None:
+    """Faint lines to read values by, along one axis or both."""
+    axes.grid(visible=True, axis=axis)  # type: ignore[arg-type]
+    axes.tick_params(length=0)
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure; the same figure gives the same bytes, and the suffix chooses the format."""
+    dateless = {"metadata": {"Date": None}} if str(path).endswith(".svg") else {}
+    with style(), atomic(path) as temporary:
+        figure.savefig(temporary, **dateless)  # type: ignore[arg-type]
+
+
+def _words(name: str) -> str:
+    text = name.replace("lesion_", "lesion-wise ").replace("_", " ")
+    return re.sub(r"\b(hd95|kd|nsd|cpu|gpu)\b", lambda word: word[0].upper(), text)
