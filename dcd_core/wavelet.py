@@ -124,8 +124,8 @@ def waverec3(
 ) -> Volume:
     """Rebuild volumes from a pyramid: the inverse of `wavedec3`, equal to `pywt.waverecn`.
 
-    `size` is the extent of the finest level, needed for odd extents only. -> (b, c, d, h, w). Raises
-    ContractError as `idwt3` does.
+    `size` is the extent of the finest level, needed for odd extents only. -> (b, c, d, h, w).
+    Raises ContractError as `idwt3` does.
     """
     x = pyramid.coarse
     for level in range(len(pyramid.details) - 1, -1, -1):
@@ -216,7 +216,7 @@ def apply_separable(
     x = torch.matmul(along_h, torch.matmul(x, along_w.T))
     b, c, d, h, w = x.shape
     # D as the row of one (d, h * w) product per channel: no transposition, no copy.
-    return torch.matmul(along_d, x.reshape(b, c, d, h * w)).reshape(b, c, -1, h, w)
+    return torch.matmul(along_d, x.reshape(b, c, d, h * w)).reshape(b, c, len(along_d), h, w)
 
 
 def matrix(build: Callable[..., np.ndarray], *key: Hashable, like: Tensor) -> Float[Tensor, "_ _"]:

@@ -8,11 +8,8 @@ DCD_DATA); both are read by the same readers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from multiprocessing import get_context
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -113,7 +110,7 @@ def embedded(
     spacing_mm: float = 2.0,
     workers: int = 1,
 ) -> Cohort:
-    """A cohort of phantoms, made once and kept in `runs/cohorts`.
+    """A cohort of phantoms, made once and kept under `runs/`.
 
     `train`, `tune`, `test` count subjects; they are disjoint by construction. Interrupted work goes
     on where it stopped. Raises ContractError for an unknown task or an empty split.
@@ -128,8 +125,8 @@ def embedded(
     # Case i does not depend on how many there are: a larger profile extends a smaller one's folder.
     ids = [form.format(index + 1) for index in range(count)]
     absent = [i for i, id in enumerate(ids) if not _is_written(folder, id, task)]
-    make = partial(phantom._member, kind=kind, seed=seed, spacing_mm=spacing_mm)
-    for done, case in enumerate(_mapped(make, absent, workers)):
+    made = phantom.members(kind, absent, seed=seed, spacing_mm=spacing_mm, workers=workers)
+    for done, case in enumerate(made):
         write([case], folder, task=TASKS[task])
         progress(f"{kind} phantoms", done + 1, len(absent))
     return Cohort(
@@ -172,11 +169,3 @@ def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Co
 
 def _is_written(folder: Path, id: str, task: str) -> bool:
     return all((folder / path).is_file() for path in layout(id, TASKS[task]).values())
-
-
-def _mapped(make: Callable[[int], Case], indices: Sequence[int], workers: int) -> Iterator[Case]:
-    if workers <= 1 or len(indices) < 2:
-        yield from map(make, indices)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(make, indices)

@@ -6,7 +6,7 @@ brain are radiological: the patient's right is on the left. Figures live outside
 notebook that draws hundreds keeps none of them.
 """
 
-from dcd_core.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors, save
+from dcd_core.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
 from dcd_core.plots.tables import by_volume, curves, forest, matrix, schedule, seeds
 from dcd_core.plots.volumes import bands, compare_cases, segmentation, slices
 
@@ -22,7 +22,6 @@ __all__ = [
     "curves",
     "forest",
     "matrix",
-    "save",
     "schedule",
     "seeds",
     "segmentation",

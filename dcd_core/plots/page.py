@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-from dcd_core.records import atomic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,7 +66,6 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "lines.linewidth": 1.8,
-    "svg.hashsalt": "dcd",  # ids inside an SVG would otherwise change from run to run
 }
 
 UNITS = {
@@ -114,10 +110,16 @@ class Page(Figure):
     """A matplotlib Figure that a notebook shows by itself, without pyplot and its global state."""
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
+        from PIL import Image
+
+        full, small = io.BytesIO(), io.BytesIO()
         with style():
-            self.savefig(buffer, format="png")
-        return buffer.getvalue()
+            self.savefig(full, format="png")
+        # Grey slices and a handful of colours fit a palette: half the bytes in the notebook.
+        Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+            small, format="png", optimize=True
+        )
+        return small.getvalue()
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -167,13 +169,6 @@ def grid(axes: Axes, axis: str = "both") -> None:
     """Faint lines to read values by, along one axis or both."""
     axes.grid(visible=True, axis=axis)  # type: ignore[arg-type]
     axes.tick_params(length=0)
-
-
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure; the same figure gives the same bytes, and the suffix chooses the format."""
-    dateless = {"metadata": {"Date": None}} if str(path).endswith(".svg") else {}
-    with style(), atomic(path) as temporary:
-        figure.savefig(temporary, **dateless)  # type: ignore[arg-type]
 
 
 def _words(name: str) -> str:

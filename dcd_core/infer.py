@@ -1,0 +1,166 @@
+"""From a trained segmenter to a label volume: sliding window, one threshold, the native grid.
+
+A network sees patches; a case is larger. Overlapping windows are averaged under a Gaussian that
+trusts window centres more than borders. The decision is one number: a voxel is foreground when its
+foreground probability exceeds a threshold chosen on the tune split, and takes the most probable
+foreground label.
+
+Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; window blending by MONAI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from dcd_core.data import prepare, resample
+from dcd_core.metrics import dice
+from dcd_core.models import Segmenter
+from dcd_core.types import Case, ContractError, Size3, Task
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+"""Foreground probabilities that are tried on the tune split."""
+
+
+@torch.inference_mode()
+def predict(
+    model: Segmenter,
+    image: Float32[np.ndarray, "c d h w"],
+    *,
+    patch: Size3,
+    overlap: float = 0.5,
+    mirror: bool = False,
+    batch: int = 4,
+) -> Float[Tensor, "k d h w"]:
+    """Class probabilities (k, d, h, w) of one prepared image (c, d, h, w), on the model's device.
+
+    `overlap` is the share of a window that the next one covers again, in [0, 1); `mirror` averages
+    the eight flips as well (eight times the cost). Raises ContractError for an overlap out of
+    range.
+    """
+    from monai.inferers import sliding_window_inference
+
+    if not 0 <= overlap < 1:
+        raise ContractError("overlap", overlap, "a share in [0, 1)", "0.5")
+    device = next(model.parameters()).device
+    volume = torch.tensor(image, device=device)[None]  # a copy: images may be memory-mapped
+
+    def probabilities(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bfloat16(device)):
+            logits = model(x).logits
+        return logits.float().softmax(1)
+
+    flips = _FLIPS if mirror else ((),)
+    total = torch.zeros((), device=device)
+    was_training = model.training
+    model.eval()
+    for axes in flips:
+        result = sliding_window_inference(
+            volume.flip(axes), patch, batch, probabilities, overlap=overlap, mode="gaussian"
+        )
+        total = total + torch.as_tensor(result).flip(axes)
+    model.train(was_training)
+    return total[0] / len(flips)
+
+
+_FLIPS = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
+
+
+def decide(
+    probabilities: Float[np.ndarray, "k i j k2"], threshold: float
+) -> UInt8[np.ndarray, "i j k2"]:
+    """Label volume (d, h, w) from class probabilities (k, d, h, w).
+
+    The most probable foreground label wherever the foreground probability exceeds `threshold`,
+    elsewhere 0.
+    """
+    foreground = probabilities[1:].sum(0) > threshold
+    label: UInt8[np.ndarray, "i j k2"] = np.where(
+        foreground, probabilities[1:].argmax(0) + 1, 0
+    ).astype(np.uint8)
+    return label
+
+
+def choose_threshold(
+    probabilities: Sequence[Float[np.ndarray, "_ _ _ _"]],
+    labels: Sequence[UInt8[np.ndarray, "_ _ _"]],
+) -> tuple[float, float]:
+    """The threshold with the best mean foreground Dice over the tune cases, and that Dice.
+
+    `probabilities` (k, d, h, w) and `labels` (d, h, w), one of each per case. All labels count as
+    one foreground, every case counts once; of equally good thresholds the lowest is taken.
+    """
+    pairs = [(p[1:].sum(0), y > 0) for p, y in zip(probabilities, labels, strict=True)]
+    scores = [float(np.mean([dice(p > t, y) for p, y in pairs])) for t in THRESHOLDS]
+    best = int(np.argmax(scores))
+    return THRESHOLDS[best], scores[best]
+
+
+def predict_case(
+    model: Segmenter,
+    case: Case,
+    task: Task,
+    *,
+    patch: Size3,
+    threshold: float = 0.5,
+    spacing_mm: float | tuple[float, float, float] | None = None,
+    overlap: float = 0.5,
+    mirror: bool = False,
+) -> UInt8[np.ndarray, "i j k"]:
+    """Label volume of an unprepared case, on the case's own grid.
+
+    The case is prepared as in training (`data.prepare`, resampled to `spacing_mm` if given),
+    predicted, and the probabilities return to the native grid before the threshold. Raises
+    ContractError when the case has other channels than the task.
+    """
+    if case.image.shape[0] != len(task.channels):
+        raise ContractError(
+            f"channels of {case.id}",
+            case.image.shape[0],
+            f"{task.channels}",
+            "the task's own reader",
+        )
+    prepared = prepare(case, spacing_mm=spacing_mm, task=task)
+    found = predict(model, prepared.image, patch=patch, overlap=overlap, mirror=mirror)
+    native = to_native(found.cpu().numpy(), prepared, case)
+    return decide(native, threshold)
+
+
+def to_native(
+    probabilities: Float[np.ndarray, "k _ _ _"], prepared: Case, case: Case
+) -> Float32[np.ndarray, "k i j l"]:
+    """Probabilities on the grid of `prepared`, moved to the grid of `case` by the two affines.
+
+    (k, d, h, w) -> (k, i, j, l). Outside the prepared grid the background is certain. A pure crop
+    is copied voxel by voxel; another spacing is interpolated linearly.
+    """
+    i, j, k = case.image.shape[1:]
+    native = np.zeros((len(probabilities), i, j, k), np.float32)
+    native[0] = 1
+    to_prepared = np.linalg.inv(prepared.affine) @ case.affine
+    offset = np.rint(to_prepared[:3, 3]).astype(int)
+    crop = np.eye(4)
+    crop[:3, 3] = offset
+    if np.allclose(to_prepared, crop, atol=1e-3):
+        start = tuple(
+            slice(-o, -o + n) for o, n in zip(offset, probabilities.shape[1:], strict=True)
+        )
+        native[(slice(None), *start)] = probabilities
+        return native
+    for index, channel in enumerate(probabilities[1:].astype(np.float32), start=1):
+        native[index] = resample(
+            channel, prepared.affine, onto_affine=case.affine, onto_shape=(i, j, k)
+        )
+    native[0] -= native[1:].sum(0)
+    return native
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are native here; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,105 @@
+"""The distiller: student, frozen teacher and method in one module that owns all that is trained."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dcd_core.models import Segmenter
+from dcd_core.types import Output
+
+
+class Losses(NamedTuple):
+    """The two scalar losses of a batch; `distillation` is None while its weight is 0."""
+
+    segmentation: Tensor
+    distillation: Tensor | None
+
+
+class Distiller(nn.Module):
+    """A student in training, with or without a teacher.
+
+    `method`: a module `forward(student: Output, teacher: Output, target) -> scalar`, or None for
+    the undistilled student. `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar.
+    The teacher is frozen, in eval mode, and only its encoder runs, unless the method says
+    `needs_logits = True`; at weight 0 it does not run at all.
+    """
+
+    def __init__(
+        self,
+        student: Segmenter,
+        teacher: Segmenter | None = None,
+        method: nn.Module | None = None,
+        seg_loss: nn.Module | None = None,
+        *,
+        deep_weights: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.method = method
+        self.seg_loss = segmentation_loss() if seg_loss is None else seg_loss
+        self.deep_weights = deep_weights
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Training mode for all but the teacher."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, image: Tensor, target: Tensor, *, distil: bool) -> Losses:
+        """Losses of a batch: image (b, c, d, h, w), integer target (b, 1, d, h, w)."""
+        student = self.student(image)
+        segmentation = self._segmentation(student, target)
+        if not distil or self.method is None or self.teacher is None:
+            return Losses(segmentation, None)
+        with torch.no_grad():
+            if getattr(self.method, "needs_logits", False):
+                teacher = self.teacher(image)
+            else:
+                teacher = Output(image.new_empty(0), self.teacher.encode(image))
+        return Losses(segmentation, self.method(student, teacher, target))
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Every tensor the optimizer must have: the student's and the method's own."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """State of student and method; the frozen teacher has its own file."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("teacher.")}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `trained_state`, strict on everything but the teacher."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        wrong = [name for name in missing if not name.startswith("teacher.")] + list(unexpected)
+        if wrong:
+            raise KeyError(f"checkpoint and model differ in {wrong[:5]}")
+
+    def _segmentation(self, output: Output, target: Tensor) -> Tensor:
+        logits = (output.logits, *output.deep)
+        weights = [self.deep_weights**i for i in range(len(logits))]
+        total = output.logits.new_zeros((), dtype=torch.float32)
+        for weight, z in zip(weights, logits, strict=True):
+            y = target if z.shape[2:] == target.shape[2:] else _shrink(target, z)
+            total = total + weight * self.seg_loss(z.float(), y)
+        return total / sum(weights)
+
+
+def segmentation_loss() -> nn.Module:
+    """Dice plus cross-entropy over a softmax, Dice over the batch's foreground, as in nnU-Net.
+
+    Source: Isensee et al., Nature Methods 18, 2021; MONAI's DiceCELoss.
+    """
+    from monai.losses import DiceCELoss
+
+    return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+
+
+def _shrink(target: Tensor, like: Tensor) -> Tensor:
+    # Nearest neighbour keeps labels whole on the coarser grids of deep supervision.
+    return nn.functional.interpolate(target.float(), like.shape[2:], mode="nearest").to(
+        target.dtype
+    )

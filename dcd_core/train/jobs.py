@@ -1,0 +1,232 @@
+"""Jobs: training runs described as data, run once, kept by content, several at a time.
+
+A job's folder is named by a fingerprint of all that decides its outcome: recipe, architecture,
+method, cohort, teacher, and the source of the modules that train. Notebooks share runs through it,
+an interrupted job resumes, and editing a plot retrains nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from dcd_core import models
+from dcd_core.data import Cohort, Patches
+from dcd_core.dcd import DCD
+from dcd_core.infer import decide, predict
+from dcd_core.metrics import lesions, score
+from dcd_core.records import atomic, capacity, fingerprint, progress, run_dir, source_hash
+from dcd_core.train.distiller import Distiller
+from dcd_core.train.loop import Fit, fit, read_fit
+from dcd_core.train.recipe import Recipe
+from dcd_core.types import TASKS, ContractError
+
+_TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
+_TESTING = ("infer", "metrics")
+_LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run and its test.
+
+    `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
+    "none" or a distillation method with its `options`; `teacher`: the job that trains the teacher,
+    whose tune Dice must reach `teacher_floor`. `label` names the folder, `arm` the line in tables;
+    neither decides anything.
+    """
+
+    label: str
+    cohort: Cohort
+    model: Mapping[str, Any]
+    recipe: Recipe
+    method: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Job | None = None
+    teacher_floor: float = 0.3
+    arm: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of everything that decides the trained weights."""
+        return fingerprint(
+            self.cohort.identity,
+            dict(self.model),
+            self.recipe,
+            self.method,
+            dict(self.options),
+            None if self.teacher is None else self.teacher.identity,
+            source_hash(*_TRAINING),
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives, `runs/<label>-<identity>`."""
+        return run_dir(self.label, self.identity)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is trained and tested."""
+        return self.table("scores").is_file() and (self.folder / "fit.json").is_file()
+
+    def table(self, name: str) -> Path:
+        """File of a test table: "scores" (row: case, region) or "lesions" (row: case, lesion)."""
+        return self.folder / f"{name}-{fingerprint(source_hash(*_TESTING))}.csv"
+
+    def result(self) -> Fit:
+        """The trained student and its history; raises ContractError when the job has not run."""
+        return read_fit(self.folder)
+
+    def read(self, name: str = "scores") -> pd.DataFrame:
+        """A test table of a finished job with the columns method (the arm) and seed in front.
+
+        Raises ContractError when the job has not run.
+        """
+        if not self.done:
+            raise ContractError(
+                f"{name} of {self.label}",
+                "a job that has not run",
+                "a finished job",
+                "run_all([job])",
+            )
+        table = pd.read_csv(self.table(name))
+        table.insert(0, "method", self.arm or self.label)
+        table.insert(1, "seed", self.recipe.seed)
+        return table
+
+
+def run(job: Job) -> Path:
+    """Train and test one job, or do nothing when it is done; returns its folder.
+
+    Raises ContractError when the teacher's job is not done, or the teacher failed its check.
+    """
+    if job.done:
+        return job.folder
+    if job.method != "none" and job.teacher is None:
+        raise ContractError(
+            f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
+        )
+    cohort, task = job.cohort, TASKS[job.cohort.task]
+    recipe = job.recipe
+    teacher = None
+    if job.teacher is not None:
+        teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
+    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        student = models.build(
+            in_channels=len(task.channels), classes=len(task.labels), **job.model
+        )
+        method = None if teacher is None else _method(job, student.channels, teacher.channels)
+    distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
+    patches = Patches(
+        cohort.cases("train"),
+        patch=recipe.patch,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        foreground=recipe.foreground,
+    )
+    result = fit(distiller, patches, cohort.cases("tune"), recipe, run_dir=job.folder)
+    _test(job, result)
+    return job.folder
+
+
+def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
+    """Run jobs and the teachers they need, `workers` processes at a time; returns the jobs.
+
+    Finished jobs are skipped; on an error the others are stopped and keep their checkpoints.
+    Threads are shared out among the workers: on small networks two processes of one thread each do
+    about 1.7 times the work of one process with two.
+    """
+    jobs = list(jobs)
+    teachers = {job.teacher.identity: job.teacher for job in jobs if job.teacher is not None}
+    for batch in (list(teachers.values()), jobs):
+        # By folder: two workers in one folder would overwrite each other's checkpoints.
+        _run_batch(list({job.folder: job for job in batch if not job.done}.values()), workers)
+    return jobs
+
+
+def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
+    """The teacher of a finished job; refuses one whose tune Dice is below `floor`.
+
+    A student can only learn detail from a teacher that has some.
+    """
+    result = job.result()
+    if not result.tune_dice >= floor:
+        raise ContractError(
+            f"teacher {job.label}",
+            f"Dice {result.tune_dice:.3f} on the tune cases",
+            f"at least {floor}",
+            "more steps, a lower learning rate, or another seed for the teacher",
+        )
+    return result
+
+
+def _method(job: Job, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
+    if job.method == "none":
+        return None
+    if job.method != "dcd":
+        raise ContractError("method", repr(job.method), "'none' or 'dcd'", "'dcd'")
+    return DCD(student, teacher, **job.options)
+
+
+def _test(job: Job, result: Fit) -> None:
+    task = TASKS[job.cohort.task]
+    rows: list[dict[str, object]] = []
+    found_lesions: list[dict[str, object]] = []
+    for case in job.cohort.cases("test"):
+        assert case.label is not None
+        found = predict(
+            result.student, case.image, patch=job.recipe.patch, overlap=job.recipe.overlap
+        )
+        label = decide(found.cpu().numpy(), result.threshold)
+        for row in score(label, case.label, task, case.spacing_mm):
+            rows.append({"case": case.id, **row})
+        for lesion in lesions(label > 0, case.label > 0, case.spacing_mm):
+            found_lesions.append({"case": case.id, **lesion})
+    # The scores come last: their presence says that the job is done.
+    _write_table(pd.DataFrame(found_lesions, columns=list(_LESION_COLUMNS)), job.table("lesions"))
+    _write_table(pd.DataFrame(rows), job.table("scores"))
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _run_batch(jobs: list[Job], workers: int) -> None:
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            run(job)
+        return
+    # Spawned, not forked: a forked child inherits OpenMP's locks without its threads.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, capacity()["cores"] // workers)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    try:
+        pending: set[Future[Path]] = {pool.submit(run, job) for job in jobs}
+        total = len(jobs)
+        while pending:
+            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            progress("training runs", total - len(pending), total, _running(jobs))
+    finally:
+        if pending:  # an error: a worker would finish its run before it heard of it
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _running(jobs: Sequence[Job]) -> str:
+    return ", ".join(job.label for job in jobs if job.folder.is_dir() and not job.done)

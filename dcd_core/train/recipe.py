@@ -1,0 +1,139 @@
+"""Recipes: every number of a training run, with the reason beside its default."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dcd_core.types import ContractError, Size3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one segmenter is trained. Every field is read; nothing else decides the outcome."""
+
+    steps: int = 1000
+    """Optimizer steps: the budget, equal for all methods under comparison."""
+    seed: int = 0
+    """Initial weights and batches; equal seeds pair the methods."""
+    patch: Size3 = (32, 32, 32)
+    """Voxels along (D, H, W); divisible by the network's total stride."""
+    batch: int = 2
+    foreground: float = 1 / 3
+    """Share of patches centred on foreground, as in nnU-Net; more breeds false positives."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW learns within a thousand steps; nnU-Net's SGD (momentum .99) needs a hundredfold."""
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    schedule: Literal["cosine", "poly"] = "cosine"
+    """Cosine to zero, or nnU-Net's polynomial decay of power .9."""
+    warmup: int = 50
+    """Steps of linear warm-up; AdamW's second moments need a few dozen to settle."""
+    clip: float = 12.0
+    """Largest gradient norm, as in nnU-Net."""
+    ema: float = 0.99
+    """Decay of the averaged weights that are tested; averaging brings seeds closer together."""
+    kd_peak: float = 0.2
+    """Final weight of the distillation loss (see `kd_balance`)."""
+    kd_start: float = 0.1
+    """Share of the steps without distillation; the teacher does not even run before."""
+    kd_ramp: float = 0.2
+    """Share of the steps over which the weight rises along half a cosine."""
+    kd_balance: Literal["gradient", "fixed"] = "gradient"
+    """"gradient": the weight is the ratio of the gradient norms (distillation / segmentation) on
+    the student, so that one number means the same for every method; "fixed": it multiplies the
+    loss."""
+    deep_weights: float = 0.5
+    """Deep supervision: each coarser head counts this much of the next finer one."""
+    overlap: float = 0.25
+    """Of the windows when tune and test cases are predicted; .5 is finer, three times as slow."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """"auto" is bfloat16 where the processor has it, float32 elsewhere."""
+    channels_last: bool = False
+    """Memory format; on CPUs it speeds up narrow networks and slows down wide ones."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints: at most this much work is lost."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1:
+            raise ContractError(
+                "recipe",
+                (self.steps, self.batch, self.checkpoint_every),
+                "positive counts",
+                "steps=100",
+            )
+        if not 0 <= self.foreground <= 1 or not 0 <= self.ema < 1:
+            raise ContractError(
+                "recipe",
+                (self.foreground, self.ema),
+                "shares: foreground [0, 1], ema [0, 1)",
+                "0.99",
+            )
+        if self.kd_start < 0 or self.kd_ramp < 0 or self.kd_start + self.kd_ramp > 1:
+            raise ContractError(
+                "kd_start, kd_ramp",
+                (self.kd_start, self.kd_ramp),
+                "shares of the steps with a sum of at most 1",
+                "kd_start=0.1, kd_ramp=0.2",
+            )
+        choices = {
+            "optimizer": ("adamw", "sgd"),
+            "schedule": ("cosine", "poly"),
+            "kd_balance": ("gradient", "fixed"),
+            "precision": ("auto", "32-true", "bf16-mixed"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ContractError(field, repr(getattr(self, field)), allowed, repr(allowed[0]))
+
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over everything trainable, adapters included."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters,
+                lr=self.learning_rate,
+                momentum=0.99,
+                nesterov=True,
+                weight_decay=self.weight_decay,
+            )
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: warm-up, then the schedule down to zero at the last step."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.schedule == "poly":
+            return self.learning_rate * (1 - done) ** 0.9
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class EMA:
+    """Exponential moving average of a model's weights.
+
+    The decay rises from .1, min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ..., so that the
+    random start does not linger in the average. Buffers are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the current weights by one step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        # Not state_dict(): DynUNet lists its blocks twice there, and they would be averaged twice.
+        mine: list[Tensor] = list(self.model.parameters())
+        theirs: list[Tensor] = list(model.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        # Buffers are copied: running statistics are averages already, and counters are integers.
+        for kept, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(current)
