@@ -1,0 +1,66 @@
+"""Every test runs with shapes checked, one thread, a drawing backend without windows, and seeds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before numpy and torch are imported: two test processes must not fight for the same cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.pop("DCD_PROGRESS", None)
+
+from jaxtyping import install_import_hook
+
+# Kept for the whole session: every module of dcd_core imported from here on is checked.
+install_import_hook("dcd_core", "typechecker.checked")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Code takes seeds as arguments; what forgets to still gives the same test twice."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260522)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20260522)
+
+
+@pytest.fixture
+def project() -> Path:
+    """The checkout these tests belong to."""
+    return PROJECT
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder: `records` reads and writes here and nowhere else."""
+    (tmp_path / "notebooks" / "params").mkdir(parents=True)
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path))
+    monkeypatch.delenv("DCD_REAL_CASES", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def real_cases() -> Path:
+    """The folder of real public cases; a test that needs it is skipped where it is absent."""
+    from dcd_core import records
+
+    folder = records.real_cases()
+    if folder is None:
+        pytest.skip("no real cases: put them in ../shared/data or name them in DCD_REAL_CASES")
+    return folder

@@ -1,0 +1,343 @@
+"""Jobs: runs described as data, found again by content, several at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dcd_core.data import Cohort, write
+from dcd_core.train import (
+    Job,
+    Recipe,
+    Study,
+    check_teacher,
+    histories,
+    jobs,
+    lesions,
+    run,
+    run_all,
+    scores,
+)
+from dcd_core.types import ISLES, Case, ContractError
+
+RECIPE = Recipe(
+    steps=12,
+    patch=(8, 8, 8),
+    warmup=2,
+    learning_rate=1e-2,
+    ema=0.5,
+    kd_start=0.0,
+    kd_ramp=0.5,
+    precision="32-true",
+    foreground=0.5,
+)
+IDS = [f"sub-strokecase000{number}" for number in range(1, 6)]
+
+
+def make_case(seed, id, *, lesion=True):
+    """A block of tissue in which the lesion is bright on DWI and dark on ADC."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((3, 14, 14, 14), np.float32)
+    image[:, 2:12, 2:12, 2:12] = 1 + 0.1 * rng.standard_normal((3, 10, 10, 10), dtype=np.float32)
+    label = np.zeros((14, 14, 14), np.uint8)
+    if lesion:
+        i, j, k = rng.integers(2, 8, 3)
+        label[i : i + 4, j : j + 4, k : k + 4] = 1
+    image[0] += label
+    image[1] -= 0.5 * label
+    return Case(id, image, label, (2.0, 2.0, 2.0), np.diag([2.0, 2.0, 2.0, 1.0]))
+
+
+@pytest.fixture
+def cohort(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path))
+    folder = tmp_path / "cases"
+    write([make_case(seed, id) for seed, id in enumerate(IDS)], folder, task=ISLES)
+    return Cohort(
+        ISLES.name, folder, tuple(IDS[:3]), (IDS[3],), (IDS[4],), None, f"tiny-{tmp_path.name}"
+    )
+
+
+def make_job(cohort, label="plain", **options):
+    given = {"model": {"architecture": "dynunet", "channels": [4, 4, 8]}, "recipe": RECIPE}
+    return Job(label, cohort, **{**given, **options})
+
+
+def distilled(cohort, **options):
+    teacher = make_job(cohort, "teacher", model={"architecture": "dynunet", "channels": [6, 6, 8]})
+    given = {"method": "dcd", "options": {"wavelet": "haar"}, "teacher": teacher}
+    return make_job(cohort, "dcd", **{**given, "teacher_floor": 0.0, **options})
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+OTHER = {
+    "steps": 13,
+    "seed": 1,
+    "patch": (8, 8, 4),
+    "batch": 3,
+    "foreground": 0.4,
+    "optimizer": "sgd",
+    "learning_rate": 2e-2,
+    "weight_decay": 0.0,
+    "schedule": "poly",
+    "warmup": 3,
+    "clip": 1.0,
+    "ema": 0.6,
+    "kd_peak": 0.3,
+    "kd_start": 0.1,
+    "kd_ramp": 0.4,
+    "kd_balance": "fixed",
+    "deep_weights": 0.4,
+    "overlap": 0.5,
+    "precision": "auto",
+    "channels_last": True,
+    "checkpoint_every": 100,
+}
+
+
+def test_every_recipe_field_changes_the_identity(cohort):
+    assert OTHER.keys() == {field.name for field in dataclasses.fields(Recipe)}
+    one = make_job(cohort).identity
+    others = {
+        make_job(cohort, recipe=dataclasses.replace(RECIPE, **{field: value})).identity
+        for field, value in OTHER.items()
+    }
+    assert len(others | {one}) == len(OTHER) + 1
+
+
+def test_all_that_decides_the_weights_changes_the_identity(cohort):
+    job = distilled(cohort)
+    changed = [
+        dataclasses.replace(job, model={"architecture": "dynunet", "channels": [4, 4, 6]}),
+        dataclasses.replace(job, method="none"),
+        dataclasses.replace(job, options={"wavelet": "db2"}),
+        dataclasses.replace(job, teacher=make_job(cohort, "teacher")),
+        dataclasses.replace(job, cohort=dataclasses.replace(cohort, identity="other")),
+    ]
+    assert len({each.identity for each in [job, *changed]}) == 6
+
+
+def test_the_identity_knows_neither_place_nor_name(cohort, tmp_path, monkeypatch):
+    job = distilled(cohort)
+    moved = dataclasses.replace(cohort, folder=tmp_path / "elsewhere")
+    assert dataclasses.replace(job, cohort=moved).identity == job.identity
+    assert dataclasses.replace(job, label="x", arm="y", teacher_floor=0.9).identity == job.identity
+    folder = job.folder
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path / "elsewhere"))
+    assert job.folder == tmp_path / "elsewhere" / "runs" / folder.name
+    assert folder.name == f"dcd-{folder.name[4:]}"
+
+
+def test_the_source_of_what_trains_counts_and_of_what_tests_names_the_table(cohort, monkeypatch):
+    job, asked = make_job(cohort), []
+    identity, table = job.identity, job.table("scores")
+    monkeypatch.setattr(jobs, "source_hash", lambda *names: asked.append(names) or "changed")
+    assert job.identity != identity
+    assert job.table("scores").name != table.name
+    assert {"wavelet", "dcd", "models", "data", "train"} <= set(asked[0])
+    assert ("infer", "metrics") in asked
+
+
+def test_a_job_crosses_process_boundaries(cohort):
+    job = distilled(cohort)
+    again = pickle.loads(pickle.dumps(job))
+    assert again == job
+    assert again.folder == job.folder
+    assert pickle.loads(pickle.dumps(make_job(cohort))).options == {}
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_job_is_run_once_and_read_back(cohort, monkeypatch):
+    job = make_job(cohort, arm="none")
+    assert not job.done
+    for read in (job.read, job.result):
+        with pytest.raises(ContractError):
+            read()
+    folder = run(job)
+    assert job.done
+    assert folder == job.folder
+    table = job.read()
+    assert list(table.columns[:4]) == ["method", "seed", "case", "region"]
+    assert table.loc[0, ["method", "seed", "case", "region"]].tolist() == [
+        "none",
+        0,
+        IDS[4],
+        "lesion",
+    ]
+    assert table["dice"].between(0, 1).all()
+    found = job.read("lesions")
+    assert list(found.columns) == ["method", "seed", "case", "lesion", "volume_ml", "dice"]
+    assert found["volume_ml"].tolist() == [pytest.approx(64 * 8 / 1000)]
+    monkeypatch.setattr(jobs, "fit", None)  # would fail if it were called
+    assert run(job) == folder
+    assert run_all([job]) == [job]
+
+
+def test_only_the_test_is_repeated_when_the_tests_source_changes(cohort, monkeypatch):
+    job = make_job(cohort, recipe=dataclasses.replace(RECIPE, steps=2))
+    run(job)
+    weights = (job.folder / "student.safetensors").stat().st_mtime_ns
+    job.table("scores").rename(job.folder / "scores-of-older-source.csv")
+    assert not job.done
+    run(job)
+    assert job.done
+    assert (job.folder / "student.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_test_case_without_lesion_leaves_an_empty_but_readable_table(cohort, tmp_path):
+    write([make_case(9, "sub-strokecase0009", lesion=False)], cohort.folder, task=ISLES)
+    empty = dataclasses.replace(cohort, test=("sub-strokecase0009",), identity="empty")
+    job = make_job(empty, recipe=dataclasses.replace(RECIPE, steps=2))
+    run(job)
+    assert job.read("lesions").empty
+    assert len(job.read()) == 1
+
+
+def test_equal_seeds_start_every_method_from_the_same_student(cohort, monkeypatch):
+    students = []
+
+    def stop(distiller, patches, *_, **__):
+        students.append((distiller, patches[0][0]))
+        raise InterruptedError
+
+    teacher = distilled(cohort).teacher
+    run(teacher)
+    monkeypatch.setattr(jobs, "fit", stop)
+    for job in (make_job(cohort), distilled(cohort), distilled(cohort, options={})):
+        with pytest.raises(InterruptedError):
+            run(job)
+    (plain, batch), (haar, second), (db4, _) = students
+    assert plain.method is None
+    assert haar.method.wavelet == ("haar",) * 3
+    assert torch.equal(batch, second)
+    for other in (haar, db4):
+        pairs = zip(plain.student.parameters(), other.student.parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
+        assert other.teacher.channels == (6, 6, 8)
+
+
+def test_two_workers_run_two_students_after_their_teacher(cohort):
+    student = distilled(cohort)
+    seeds = [
+        dataclasses.replace(student, recipe=dataclasses.replace(RECIPE, seed=seed, steps=4))
+        for seed in (0, 1)
+    ]
+    assert run_all([*seeds, seeds[0]], workers=2) == [*seeds, seeds[0]]
+    assert student.teacher.done
+    assert all(job.done for job in seeds)
+    tables = pd.concat([job.read() for job in seeds])
+    assert tables["seed"].tolist() == [0, 1]
+    # A worker trains what this process would have trained; the number of threads may differ.
+    alone = dataclasses.replace(seeds[1], label="alone")
+    run(alone)
+    one, two = alone.result().student, seeds[1].result().student
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-3)
+
+
+def test_an_error_in_a_worker_arrives_whole_and_stops_the_others(cohort):
+    endless = dataclasses.replace(RECIPE, steps=10**6, checkpoint_every=10)
+    bad = make_job(cohort, "bad", model={"architecture": "vnet"})
+    with pytest.raises(ContractError, match="architecture: got 'vnet'") as caught:
+        run_all([make_job(cohort, "endless", recipe=endless), bad], workers=2)
+    assert caught.value.attempt == "'dynunet'"
+
+
+def test_progress_names_what_is_running(cohort):
+    running, waiting = make_job(cohort, "running"), make_job(cohort, "waiting")
+    running.folder.mkdir(parents=True)
+    assert jobs._running([running, waiting]) == "running"
+
+
+# --- studies --------------------------------------------------------------------------------------
+
+
+def make_study(cohort, **changes):
+    given = {"recipe": RECIPE, "teacher_channels": (6, 6, 8), "student_channels": (4, 4, 8)}
+    return Study("tiny", cohort, **{**given, **changes})
+
+
+def test_all_arms_of_a_study_share_cohort_teacher_and_seed(cohort):
+    study = make_study(cohort, teacher_floor=0.1)
+    plain, dcd = (
+        study.student("none", 3),
+        study.student("DCD, haar", 3, method="dcd", wavelet="db2"),
+    )
+    assert plain.teacher is None
+    assert dcd.teacher == study.teacher()
+    assert dcd.teacher.recipe.seed == 100
+    assert (dcd.method, dcd.options, dcd.teacher_floor) == ("dcd", {"wavelet": "db2"}, 0.1)
+    assert plain.recipe == dcd.recipe
+    assert plain.model == dcd.model == {"architecture": "dynunet", "channels": [4, 4, 8]}
+    assert study.teacher(7).identity != study.teacher().identity
+
+
+def test_recipe_options_reach_the_recipe_of_every_arm(cohort):
+    study = make_study(cohort)
+    dcd = study.student("late", 0, method="dcd", kd_start=0.3, wavelet="haar")
+    assert (dcd.recipe.kd_start, dcd.options) == (0.3, {"wavelet": "haar"})
+    assert study.student("slow", 0, learning_rate=1e-4).recipe.learning_rate == 1e-4
+    assert study.student("long", 0, steps=24).recipe.steps == 24
+    with pytest.raises(ContractError, match="options of none: got wavelet"):
+        study.student("none", 0, wavelet="haar")
+
+
+@pytest.mark.parametrize(("width", "last"), [(64, True), (65, False)])
+def test_narrow_networks_train_in_channels_last(width, last, cohort):
+    study = make_study(cohort, student_channels=(4, 4, width))
+    assert study.student("none", 0).recipe.channels_last == last
+
+
+def test_tables_of_a_study_are_one_long_table(cohort):
+    study = make_study(cohort, recipe=dataclasses.replace(RECIPE, steps=2))
+    arms = [study.student("none", seed) for seed in (0, 1)]
+    run_all(arms)
+    assert scores(arms)[["method", "seed", "case"]].values.tolist() == [
+        ["none", 0, IDS[4]],
+        ["none", 1, IDS[4]],
+    ]
+    assert lesions(arms)["seed"].tolist() == [0, 1]
+    table = histories(arms)
+    assert table["seed"].tolist() == [0, 0, 1, 1]
+    assert table["step"].tolist() == [1, 2, 1, 2]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_a_weak_teacher_is_refused(cohort):
+    weak = make_job(cohort, "weak", recipe=dataclasses.replace(RECIPE, steps=1))
+    run(weak)
+    with pytest.raises(ContractError, match=r"teacher weak: got Dice 0\.\d+ on the tune cases"):
+        check_teacher(weak, floor=1.01)
+    assert check_teacher(weak, floor=0.0).student.channels == (4, 4, 8)
+    with pytest.raises(ContractError, match=r"expected at least 1\.01"):
+        run(distilled(cohort, teacher=weak, teacher_floor=1.01))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": None}, "teacher of dcd: got none"),
+        ({}, "no finished run"),
+    ],
+    ids=["no teacher", "teacher not run"],
+)
+def test_a_method_needs_a_trained_teacher(options, message, cohort):
+    with pytest.raises(ContractError, match=message):
+        run(distilled(cohort, **options))
+
+
+def test_an_unknown_method_is_refused(cohort):
+    job = distilled(cohort, method="magic")
+    run(job.teacher)
+    with pytest.raises(ContractError, match="method: got 'magic'"):
+        run(job)
