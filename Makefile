@@ -1,0 +1,88 @@
+# make reproduce   the experiment and the book, from a fresh checkout
+# make test        everything CI checks
+# Both may be interrupted and run again: what is done is kept and nothing is left half written.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup reproduce test smoke demo study paper figures book serve clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/dcd-setup
+PORT ?= 8000
+PROFILE ?= demo
+WORKERS ?= 1
+ARGS ?=
+
+# Which Python makes .venv; empty: python3.11, or python3 or python where that is 3.11.
+PYTHON ?=
+is_311 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1
+
+# What .venv must hold: the declared dependencies and their tested versions, by content.
+want = $$(cat pyproject.toml constraints.txt | cksum)
+# torch is named in the call itself: a looser range would bring gigabytes of CUDA libraries.
+torch = $$(grep '^torch==' constraints.txt)
+
+run = $(BIN)/python notebooks/run.py --workers $(WORKERS)
+page = $(CURDIR)/book/_build/html/index.html
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z ]+:.*## / { printf "  make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with python 3.11 and the tested versions (does nothing when it is up to date)
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" = "$(want)" ] && $(BIN)/python -c '' 2>/dev/null; then exit 0; fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1 && \
+	   ! $(BIN)/python -m ensurepip >/dev/null 2>&1; then \
+		python="$(PYTHON)"; \
+		for name in python3.11 python3 python; do \
+			if [ -z "$$python" ] && "$$name" $(is_311); then python="$$name"; fi; done; \
+		if ! "$$python" $(is_311); then \
+			echo "make: python 3.11 was not found; install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+		echo "creating $(VENV) with $$python"; \
+		"$$python" -m venv --clear $(VENV) || { \
+			echo "make: $$python cannot make a virtual environment; Debian and Ubuntu need the package python3.11-venv" >&2; exit 1; }; \
+	fi; \
+	$(BIN)/python $(is_311) || { \
+		echo "make: $(VENV) is not Python 3.11; remove it (rm -r $(VENV)) and run make again" >&2; exit 1; }; \
+	echo "installing the tested versions into $(VENV)"; \
+	$(BIN)/python -m pip install --disable-pip-version-check \
+		-e '.[dev]' -c constraints.txt "$(torch)" || { \
+		echo "make: pip could not install the packages; it needs a package index (check the network, or PIP_INDEX_URL). What was loaded is kept: run make again" >&2; exit 1; }; \
+	echo "$(want)" > $(STAMP)
+
+reproduce: ## the demo experiment, the book, a results table and the page to open
+	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory demo
+	@$(MAKE) --no-print-directory book
+	@$(run) --profile demo --results
+	@echo "book: $(page)"
+
+test: ## ruff, mypy, the book with warnings as errors, pytest, the notebooks, the browser
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory book
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks $(ARGS)
+
+smoke demo study paper: setup ## run the notebooks of a profile: seconds, minutes, hours, days
+	$(run) --profile $@ $(ARGS)
+
+figures: setup ## draw every figure of PROFILE again (finished training in runs/ is used, not repeated)
+	$(run) --profile $(PROFILE) --force $(ARGS)
+
+# A failed build forgets its cache: Sphinx repeats no warning for pages it has already read, and the
+# next build would pass by silence.
+book: setup ## build the book from the executed notebooks in book/notebooks
+	@$(BIN)/jupyter-book build book --config _config.yml --path-output book -W -n --keep-going || { \
+		rm -rf book/_build/.doctrees; exit 1; }
+
+serve: ## show the built book at http://127.0.0.1:PORT
+	@test -f $(page) || { echo "make: there is no book yet; run make book" >&2; exit 1; }
+	@echo "http://127.0.0.1:$(PORT) (end with Ctrl-C)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+clean: ## remove what can be made again: the built book, caches, smoke results (not .venv, not runs)
+	rm -rf book/_build results/smoke figures/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dcd_core tests notebooks book -name __pycache__ -type d -prune -exec rm -rf {} +
