@@ -1,0 +1,79 @@
+"""Executed copies: what a page keeps of a run, and what a failed run says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dcd_core import records
+from runner.jobs import Job
+from runner.sources import tags
+
+
+def publishable(document: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Return an executed notebook without timings and chance ids, and with its provenance.
+
+    The source's parameters cell leaves the page, the injected one is folded, and the same run twice
+    gives the same file.
+    """
+    for cell in document["cells"]:
+        _settle(cell)
+    plain = job.notebook.document.get("metadata", {})
+    facts = records.facts()
+    document["metadata"] = {
+        "kernelspec": plain.get("kernelspec", {"name": "python3", "display_name": "Python 3"}),
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        "dcd": {
+            **plain.get("dcd", {}),
+            **job.hashes,
+            **{key: facts[key] for key in ("commit", "dirty", "versions")},
+            "profile": job.profile,
+            "parameters": job.parameters,
+        },
+    }
+    return document
+
+
+def _settle(cell: dict[str, Any]) -> None:
+    metadata = cell["metadata"]
+    for noise in ("papermill", "execution"):
+        metadata.pop(noise, None)
+    if "injected-parameters" in tags(cell):
+        cell["id"] = "injected-parameters"
+        metadata["tags"] = ["injected-parameters", "hide-input"]
+    elif "parameters" in tags(cell):
+        metadata["tags"] = [*tags(cell), "remove-cell"]
+    if "outputs" in cell:
+        cell["outputs"] = _joined(cell["outputs"])
+
+
+def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join neighbouring pieces of one stream: where they are cut is a matter of timing."""
+    joined: list[dict[str, Any]] = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output["output_type"] == "stream" == last.get("output_type") and (
+            output["name"] == last["name"]
+        ):
+            text = "".join(last["text"]) + "".join(output["text"])
+            last["text"] = text.splitlines(keepends=True)
+        else:
+            joined.append(output)
+    return joined
+
+
+def failure(document: Mapping[str, Any] | None, job: Job) -> str:
+    """Return in one line why a notebook failed; a ContractError speaks for itself."""
+    where = job.failed.relative_to(records.root()).as_posix()
+    ids = [cell.get("id") for cell in job.notebook.document["cells"]]
+    for cell in (document or {}).get("cells", ()):
+        for output in cell.get("outputs", ()):
+            if output["output_type"] != "error":
+                continue
+            lines = str(output["evalue"]).strip().splitlines() or [""]
+            if output["ename"] == "ContractError":
+                return " ".join(lines)
+            number = ids.index(cell["id"]) + 1 if cell.get("id") in ids else "?"
+            return f"cell {number}: {output['ename']}: {lines[-1]} (see {where})"
+    log = job.log.relative_to(records.root()).as_posix()
+    return f"the kernel ended without an answer; is there enough memory? (see {log})"
