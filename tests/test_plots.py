@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ import pytest
 from matplotlib import _pylab_helpers
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dcd_core import plots, stats
 from dcd_core.types import BRATS, ISLES, Case, ContractError
@@ -390,3 +392,11 @@ def test_errors_say_what_to_do(name):
     call, words = BROKEN[name]
     with pytest.raises(ContractError, match=words):
         call()
+
+
+def test_a_page_of_slices_keeps_its_contours_in_the_notebook():
+    """Its PNG has a palette; one chosen by frequency once turned the thin contours grey."""
+    image = Image.open(io.BytesIO(plots.slices(case(), ISLES)._repr_png_()))
+    assert image.mode == "P"
+    shown = {color for _, color in image.convert("RGB").getcolors(4096)}
+    assert tuple(bytes.fromhex(plots.LABEL_COLORS[0][1:])) in shown

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -107,19 +108,39 @@ def style() -> Iterator[None]:
 
 
 class Page(Figure):
-    """A matplotlib Figure that a notebook shows by itself, without pyplot and its global state."""
+    """A matplotlib Figure that a notebook shows by itself, without pyplot and its global state.
+
+    `of_slices` says that it shows grey slices with contours in the label colours and nothing else:
+    its PNG then needs a palette only, and half the bytes.
+    """
+
+    of_slices = False
 
     def _repr_png_(self) -> bytes:
-        from PIL import Image
-
-        full, small = io.BytesIO(), io.BytesIO()
+        buffer = io.BytesIO()
         with style():
-            self.savefig(full, format="png")
-        # Grey slices and a handful of colours fit a palette: half the bytes in the notebook.
-        Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
-            small, format="png", optimize=True
-        )
-        return small.getvalue()
+            self.savefig(buffer, format="png")
+        return _indexed(buffer) if self.of_slices else buffer.getvalue()
+
+
+def _indexed(png: io.BytesIO) -> bytes:
+    """The same picture in 48 greys and the label colours, pure and blended with grey."""
+    from PIL import Image
+
+    tones: list[tuple[int, ...]] = [(round(i * 255 / 47),) * 3 for i in range(48)]
+    for name in LABEL_COLORS:
+        color = [round(255 * part) for part in to_rgb(name)]
+        tones.append(tuple(color))
+        for grey in (0, 90, 180, 255):
+            tones += [tuple(round(a * c + (1 - a) * grey) for c in color) for a in (0.66, 0.33)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for tone in tones for part in tone])
+    small = io.BytesIO()
+    whole = Image.open(png).convert("RGB")
+    # Our own palette: one chosen by frequency drops the thin contours.
+    indexed = whole.quantize(palette=palette, dither=Image.Dither.NONE)
+    indexed.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:

@@ -55,6 +55,7 @@ def slices(
     tallest = max(high - low for _, _, low, high in boxes.values())
     shown = _labels_shown(task, [view.label])
     figure = page(_height(len(rows) * tallest, sum(widths), title), title, RADIOLOGICAL)
+    figure.of_slices = True
     panels = figure.subplots(len(rows), 3, squeeze=False, width_ratios=widths)
     for (name, channel), row in zip(rows.items(), panels, strict=True):
         for (plane, box), axes in zip(boxes.items(), row, strict=True):
@@ -90,6 +91,7 @@ def compare_cases(
     tall = max(high - low for _, _, low, high in boxes)
     shown = _labels_shown(task, [view.label for view in views])
     figure = page(_height(len(views) * tall, len(columns) * wide, title), title, RADIOLOGICAL)
+    figure.of_slices = True
     panels = figure.subplots(len(views), len(columns), squeeze=False)
     for view, name, box, row in zip(views, titles, boxes, panels, strict=True):
         index = _best(view)[axis]
@@ -138,6 +140,7 @@ def segmentation(
     width, tall = box[1] - box[0], box[3] - box[2]
     height = _height(rows * tall, columns * width, title) + 0.25 * rows
     figure = page(height, title, RADIOLOGICAL)
+    figure.of_slices = True
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, volume) in zip(panels, volumes.items(), strict=False):
         _show(axes, view, picked, plane, at, box)

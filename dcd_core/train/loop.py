@@ -55,6 +55,7 @@ class _State:
         self.scale = 0.0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
+        self.recent: list[float] = []
 
 
 def fit(
@@ -192,8 +193,10 @@ def _step(
     ema.update(distiller.student)
     state.step += 1
     state.seconds += time.perf_counter() - started
-    if step % _log_every(recipe) == 0 or state.step == recipe.steps:
+    state.recent.append(losses.segmentation.item())
+    if state.step % _log_every(recipe) == 0 or state.step == recipe.steps:
         state.rows.append(_row(state, recipe, losses, weight, norm.item()))
+        state.recent.clear()
 
 
 def _balanced(previous: float, losses: Losses, student: nn.Module) -> float:
@@ -217,7 +220,8 @@ def _row(
     kd = losses.distillation
     return {
         "step": state.step,
-        "segmentation": losses.segmentation.item(),
+        # The mean since the last row: a single patch says little about where training stands.
+        "segmentation": sum(state.recent) / len(state.recent),
         "distillation": math.nan if kd is None else kd.item(),
         "weight": weight * state.scale,
         "gradient_norm": norm,
