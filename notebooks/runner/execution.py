@@ -98,10 +98,11 @@ class Runner:
 
     def _environment(self, job: Job) -> dict[str, str]:
         threads = str(max(1, records.capacity()["cores"] // self.workers))
-        libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         paths = (str(CHECKOUT), os.environ.get("PYTHONPATH", ""))
         return {
-            **dict.fromkeys(libraries, threads),
+            # This one alone: MKL and OpenBLAS follow it, and worker processes lower it to 1. Their
+            # own variables would win over that, and two workers of two threads spin for each other.
+            "OMP_NUM_THREADS": threads,
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYTHONUTF8": "1",
