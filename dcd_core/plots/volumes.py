@@ -393,4 +393,4 @@ def _labels_shown(task: Task, volumes: Any) -> list[Line2D]:
 
 def _legend(figure: Page, handles: Sequence[Line2D]) -> None:
     if handles:
-        figure.legend(handles=list(handles), loc="outside lower right", ncols=len(handles))
+        figure.legend(handles=list(handles), loc="outside upper right", ncols=len(handles))
