@@ -24,6 +24,7 @@ def markdown(table: pd.DataFrame) -> str:
     for row in table.to_dict("records"):
         task = {"06-isles": "stroke lesion", "05-brats": "whole tumour"}[row["task"]]
         numbers = [f"{row[name]:.{1 if name == 'hd95_mm' else 3}f}" for name in COLUMNS]
+        numbers = ["–" if number == "nan" else number for number in numbers]
         lines.append(f"| {task} | {row['method']} | " + " | ".join(numbers) + " |")
     return "\n".join(lines)
 
