@@ -570,6 +570,8 @@ def test_an_interrupt_ends_the_kernel_and_leaves_no_page(workspace: Path) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts the tests in the background has its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     kernel = psutil.Process(int(pipe.read_text("utf-8")))  # waits until the cell runs
     runner.send_signal(signal.SIGINT)
