@@ -171,3 +171,9 @@ def test_the_index_names_every_figure_and_existing_results() -> None:
         assert (PROJECT / "notebooks" / f"{entry['notebook']}.ipynb").is_file(), name
         lost = [table for table in entry["results"] if not (PROJECT / table).is_file()]
         assert not lost, f"{name} was drawn from {lost}"
+
+
+@each_page
+def test_no_page_shows_a_warning(path: Path) -> None:
+    outputs = [output for cell in code(read(path)) for output in cell["outputs"]]
+    assert not [output["text"] for output in outputs if output.get("name") == "stderr"]
