@@ -18,11 +18,9 @@ Efficient 3D MRI Segmentation", MICCAI 2026, arXiv 2605.26382. Where the authors
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,20 +29,19 @@ from torch.autograd.function import once_differentiable
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import (
     BANDS,
+    Convention,
+    Selection,
     Wavelet,
-    analysis,
-    apply_separable,
-    at_least_float32,
     axis_names,
-    discrete,
-    matrix,
+    energy,
     taps,
+    usable_levels,
+    voxels,
 )
 
 PUBLISHED = BANDS[1:7]
 """The bands the paper aligns: all but the coarse `aaa` and the finest diagonal `ddd`."""
 
-Convention: TypeAlias = Literal["orthonormal", "released"]
 Projection: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 
 
@@ -82,7 +79,8 @@ def detail_distance(
             f"the student's shape {tuple(student.shape)}",
             "DCD(...), which projects channels, on stages of the same grid",
         )
-    result = _stage(student, teacher, wavelet, levels, bands, coarse_weight, convention)
+    selection = Selection(axis_names(wavelet), levels, tuple(bands), coarse_weight, convention)
+    result = _stage(student, teacher, None, None, selection)
     if result.levels == 0:
         raise _too_small(student.shape[2:], wavelet)
     return result.distance
@@ -148,30 +146,25 @@ class DCD(nn.Module):
 
     def per_stage(self, student: Output, teacher: Output) -> list[StageDistance]:
         """The loss of every aligned stage, unreduced, with the number of levels it used."""
+        selection = Selection(
+            self.wavelet, self.levels, self.bands, self.coarse_weight, self.convention
+        )
         result = []
         for stage, project in zip(self.stages, self.projections, strict=True):
             s, t = student.stages[stage], teacher.stages[stage]
-            with torch.autocast(s.device.type, enabled=False):
-                projected = project(at_least_float32(s))
-            if projected.shape != t.shape:
+            weight, bias = None, None
+            if isinstance(project, nn.Conv3d):
+                weight, bias = project.weight.flatten(1), project.bias
+            width = s.shape[1] if weight is None else len(weight)
+            if (len(s), width, *s.shape[2:]) != t.shape:
                 raise ContractError(
                     f"grid of encoder stage {stage}",
-                    f"student {tuple(s.shape)}, projected {tuple(projected.shape)}, "
+                    f"student {tuple(s.shape)}, projected to {width} channels, "
                     f"teacher {tuple(t.shape)}",
                     "the same batch, (D, H, W) and, once projected, channels in both",
                     "teacher and student with the same strides, fed the same patch",
                 )
-            result.append(
-                _stage(
-                    projected,
-                    t,
-                    self.wavelet,
-                    self.levels,
-                    self.bands,
-                    self.coarse_weight,
-                    self.convention,
-                )
-            )
+            result.append(_stage(s, t, weight, bias, selection))
         return result
 
     def forward(
@@ -198,213 +191,156 @@ def kd_weight(epoch: int | float, *, peak: float, start: int | float, ramp: int 
     return peak * 0.5 * (1.0 - math.cos(math.pi * (epoch - start) / ramp))
 
 
+@torch.compiler.disable(reason="matrix products with a gradient of their own: nothing to fuse")
 def _stage(
     student: Tensor,
     teacher: Tensor,
-    wavelet: Wavelet,
-    levels: int,
-    bands: Sequence[str],
-    coarse_weight: float,
-    convention: Convention,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    selection: Selection,
 ) -> StageDistance:
-    with torch.autocast(student.device.type, enabled=False):
-        difference = at_least_float32(student) - at_least_float32(teacher)
-        names = axis_names(wavelet)
-        if convention == "released":
-            return _released(difference, names, levels, bands)
-        return _orthonormal(difference, names, levels, bands, coarse_weight)
+    """The loss of one stage; a projection, `weight` (c_t, c_s), acts on the student first."""
+    if not teacher.numel() or not voxels(teacher.shape[2:], selection):
+        raise ContractError(
+            "features to compare",
+            tuple(teacher.shape),
+            "at least one voxel, and in the released convention two along every axis",
+            "convention='orthonormal', or larger patches",
+        )
+    levels = usable_levels(teacher.shape[2:], selection)
+    if levels == 0:
+        return StageDistance(teacher.new_zeros((), dtype=torch.float32), 0)
+    selection = selection._replace(levels=levels)
+    return StageDistance(_Distance.apply(student, teacher, weight, bias, selection), levels)
 
 
-# --- convention "orthonormal": energies of periodized wavelet coefficients ------------------------
+_Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Student and teacher features (b, c, d, h, w), weight and bias of the projection."""
 
 
-def _orthonormal(
-    x: Tensor, names: tuple[str, ...], levels: int, bands: Sequence[str], coarse_weight: float
-) -> StageDistance:
-    total = x.new_zeros(())
-    used = 0
-    while used < levels and any(map(_usable, x.shape[2:], names)):
-        matrices = [
-            (matrix(_low, n, name, like=x), matrix(_high, n, name, like=x))
-            for n, name in zip(x.shape[2:], names, strict=True)
-        ]
-        coarse = _band(x, "aaa", matrices)
-        parseval = all(map(_is_orthonormal, x.shape[2:], names))
-        total = total + _energy(x, coarse, bands, matrices, parseval) / x.numel()
-        x, size, used = coarse, x.numel(), used + 1
-    if used and coarse_weight:
-        total = total + coarse_weight * _square(x) / size
-    return StageDistance(total / max(used, 1), used)
-
-
-def _energy(
-    x: Tensor,
-    coarse: Tensor,
-    bands: Sequence[str],
-    matrices: Sequence[tuple[Tensor, Tensor]],
-    parseval: bool,
-) -> Tensor:
-    """Squared norm of the selected bands, by way of the others where those are fewer.
-
-    An orthonormal transform keeps ||x||^2, so the published bands cost two transforms, not six:
-    x less its parts in `aaa` and `ddd`.
-    """
-    others = [band for band in BANDS if band not in bands]
-    if parseval and len(others) < len(bands):
-        return _Complement.apply(x, coarse.detach(), others, matrices)
-    total = x.new_zeros(())
-    for band in bands:
-        total = total + _square(coarse if band == "aaa" else _band(x, band, matrices))
-    return total
-
-
-class _Complement(torch.autograd.Function):
-    """Squared norm of x without some bands of an orthonormal transform; its gradient is 2r.
-
-    The remainder r = x - sum_b W_b^T W_b x is formed because ||x||^2 - sum_b ||W_b x||^2 is a small
-    difference of large numbers: in float32, features with a common offset made it negative.
-    """
+class _Distance(torch.autograd.Function):
+    """The loss and, in the same pass, its gradients: both are made of the same bands."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        coarse: Tensor,
-        bands: Sequence[str],
-        matrices: Sequence[tuple[Tensor, Tensor]],
+        student: Tensor,
+        teacher: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        selection: Selection,
     ) -> Tensor:
-        rest = x
-        for band in bands:
-            chosen = _chosen(band, matrices)
-            part = coarse if band == "aaa" else apply_separable(x, chosen)
-            rest = rest - apply_separable(part, [one.T for one in chosen])
-        ctx.save_for_backward(rest)
-        return _square(rest)
+        inputs = student, teacher, weight, bias
+        value, ctx.gradients = _measure(inputs, selection, ctx.needs_input_grad)
+        ctx.save_for_backward(*inputs)
+        ctx.selection = selection
+        return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (rest,) = ctx.saved_tensors
-        return 2 * gradient * rest, None, None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # Scaling in place spares a tensor of the features' size. The gradients are then given away,
+        # so a second backward pass (retain_graph) measures them again.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, gradients = _measure(ctx.saved_tensors, ctx.selection, ctx.needs_input_grad)
+        factor = upstream * (2 * _scale(ctx.saved_tensors[1], ctx.selection))
+        return (*(None if g is None else g.mul_(factor) for g in gradients), None)
 
 
-def _band(x: Tensor, band: str, matrices: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    return apply_separable(x, _chosen(band, matrices))
+_BLOCK_BYTES = {"cpu": 8 << 20}
+"""Bytes of differences in work at a time, at most; 256 MiB on other devices.
+
+Smaller blocks pay more for calls than they gain in caches, larger ones only need more memory.
+"""
 
 
-def _chosen(band: str, matrices: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """The low or high matrix of each axis, as the letters of the band say."""
-    return [pair[letter == "d"] for letter, pair in zip(band, matrices, strict=True)]
+def _measure(
+    inputs: _Inputs, selection: Selection, needed: Sequence[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss and the gradients of its energy, halved, by the inputs that need one, else None.
 
-
-def _square(x: Tensor) -> Tensor:
-    # Not torch.dot: its float32 accumulator drifts by 1e-5 over millions of voxels.
-    return x.square().sum()
-
-
-def _usable(n: int, name: str) -> bool:
-    """Whether an axis is long enough for one more level: the filter must not wrap onto itself."""
-    return n >= taps(name)
-
-
-# An axis too short for its filter passes through untouched (low = identity, no high half), so that
-# thick slices keep their in-plane detail.
-
-
-def _low(n: int, name: str) -> np.ndarray:
-    if not _usable(n, name):
-        return np.eye(n)
-    whole = analysis(n, name, "periodization")
-    return whole[: len(whole) // 2]
-
-
-def _high(n: int, name: str) -> np.ndarray:
-    if not _usable(n, name):
-        return np.empty((0, n))
-    whole = analysis(n, name, "periodization")
-    return whole[len(whole) // 2 :]
-
-
-@lru_cache(maxsize=512)
-def _is_orthonormal(n: int, name: str) -> bool:
-    """Whether the transform of this axis keeps energy: measured, as odd sizes and dmey do not."""
-    whole = np.concatenate([_low(n, name), _high(n, name)])
-    return whole.shape == (n, n) and np.allclose(whole.T @ whole, np.eye(n), rtol=0, atol=1e-10)
-
-
-# --- convention "released": masked reconstructions, as commit 7cf0ca6 computes them ---------------
-
-
-def _released(
-    x: Tensor, names: tuple[str, ...], levels: int, bands: Sequence[str]
-) -> StageDistance:
-    total = x.new_zeros(())
-    for _ in range(levels):
-        axes = list(zip(x.shape[2:], names, strict=True))
-        round_trips = [
-            (matrix(_round_trip_low, n, name, like=x), matrix(_round_trip_high, n, name, like=x))
-            for n, name in axes
-        ]
-        total = total + _masked_reconstruction(x, bands, round_trips).square().mean()
-        x = apply_separable(x, [matrix(_correlation, n, name, 0, like=x) for n, name in axes])
-    return StageDistance(total / levels, levels)
-
-
-def _masked_reconstruction(
-    x: Tensor, bands: Sequence[str], round_trips: Sequence[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Analyse, keep the selected bands, synthesise: a sum of separable operators.
-
-    All eight bands together are separable too, so up to seven bands cost at most five products.
+    A few channels are worked on at a time, so neither the projected student nor the difference ever
+    exists as a whole. Without a projection the student's gradient is the room they are worked in.
     """
-    others = [band for band in BANDS if band not in bands]
-    if len(others) + 1 >= len(bands):
-        return torch.stack([_band(x, band, round_trips) for band in bands]).sum(0)
-    whole = apply_separable(x, [low + high for low, high in round_trips])
-    for band in others:
-        whole = whole - _band(x, band, round_trips)
-    return whole
+    student, teacher, weight, _ = inputs
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    gradients = [
+        (torch.empty if weight is None else torch.zeros)(x.shape, dtype=dtype, device=x.device)
+        if x is not None and need
+        else None
+        for x, need in zip(inputs, needed, strict=False)
+    ]
+    room = gradients[0] if weight is None else None
+    total = teacher.new_zeros((), dtype=dtype)
+    with torch.autocast(teacher.device.type, enabled=False):
+        for block in _blocks(teacher, dtype):
+            difference = _difference(inputs, block, dtype, None if room is None else room[block])
+            value, gradient = energy(difference.flatten(0, 1), selection)
+            total += value
+            _add(gradients, inputs, block, gradient.view_as(difference))
+    return total.mul_(_scale(teacher, selection)), gradients
 
 
-def _correlation(n: int, name: str, high: int) -> np.ndarray:
-    """Analysis of one axis (m, n): stride 2, zero padding K - 1, float32 taps, not flipped."""
-    filters = discrete(name).filter_bank[high]
-    return _strided(np.asarray(filters, dtype=np.float32), n)
+def _scale(teacher: Tensor, selection: Selection) -> float:
+    """What makes a mean over levels, channels and voxels of an energy."""
+    batch, width, *size = teacher.shape
+    return 1 / (selection.levels * batch * width * voxels(size, selection))
 
 
-def _strided(taps_float32: np.ndarray, n: int) -> np.ndarray:
-    k = len(taps_float32)
-    rows = (n + 2 * (k - 1) - k) // 2 + 1
-    whole = np.zeros((rows, n))
-    for row in range(rows):
-        for tap, value in enumerate(taps_float32):
-            column = 2 * row + tap - (k - 1)
-            if 0 <= column < n:
-                whole[row, column] = value
-    return whole
+_Block: TypeAlias = tuple[slice, slice]
+"""Some samples and some of their channels, side by side in memory."""
 
 
-def _round_trip_low(n: int, name: str) -> np.ndarray:
-    return _round_trip(n, name, 0)
+def _blocks(features: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
+    batch, width, *size = features.shape
+    volume = math.prod(size) * dtype.itemsize
+    limit = _BLOCK_BYTES.get(features.device.type, 256 << 20)
+    if batch * width * volume > limit // 4:  # never all of a stage at once, unless it is tiny
+        limit = min(limit, batch * width * volume // 2)
+    count = max(1, limit // volume)
+    samples, channels = max(1, count // width), min(count, width)
+    for i in range(0, batch, samples):
+        for j in range(0, width, channels):
+            yield slice(i, i + samples), slice(j, j + channels)
 
 
-def _round_trip_high(n: int, name: str) -> np.ndarray:
-    return _round_trip(n, name, 1)
+def _difference(inputs: _Inputs, block: _Block, dtype: torch.dtype, room: Tensor | None) -> Tensor:
+    """Projected student minus teacher in a block (b, c, d, h, w), contiguous, in `room` if any."""
+    student, teacher, weight, bias = inputs
+    samples, channels = block
+    target = teacher[block].to(dtype)
+    result = target.new_empty(target.shape) if room is None else room
+    if weight is None:
+        return torch.sub(student[block].to(dtype), target, out=result)
+    flat = (result.flatten(2), student[samples].flatten(2), target.flatten(2))
+    for out, s, t in zip(*flat, strict=True):
+        torch.addmm(t, weight[channels].to(dtype), s.to(dtype), beta=-1, out=out)
+        if bias is not None:
+            out += bias[channels, None]
+    return result
 
 
-def _round_trip(n: int, name: str, high: int) -> np.ndarray:
-    """Analysis then synthesis of one band of one axis, cropped: (n, n), or (n - 1, n) for odd n."""
-    down = _correlation(n, name, high)
-    rec = np.asarray(discrete(name).filter_bank[2 + high], dtype=np.float32)
-    k, m = len(rec), len(down)
-    length = 2 * m - k
-    up = np.zeros((length, m))
-    for column in range(m):
-        for tap, value in enumerate(rec):
-            row = 2 * column + tap - (k - 1)
-            if 0 <= row < length:
-                up[row, column] = value
-    return (up @ down)[:n]
+def _add(
+    gradients: Sequence[Tensor | None], inputs: _Inputs, block: _Block, gradient: Tensor
+) -> None:
+    """Enter the gradient by the difference, in one block, into those by the inputs."""
+    student, _, weight, _ = inputs
+    samples, channels = block
+    of_student, of_teacher, of_weight, of_bias = gradients
+    if of_teacher is not None:
+        torch.neg(gradient, out=of_teacher[block])
+    if weight is None:
+        if of_student is not None and of_student[block].data_ptr() != gradient.data_ptr():
+            of_student[block] = gradient
+        return
+    for i, (g, s) in enumerate(zip(gradient.flatten(2), student[samples].flatten(2), strict=True)):
+        if of_student is not None:
+            of_student[samples][i].flatten(1).addmm_(weight[channels].to(g.dtype).T, g)
+        if of_weight is not None:
+            of_weight[channels].addmm_(g, s.to(g.dtype).T)
+        if of_bias is not None:
+            of_bias[channels].add_(g.sum(1))
 
 
 # --- what a user may hand in ----------------------------------------------------------------------
