@@ -328,6 +328,7 @@ def test_fit_writes_and_returns_one_whole_run(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "fit.json",
         "history.csv",
+        "method.safetensors",
         "student.safetensors",
     ]
     history = result.history
@@ -349,6 +350,26 @@ def test_method_and_student_are_both_trained(tmp_path):
     fit(made, patches(), TUNE, TINY, run_dir=tmp_path)
     for now, then in zip(made.trainable(), fresh.trainable(), strict=True):
         assert not torch.equal(now, then)
+
+
+def test_the_state_of_the_method_is_kept_as_the_last_step_left_it(tmp_path):
+    made = distiller()
+    result = fit(made, patches(), TUNE, TINY, run_dir=tmp_path)
+    for kept in (result.method, read_fit(tmp_path).method):
+        again = distiller().method
+        again.load_state_dict(kept)
+        assert same_weights(again, made.method)
+    with torch.no_grad():
+        made.method.projections[0].weight.zero_()
+    assert all(value.abs().max() > 0 for value in result.method.values())
+
+
+def test_without_a_method_there_is_no_state_of_one(tmp_path):
+    run(tmp_path)
+    with pytest.raises(Interrupted):  # nor is there one of an older run
+        run(tmp_path, method="none", fail_at=1, resume=False)
+    assert run(tmp_path, method="none").method == {}
+    assert read_fit(tmp_path).method == {}
 
 
 def test_equal_seeds_give_equal_runs_and_the_global_generator_is_left_alone(tmp_path):

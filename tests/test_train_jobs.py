@@ -290,6 +290,30 @@ def test_recipe_options_reach_the_recipe_of_every_arm(cohort):
         study.student("none", 0, wavelet="haar")
 
 
+def test_options_that_are_sequences_count_by_content_and_reach_the_loss(cohort):
+    def make(**changes):
+        options = {"wavelet": ("haar", "haar", "db2"), "bands": ("aaa", "aad"), "stages": [0]}
+        return make_study(cohort).student("some", 0, method="dcd", **{**options, **changes})
+
+    job = make()
+    assert pickle.loads(pickle.dumps(job)).folder == job.folder
+    as_lists = make(wavelet=["haar", "haar", "db2"], bands=["aaa", "aad"], stages=(0,))
+    assert as_lists.identity == job.identity
+    others = [
+        make(wavelet=("db2", "haar", "haar")),
+        make(bands=("aaa", "ada")),
+        make(bands=("aaa",)),
+        make(stages=[1]),
+    ]
+    assert len({each.identity for each in [job, *others]}) == 5
+    method = jobs._method(job, (4, 4, 8), (6, 6, 8))
+    assert (method.wavelet, method.bands, method.stages) == (
+        ("haar", "haar", "db2"),
+        ("aaa", "aad"),
+        (0,),
+    )
+
+
 @pytest.mark.parametrize(("width", "last"), [(64, True), (65, False)])
 def test_narrow_networks_train_in_channels_last(width, last, cohort):
     study = make_study(cohort, student_channels=(4, 4, width))

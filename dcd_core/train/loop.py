@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
@@ -37,7 +38,8 @@ class Fit(NamedTuple):
 
     `student`: the averaged weights in eval mode; `threshold` and `tune_dice`: the decision and its
     mean foreground Dice on the tune cases; `history`: one row per logged step; `seconds` of
-    training.
+    training; `method`: the state dict of the distillation method, its projections say, as the last
+    step left it (not averaged); empty where there is none.
     """
 
     student: Segmenter
@@ -45,6 +47,7 @@ class Fit(NamedTuple):
     tune_dice: float
     history: pd.DataFrame
     seconds: float
+    method: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class _State:
@@ -71,9 +74,10 @@ def fit(
     """Train the distiller's student by `recipe`; return its averaged weights and the run's history.
 
     `train` deals the batches, `val` are prepared tune cases that choose the decision threshold.
-    `run_dir` receives `checkpoint.pt` while training and `student.safetensors`, `history.csv` and
-    `fit.json` at the end. With `resume` a finished run is read back and an interrupted one goes on,
-    batch for batch as if nothing had happened.
+    `run_dir` receives `checkpoint.pt` while training and `student.safetensors`, `history.csv`,
+    `fit.json` and, if the method has a state, `method.safetensors` at the end. With `resume` a
+    finished run is read back and an interrupted one goes on, batch for batch as if nothing had
+    happened.
     Raises ContractError for a run or checkpoint of another recipe, for a checkpoint that is damaged
     or of other networks, and FloatingPointError as soon as a loss is not finite; the offending
     batch is then in `run_dir`/offending-batch.pt.
@@ -83,7 +87,7 @@ def fit(
         return _read_same(folder, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:  # what is left of an older run must not pass for this one's later
-        for name in ("fit.json", "checkpoint.pt"):
+        for name in ("fit.json", "checkpoint.pt", "method.safetensors"):
             (folder / name).unlink(missing_ok=True)
     fabric = fabric or _fabric(recipe)
     if recipe.channels_last:
@@ -100,7 +104,7 @@ def fit(
         progress(folder.name, state.step, recipe.steps, _note(state))
         if state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
             _save(folder / "checkpoint.pt", distiller, optimizer, ema, state, recipe)
-    return _finish(folder, ema.model, val, recipe, state)
+    return _finish(folder, ema.model, distiller.method, val, recipe, state)
 
 
 def read_fit(run_dir: str | Path) -> Fit:
@@ -117,7 +121,8 @@ def read_fit(run_dir: str | Path) -> Fit:
             "train it again",
         ) from None
     student = models.load(folder / "student.safetensors")
-    return Fit(student, facts["threshold"], facts["tune_dice"], history, facts["seconds"])
+    method = _read_method(folder / "method.safetensors")
+    return Fit(student, facts["threshold"], facts["tune_dice"], history, facts["seconds"], method)
 
 
 def _read_same(folder: Path, recipe: Recipe) -> Fit:
@@ -246,7 +251,12 @@ def _rehearse(student: Segmenter, val: Sequence[Case], recipe: Recipe) -> None:
 
 
 def _finish(
-    folder: Path, student: nn.Module, val: Sequence[Case], recipe: Recipe, state: _State
+    folder: Path,
+    student: nn.Module,
+    method: nn.Module | None,
+    val: Sequence[Case],
+    recipe: Recipe,
+    state: _State,
 ) -> Fit:
     assert isinstance(student, Segmenter)
     student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
@@ -262,6 +272,7 @@ def _finish(
         )
     history = pd.DataFrame(state.rows)
     models.save(student, folder / "student.safetensors")
+    method_state = _write_method(folder / "method.safetensors", method)
     with atomic(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False, float_format="%.6g")
     facts = {
@@ -273,7 +284,26 @@ def _finish(
     with atomic(folder / "fit.json") as temporary:  # last: its presence says that all is there
         temporary.write_text(json.dumps(facts, indent=1), "utf-8")
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return Fit(student, threshold, dice, history, state.seconds)
+    return Fit(student, threshold, dice, history, state.seconds, method_state)
+
+
+def _write_method(path: Path, method: nn.Module | None) -> dict[str, Tensor]:
+    """Keep the method's state: nothing that is deployed needs it, but analysis does."""
+    from safetensors.torch import save_file
+
+    state = {} if method is None else method.state_dict()
+    plain = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+    kept = {name: value.detach().to(**plain) for name, value in state.items()}
+    if kept:
+        with atomic(path) as temporary:
+            save_file(kept, temporary)
+    return kept
+
+
+def _read_method(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path) if path.is_file() else {}
 
 
 def _save(
