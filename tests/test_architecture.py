@@ -19,7 +19,7 @@ LAYERS = (
     {"types", "records"},
     {"wavelet", "metrics", "stats", "phantom"},
     {"dcd", "models", "data"},
-    {"rivals", "infer", "deploy"},
+    {"rivals", "infer", "deploy", "flow"},
     {"train", "plots"},
 )
 # The two leaves of layer 0: everything may speak the vocabulary, records included.

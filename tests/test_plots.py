@@ -71,6 +71,16 @@ def training() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def grown(x: str) -> pd.DataFrame:
+    """Times that grow with the square of x: half as fast for the second loss."""
+    rows = [
+        {x: n, "loss": loss, "time_ms": k * n**2, "low_ms": k * n**2 / 2, "high_ms": 2 * k * n**2}
+        for k, loss in ((1.0, "orthonormal"), (2.0, "released"))
+        for n in (1, 2, 4)
+    ]
+    return pd.DataFrame(rows)
+
+
 def comparisons(seeds: int = 3) -> list[stats.Comparison]:
     table = scores(seeds)
     return [stats.compare(table, "dice", m, "none", resamples=50) for m in ("MSE", "DCD")]
@@ -81,6 +91,28 @@ def bands_of(seed: int = 0) -> np.ndarray:
         np.random.default_rng(seed).standard_normal((8, 5, 6, 4))
         * np.arange(8, 0, -1)[:, None, None, None]
     )
+
+
+def maps(grids=((12, 8, 4), (6, 4, 2)), networks=("teacher", "DCD")) -> dict[str, list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return {name: [rng.standard_normal(shape) for shape in grids] for name in networks}
+
+
+PATCH = np.arange(12 * 8 * 4, dtype=float).reshape(12, 8, 4)
+LESION = np.zeros((12, 8, 4), np.uint8)
+LESION[2:5, 1:4, 3] = 1
+LESION[2, 1, 1] = 1
+
+
+def by_stage() -> pd.DataFrame:
+    rows = [
+        {"stage": s, "network": n, "patch": p, "part": part, "share": 0.01 * p + s}
+        for n in ("teacher", "DCD")
+        for s in range(3)
+        for part in ("coarse", "detail", "ddd")
+        for p in range(11)
+    ]
+    return pd.DataFrame(rows)
 
 
 C = case()
@@ -94,10 +126,18 @@ FIGURES = {
     ),
     "bands": lambda: plots.bands(bands_of(), marked=BANDS[1:7]),
     "curves": lambda: plots.curves(training(), "epoch", "dice"),
+    "growth": lambda: plots.growth(grown("voxels"), grown("levels"), title="Growth"),
     "seeds": lambda: plots.seeds(scores(), "dice"),
     "forest": lambda: plots.forest(comparisons()),
     "one seed": lambda: plots.forest(comparisons(1)),
     "by_volume": lambda: plots.by_volume(scores()),
+    "features": lambda: plots.features(PATCH, maps(), label=LESION),
+    "no label": lambda: plots.features(PATCH, maps(), title="Features"),
+    "subbands": lambda: plots.subbands({"one": bands_of(), "two": bands_of(1)}, marked=["aad"]),
+    "by_stage": lambda: plots.by_stage(by_stage(), "share", "network", label="share (0–1)"),
+    "panels": lambda: plots.by_stage(
+        by_stage(), "share", "network", "part", label="share (0–1)", log_y=True, title="Shares"
+    ),
     "schedule": lambda: plots.schedule({"ISLES": np.linspace(0, 0.05, 20)}, marks={"ramp": 5}),
     "matrix": lambda: plots.matrix(
         np.array([[0.1, np.nan], [0.3, 0.4]]), ["haar", "db4"], ["1", "2"], label="Dice (0–1)"
@@ -228,6 +268,69 @@ def test_bands_takes_tensors():
     assert plots.bands(tensor * 0).axes[0].get_title(loc="left").endswith("0 %")
 
 
+def test_features_show_one_slice_of_every_network_and_stage():
+    found = maps()
+    panels = np.array(plots.features(PATCH, found, label=LESION).axes).reshape(3, 2)
+    assert [axes.get_ylabel() for axes in panels[:, 0]] == ["image", "teacher", "DCD"]
+    assert [axes.get_title(loc="left") for axes in panels[0]] == [
+        "stage 0: 12×8×4",
+        "stage 1: 6×4×2",
+    ]
+    for row, name in enumerate(found, start=1):
+        for column, at in enumerate((3, 1)):  # slice 3 of 4 holds most of the lesion; 1 of 2
+            shown = panels[row, column].images[0].get_array()
+            np.testing.assert_array_equal(shown, found[name][column][:, :, at].T)
+    # 2 x 2 x 2 voxels of the image make one of stage 1.
+    assert panels[0, 1].images[0].get_array()[0, 0] == PATCH[:2, :2, 2:].mean()
+    for column in panels.T:
+        scales = [axes.images[0].get_clim() for axes in column]
+        assert scales[0] != scales[1] == scales[2]
+        assert all(axes.images[0].get_extent() == [0, 12, 0, 8] for axes in column)
+        points = [path.vertices for path in column[0].collections[0].get_paths()]
+        x, y = np.concatenate(points).T
+        np.testing.assert_allclose([x.min(), x.max(), y.min(), y.max()], [2, 5, 1, 4], atol=0.01)
+
+
+def test_subbands_share_one_slice_and_one_scale():
+    one, two = bands_of(), 10 * bands_of(1)
+    one[1:, :, :, 2] *= 5
+    one[0, :, :, 1] *= 50  # the coarse band does not choose the slice
+    figure = plots.subbands({"one": one, "two": two}, marked=["aad"])
+    panels = np.array(figure.axes).reshape(2, 8)
+    assert tuple(axes.get_title(loc="center") for axes in panels[0]) == BANDS
+    assert [axes.get_ylabel() for axes in panels[:, 0]] == ["one", "two"]
+    for values, row in zip((one, two), panels, strict=True):
+        share = 100 * np.square(values).sum((1, 2, 3)) / np.square(values).sum()
+        written = [float(axes.get_xlabel().removesuffix(" %")) for axes in row]
+        np.testing.assert_allclose(written, share, rtol=0.006)
+        for plate, axes in zip(values, row, strict=True):
+            np.testing.assert_array_equal(axes.images[0].get_array(), plate[:, :, 2].T)
+    assert len({axes.images[0].get_clim() for axes in panels[:, 1:].ravel()}) == 1
+    coarse = tuple(np.quantile(one[0, :, :, 2], [0.01, 0.99]))
+    assert {axes.images[0].get_clim() for axes in panels[:, 0]} == {coarse}
+    frames = [to_hex(axes.spines["left"].get_edgecolor()).upper() for axes in panels[1]]
+    assert [frame == plots.PALETTE[1] for frame in frames] == [False, True] + 6 * [False]
+
+
+def test_by_stage_shows_means_and_percentiles():
+    table = by_stage()
+    table.loc[table.network == "DCD", "share"] += 1
+    table.loc[(table.network == "DCD") & (table.stage == 2), "share"] = np.nan
+    figure = plots.by_stage(table, "share", "network", "part", label="share (0–1)")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == ["coarse", "detail", "ddd"]
+    assert figure.get_supylabel() == "share (0–1)"
+    assert legend_of(figure) == ["teacher", "DCD"]
+    means = [line.get_ydata() for line in shown[0].lines if line.get_marker() != "None"]
+    np.testing.assert_allclose(means[0], [0.05, 1.05, 2.05])
+    np.testing.assert_allclose(means[1], [1.05, 2.05])
+    for bars, start in zip(shown[0].collections, (0, 1), strict=True):
+        low, high = bars.get_segments()[1][:, 1]
+        assert (low, high) == pytest.approx((start + 1.01, start + 1.09))
+    markers = {line.get_marker() for line in shown[0].lines} - {"None"}
+    assert len(markers) == 2
+
+
 def test_curves_draw_every_seed_and_skip_gaps():
     (axes,) = plots.curves(training(), "epoch", "dice").axes
     assert len(axes.lines) == 4
@@ -236,6 +339,21 @@ def test_curves_draw_every_seed_and_skip_gaps():
     assert axes.get_ylabel() == "Dice (0–1)"
     figure = plots.curves(training(), "epoch", "dice")
     assert legend_of(figure) == ["none", "DCD"]
+
+
+def test_growth_compares_every_loss_with_a_line_through_its_largest_volume():
+    figure = plots.growth(grown("voxels").sample(frac=1, random_state=0), grown("levels"))
+    left, right = figure.axes
+    assert (left.get_xlabel(), right.get_xlabel()) == ("voxels", "levels")
+    assert left.get_ylabel() == right.get_ylabel() == "time (ms)"
+    assert left.get_xscale() == left.get_yscale() == "log"
+    assert right.get_ylim()[0] == 0
+    times = {line.get_label(): list(line.get_ydata()) for line in right.lines}
+    assert times == {"orthonormal": [1, 4, 16], "released": [2, 8, 32]}
+    dotted = [list(line.get_ydata()) for line in left.lines if line.get_linestyle() == ":"]
+    assert sorted(dotted) == [[4, 8, 16], [8, 16, 32]]
+    assert sorted(legend_of(figure)) == ["linear", "orthonormal", "released"]
+    assert len(left.collections) == 2  # a shade from low to high for each
 
 
 def test_seeds_are_dots_joined_across_methods():
@@ -378,6 +496,13 @@ BROKEN = {
     "other grid": (lambda: plots.segmentation(C, {"DCD": C.label[1:]}, ISLES), "DCD"),
     "many bands": (lambda: plots.bands(np.ones((2, 8, 3, 3, 3))), "pick one"),
     "no column": (lambda: plots.seeds(scores(), "hd95_mm"), "hd95_mm"),
+    "other stages": (
+        lambda: plots.features(PATCH, {**maps(), "b": maps()["DCD"][:1]}),
+        "stages of b",
+    ),
+    "odd grid": (lambda: plots.features(PATCH, maps([(5, 4, 2)])), r"divisor of \(12, 8, 4\)"),
+    "no stage": (lambda: plots.by_stage(scores(), "dice", "method", label=""), "'stage'"),
+    "no levels": (lambda: plots.growth(grown("voxels"), grown("voxels")), "levels"),
     "no comparison": (lambda: plots.forest([]), "none"),
     "two metrics": (
         lambda: plots.forest([comparisons()[0], comparisons()[0]._replace(metric="hd95_mm")]),

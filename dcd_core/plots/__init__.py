@@ -7,6 +7,8 @@ notebook that draws hundreds keeps none of them.
 """
 
 from dcd_core.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
+from dcd_core.plots.scaling import growth
+from dcd_core.plots.stages import by_stage, features, subbands
 from dcd_core.plots.tables import by_volume, curves, forest, matrix, schedule, seeds
 from dcd_core.plots.volumes import bands, compare_cases, segmentation, slices
 
@@ -16,14 +18,18 @@ __all__ = [
     "Page",
     "axis_label",
     "bands",
+    "by_stage",
     "by_volume",
     "colors",
     "compare_cases",
     "curves",
+    "features",
     "forest",
+    "growth",
     "matrix",
     "schedule",
     "seeds",
     "segmentation",
     "slices",
+    "subbands",
 ]
