@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test smoke demo study paper figures book serve clean
+.PHONY: help setup reproduce test smoke demo study paper figures bench book serve clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -72,6 +72,9 @@ smoke demo study paper: setup ## run the notebooks of a profile: seconds, minute
 figures: setup ## draw every figure of PROFILE again (finished training in runs/ is used, not repeated)
 	$(run) --profile $(PROFILE) --force $(ARGS)
 
+bench: setup ## time the loss against its peers: minutes, on a machine that does nothing else
+	$(BIN)/python benchmarks/loss.py $(ARGS)
+
 # A failed build forgets its cache: Sphinx repeats no warning for pages it has already read, and the
 # next build would pass by silence.
 book: setup ## build the book from the executed notebooks in book/notebooks
@@ -85,4 +88,4 @@ serve: ## show the built book at http://127.0.0.1:PORT
 
 clean: ## remove what can be made again: the built book, caches, smoke results (not .venv, not runs)
 	rm -rf book/_build results/smoke figures/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find dcd_core tests notebooks book -name __pycache__ -type d -prune -exec rm -rf {} +
+	find dcd_core tests notebooks benchmarks book -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,74 @@
+"""Peak extra memory of one loss, measured in a process that does nothing else.
+
+`tracemalloc` does not see what PyTorch allocates. Linux keeps the peak of a process's resident
+memory and sets it back on request, so nothing is sampled and nothing missed; `ru_maxrss` would not
+do, as a child inherits that of its parent. A GPU's allocator keeps its own peak.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from contenders import Grid, contenders, features, training_pass
+from peers import Layout
+
+CLEAR = Path("/proc/self/clear_refs")
+
+
+def extra_bytes(grid: Grid, name: str, layout: Layout, device: torch.device) -> float:
+    """Bytes that a contender needs at its peak beyond features that exist; its gradient counts.
+
+    nan on a CPU whose system keeps no such record. Raises RuntimeError with the child's last words.
+    """
+    if device.type == "cpu" and not CLEAR.exists():
+        return float("nan")
+    asked = json.dumps([grid, name, layout, str(device), torch.get_num_threads()])
+    done = subprocess.run([sys.executable, __file__, asked], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"memory of {name} on {grid.name}:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def peak(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes needed at the peak of a call beyond those in use before it; its results count.
+
+    Once per process on a CPU: memory that an earlier call gave back to the allocator, but not to
+    the system, would be missing.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    CLEAR.write_text("5", "ascii")
+    before = _resident_peak()
+    call()
+    return _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    status = Path("/proc/self/status").read_text("ascii", errors="replace")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
+def _child(asked: str) -> int:
+    (shape, wavelet), name, layout, place, threads = json.loads(asked)
+    torch.set_num_threads(threads)
+    device = torch.device(place)
+    loss = contenders(wavelet, layout)[name]
+    # Libraries load and thread pools start on the first call; they are not memory of this grid.
+    training_pass(loss, *features((1, 2, 8, 8, 8), device))()
+    student, teacher = features(shape, device)
+    return peak(training_pass(loss, student, teacher), device)
+
+
+if __name__ == "__main__":
+    print(_child(sys.argv[1]))
