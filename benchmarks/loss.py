@@ -30,7 +30,8 @@ Written, each table with a JSON file (commit, versions, threads, processor, all 
     results/<out>/loss-step       a whole training step and its parts
     results/<out>/loss-sizes      time against voxels     figures/<out>/loss-growth.svg
     results/<out>/loss-levels     time against levels
-    results/<out>/loss-roofline   bytes that must move, against a measured copy
+    results/<out>/loss-roofline   bytes and operations, counted as dispatched, and their rates
+    results/<out>/loss-choices    the loss with one of its inner choices changed
     results/<out>/loss-machine    what ran where, and its rates of copies and matrix products
     results/<out>/loss-targets    what was asked for on two CPU threads, what was measured
 
@@ -42,10 +43,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import memory
 import numpy as np
@@ -53,16 +57,17 @@ import pandas as pd
 import tables
 import torch
 from contenders import SLOW, Grid, Loss, contenders, features, training_pass
-from measure import Call, clock, copying, interleaved, multiplying, spread
+from measure import Call, clock, copying, interleaved, multiplying, spread, work
 from peers import DenseDCD, Layout
 from tables import Timed
 from torch import Tensor, nn
 
-from dcd_core import plots, records
+from dcd_core import dcd, plots, records
 from dcd_core.dcd import DCD, detail_distance
 from dcd_core.models import resenc
 from dcd_core.train import Distiller, Recipe
 from dcd_core.types import ContractError
+from dcd_core.wavelet import bandpass
 
 LAYOUTS: tuple[Layout, ...] = ("batch", "grouped")
 
@@ -142,7 +147,8 @@ def timed(grid: Grid, plan: Plan, device: torch.device) -> Timed:
         refuse_synchronisation(calls["orthonormal"])
     errors = difference(losses["released"], losses["dense"], student, teacher)
     rounds = {name: plan.seldom if name in SLOW else plan.often for name in calls}
-    return Timed(grid, interleaved(calls, rounds, device), layout, *errors)
+    counted = {name: work(calls[name]) for name in losses}
+    return Timed(grid, interleaved(calls, rounds, device), counted, layout, *errors)
 
 
 def faster_layout(grid: Grid, student: Tensor, teacher: Tensor, device: torch.device) -> Layout:
@@ -247,6 +253,53 @@ def _grown(
         call()
     samples = interleaved(calls, dict.fromkeys(calls, max(1, plan.often // 2)), device)
     return pd.DataFrame([{**row, **spread(samples[key])} for key, row in rows.items()])
+
+
+# --- choices inside the loss ----------------------------------------------------------------------
+
+CHOICES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
+    **{
+        f"blocks of at most {mib} MiB": (dcd, {"_BLOCK_BYTES": {"cpu": mib << 20}})
+        for mib in (1, 2, 4, 32)
+    },
+    "six bands added up, not two taken away": (
+        import_module("dcd_core.wavelet.energy"),
+        {"_is_orthonormal": lambda n, name: False},
+    ),
+    "matrices in windows on every axis": (
+        bandpass,
+        {"LONG": 0, "_plan": lru_cache(bandpass._plan.__wrapped__)},
+    ),
+}
+"""What was tried instead, as changes of a module's constants; one plan cache for other windows."""
+
+
+def choices(plan: Plan, device: torch.device) -> pd.DataFrame:
+    """Milliseconds of the orthonormal loss on the first two grids, as it is and changed."""
+    calls: dict[str, Call] = {}
+    rows = {}
+    for grid in plan.grids[:2]:
+        loss = partial(detail_distance, wavelet=grid.wavelet)
+        call = training_pass(loss, *features(grid.shape, device))
+        variants: dict[str, Call] = {"as shipped": call}
+        for name, (module, values) in CHOICES.items():
+            variants[name] = partial(_changed, call, module, values)
+        for name, variant in variants.items():
+            key = f"{grid.name}, {grid.wavelet}, {name}"
+            calls[key], rows[key] = variant, (name, f"{grid.name}, {grid.wavelet}")
+    for call in [*calls.values()] * 2:
+        call()
+    samples = interleaved(calls, dict.fromkeys(calls, max(1, plan.often // 2)), device)
+    table: dict[str, dict[str, str]] = {}
+    for key, (name, grid_name) in rows.items():
+        shown = tables.shown(float(np.median(samples[key])))
+        table.setdefault(name, {})[f"{grid_name} (ms)"] = shown
+    return pd.DataFrame([{"choice": name, **times} for name, times in table.items()])
+
+
+def _changed(call: Call, module: ModuleType, values: Mapping[str, Any]) -> None:
+    with mock.patch.multiple(module, **values):
+        call()
 
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -366,6 +419,7 @@ def run(plan: Plan, found: list[torch.device], out: str) -> None:
     keep("step", step, samples_ms=step_ms)
     drawn = [keep("sizes", sizes), keep("levels", levels)]
     keep("roofline", tables.roofline(first))
+    keep("choices", choices(plan, device))
     keep("machine", machine(plan, device))
     if device.type == "cpu":
         keep("targets", tables.targets(first, used, step, sizes))

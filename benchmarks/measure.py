@@ -1,13 +1,17 @@
-"""Clocks: calls that take turns, copies and matrix products to compare them with."""
+"""Clocks and counters: calls that take turns, copies to compare them with, what a call moves."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], object]
 
@@ -64,3 +68,39 @@ def multiplying(m: int, k: int, n: int, device: torch.device) -> Call:
     a, b = torch.randn(m, k, device=device), torch.randn(k, n, device=device)
     out = torch.empty(m, n, device=device)
     return lambda: torch.matmul(a, b, out=out)
+
+
+class Work(NamedTuple):
+    """What a call asks of a machine: bytes read and written, operations of products."""
+
+    bytes: int
+    operations: int
+
+
+def work(call: Call) -> Work:
+    """Count one call, operator by operator as PyTorch dispatches it, caches ignored.
+
+    Every operator reads its inputs and writes its outputs. Operations are the additions and
+    multiplications of matrix products and convolutions; those of elementwise operators are not
+    counted, and bound nothing.
+    """
+    with FlopCounterMode(display=False) as products, _Traffic() as traffic:
+        call()
+    return Work(traffic.bytes, products.get_total_flops())
+
+
+class _Traffic(TorchDispatchMode):
+    bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        # Views move nothing, and memory that is only allocated is not written.
+        if not func.is_view and "empty" not in func.name():
+            written = tree_leaves(result)
+            read = tree_leaves((args, {k: v for k, v in kwargs.items() if k != "out"}))
+            tensors = [each for each in (*read, *written) if isinstance(each, torch.Tensor)]
+            self.bytes += sum(each.numel() * each.element_size() for each in tensors)
+        return result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from contenders import Grid
-from measure import spread
+from measure import Work, spread
 from peers import Layout
 
 RATIOS = {
@@ -44,10 +44,11 @@ AT_MOST: Mapping[tuple[str, str], Mapping[str, float]] = {
 
 
 class Timed(NamedTuple):
-    """One grid, measured: samples in ms by contender, and how far released is from dense."""
+    """One grid, measured: samples in ms and work by contender, how far released is from dense."""
 
     grid: Grid
     samples: dict[str, list[float]]
+    work: dict[str, Work]
     layout: Layout
     loss_error: float
     gradient_error: float
@@ -66,33 +67,12 @@ class Timed(NamedTuple):
 
 # --- what a loss must move and compute ------------------------------------------------------------
 
-
-class Count(NamedTuple):
-    """Work of one forward and backward pass, per feature value, counted by hand from the source.
-
-    `passes`: float32 numbers read or written, caches ignored. `operations`: additions and
-    multiplications. nan: not counted.
-    """
-
-    passes: float
-    operations: float
-
-
 COMPULSORY = 3
 """Numbers that any such loss moves per feature value: reads s and t, writes the gradient."""
 
-# COUNTED BY HAND from dcd_core/dcd.py, and to be counted again whenever that changes how it
-# computes. A cell whose count is nan stays empty.
-COUNTS: Mapping[str, Callable[[Grid], Count]] = {
-    # Forward: read s and t, write squares, read them to sum. Backward: read s and t, write.
-    "plain MSE": lambda grid: Count(passes=7, operations=5),
-    "orthonormal": lambda grid: Count(passes=math.nan, operations=math.nan),
-    "released": lambda grid: Count(passes=math.nan, operations=math.nan),
-}
-
 
 def roofline(found: Sequence[Timed]) -> pd.DataFrame:
-    """Bytes needed and moved, and the rate at which the needed ones went by; published basis."""
+    """Bytes needed and moved, operations, and the rates at which they went by; published basis."""
     rows = []
     for one in found:
         grid, ms = one.grid, one.ms
@@ -100,17 +80,18 @@ def roofline(found: Sequence[Timed]) -> pd.DataFrame:
             continue
         copy = 8 * grid.values / (1e6 * ms["copy"])
         needed = 4 * COMPULSORY * grid.values
-        for name, counted in COUNTS.items():
-            count = counted(grid)
+        for name, count in one.work.items():
             achieved = needed / (1e6 * ms[name])
             numbers = {
                 "needs (MiB)": needed / 2**20,
-                "moves (MiB)": 4 * count.passes * grid.values / 2**20,
-                "computes (GFLOP)": count.operations * grid.values / 1e9,
-                "copy (GB/s)": copy,
+                "moves (MiB)": count.bytes / 2**20,
+                "computes (GFLOP)": count.operations / 1e9,
                 "time (ms)": ms[name],
-                "achieved (GB/s)": achieved,
-                "share of copy": achieved / copy,
+                "moves (GB/s)": count.bytes / (1e6 * ms[name]),
+                "computes (GFLOP/s)": count.operations / (1e6 * ms[name]),
+                "needed (GB/s)": achieved,
+                "copy (GB/s)": copy,
+                "needed / copy": achieved / copy,
             }
             label = {"features": grid.name, "loss": name}
             rows.append({**label, **{key: shown(value) for key, value in numbers.items()}})

@@ -182,6 +182,32 @@ def test_copies_and_products_are_done() -> None:
     assert measure.multiplying(2, 3, 4, CPU)().shape == (2, 4)
 
 
+def test_work_counts_products_and_what_operators_read_and_write() -> None:
+    a, b = torch.ones(2, 3), torch.ones(3, 5)
+    out, total = torch.empty(2, 5), torch.zeros(2, 5)
+    assert measure.work(lambda: a @ b) == (4 * (6 + 15 + 10), 60)
+    assert measure.work(lambda: torch.mm(a, b, out=out)) == (4 * (6 + 15 + 10), 60)
+    assert measure.work(lambda: total.add_(out)) == (4 * 30, 0)
+    assert measure.work(lambda: a.view(3, 2).T[:1].detach()) == (0, 0)
+    assert measure.work(lambda: torch.empty(100)) == (0, 0)
+
+
+def test_work_of_the_losses_is_what_their_formulas_say() -> None:
+    student, teacher = contenders.features((1, 2, 16, 16, 16), CPU)
+    losses = contenders.contenders("db4", "batch")
+    found = {
+        name: measure.work(contenders.training_pass(losses[name], student, teacher))
+        for name in ("plain MSE", "orthonormal", "dense")
+    }
+    values = student.numel()
+    # Both are read, a scalar written; both are read again, the gradient written.
+    assert found["plain MSE"].bytes / (4 * values) == pytest.approx(5, abs=0.01)
+    assert found["plain MSE"].operations == 0
+    # Two of 8 bands there and back, matrices of 16 x 16: a first level alone takes 2 * 2 * 84 / 3.
+    assert 2 * 16 * 3 < found["orthonormal"].operations / values < 2 * 16 * 5
+    assert found["dense"].operations / values > 5 * 2 * 8**3
+
+
 needs_record = pytest.mark.skipif(not memory.CLEAR.exists(), reason="peaks are read on Linux only")
 
 
@@ -229,7 +255,9 @@ def timed(shape=(1, 32, 48, 48, 48), wavelet="db4", error=0.0) -> tables.Timed:
         "dense": [480.0],
         "copy": [2.0],
     }
-    return tables.Timed(contenders.Grid(shape, wavelet), samples, "batch", error, error)
+    grid = contenders.Grid(shape, wavelet)
+    work = {name: measure.Work(28 * grid.values, 10**6) for name in samples if name != "copy"}
+    return tables.Timed(grid, samples, work, "batch", error, error)
 
 
 def steps(with_dcd: float = 10.4) -> pd.DataFrame:
@@ -263,10 +291,12 @@ def test_the_roofline_is_arithmetic() -> None:
     mse = table.loc["plain MSE"]
     assert float(mse["needs (MiB)"]) == pytest.approx(3 * 4 * values / 2**20, rel=0.01)
     assert float(mse["moves (MiB)"]) == pytest.approx(7 * 4 * values / 2**20, rel=0.01)
+    assert float(mse["moves (GB/s)"]) == pytest.approx(28 * values / 4e-3 / 1e9, rel=0.01)
+    assert float(mse["computes (GFLOP/s)"]) == pytest.approx(1e6 / 4e-3 / 1e9, rel=0.01)
     assert float(mse["copy (GB/s)"]) == pytest.approx(8 * values / 2e-3 / 1e9, rel=0.01)
     # Three numbers against two: at the rate of the copy they take one and a half times as long.
-    assert float(mse["share of copy"]) == pytest.approx(1.5 * 2 / 4, rel=0.01)
-    assert float(table.loc["orthonormal", "share of copy"]) == pytest.approx(3 / 8, rel=0.01)
+    assert float(mse["needed / copy"]) == pytest.approx(1.5 * 2 / 4, rel=0.01)
+    assert float(table.loc["orthonormal", "needed / copy"]) == pytest.approx(3 / 8, rel=0.01)
 
 
 def test_steps_are_compared_with_what_must_run_anyway() -> None:
@@ -309,6 +339,7 @@ def test_numbers_are_shown_with_three_digits(value: float, text: str) -> None:
 # --- the command --------------------------------------------------------------------------------
 
 TABLES = [
+    "choices",
     "cost",
     "levels",
     "machine",
@@ -360,6 +391,7 @@ def test_a_quick_run_writes_every_table_and_the_figure(workspace: Path) -> None:
     assert set(found["sizes"]["voxels"]) == {n**3 for n in plan.sizes}
     assert set(found["levels"]["levels"]) == set(plan.depths)
     assert len(found["step"]) == 4
+    assert list(found["choices"]["choice"]) == ["as shipped", *command.CHOICES]
     (same,) = [
         row for row in found["targets"].to_dict("records") if "difference" in row["quantity"]
     ]
