@@ -168,7 +168,8 @@ def test_the_index_names_every_figure_and_existing_results() -> None:
     index = records.read_yaml(file.read_text("utf-8")) if file.is_file() else {}
     assert set(index) == figures
     for name, entry in index.items():
-        assert (PROJECT / "notebooks" / f"{entry['notebook']}.ipynb").is_file(), name
+        makers = (f"notebooks/{entry['notebook']}.ipynb", f"benchmarks/{entry['notebook']}.py")
+        assert any((PROJECT / maker).is_file() for maker in makers), name
         lost = [table for table in entry["results"] if not (PROJECT / table).is_file()]
         assert not lost, f"{name} was drawn from {lost}"
 
