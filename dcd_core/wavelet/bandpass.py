@@ -24,7 +24,7 @@ WINDOW = 32
 """Coefficients that share a window: larger ones multiply more zeros, smaller ones are slow."""
 
 LONG = 112
-"""Samples from which windows are faster than one product with all the zeros (measured)."""
+"""Samples beyond which matrices are kept in windows: on short axes they cost more than zeros."""
 
 Window: TypeAlias = tuple[slice, Tensor]
 
