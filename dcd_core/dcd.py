@@ -248,7 +248,7 @@ class _Distance(torch.autograd.Function):
         return (*(None if g is None else g.mul_(factor) for g in gradients), None)
 
 
-_BLOCK_BYTES = {"cpu": 8 << 20}
+_BLOCK_BYTES = {"cpu": 4 << 20}
 """Bytes of differences in work at a time, at most; 256 MiB on other devices.
 
 Smaller blocks pay more for calls than they gain in caches, larger ones only need more memory.

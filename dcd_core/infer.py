@@ -20,7 +20,8 @@ from torch import Tensor
 from dcd_core.data import prepare, resample
 from dcd_core.metrics import dice
 from dcd_core.models import Segmenter
-from dcd_core.types import Case, ContractError, Size3, Task
+from dcd_core.records import native_bfloat16
+from dcd_core.types import Case, ContractError, Precision, Size3, Task
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """Foreground probabilities that are tried on the tune split."""
@@ -35,22 +36,24 @@ def predict(
     overlap: float = 0.5,
     mirror: bool = False,
     batch: int = 4,
+    precision: Precision = "auto",
 ) -> Float[Tensor, "k d h w"]:
     """Class probabilities (k, d, h, w) of one prepared image (c, d, h, w), on the model's device.
 
     `overlap` is the share of a window that the next one covers again, in [0, 1); `mirror` averages
-    the eight flips as well (eight times the cost). Raises ContractError for an overlap out of
-    range.
+    the eight flips as well (eight times the cost); `precision` is that of `train.Recipe`. Raises
+    ContractError for an overlap out of range.
     """
     from monai.inferers import sliding_window_inference
 
     if not 0 <= overlap < 1:
         raise ContractError("overlap", overlap, "a share in [0, 1)", "0.5")
     device = next(model.parameters()).device
+    mixed = in_bfloat16(device, precision)
     volume = torch.tensor(image, device=device)[None]  # a copy: images may be memory-mapped
 
     def probabilities(x: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bfloat16(device)):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             logits = model(x).logits
         return logits.float().softmax(1)
 
@@ -65,6 +68,11 @@ def predict(
         total = total + torch.as_tensor(result).flip(axes)
     model.train(was_training)
     return total[0] / len(flips)
+
+
+def in_bfloat16(device: torch.device, precision: Precision) -> bool:
+    """Whether convolutions run in bfloat16: if asked to or, by "auto", where that is native."""
+    return precision == "bf16-mixed" or (precision == "auto" and native_bfloat16(device))
 
 
 _FLIPS = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
@@ -157,10 +165,3 @@ def to_native(
         )
     native[0] -= native[1:].sum(0)
     return native
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are native here; emulated ones are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

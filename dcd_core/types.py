@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -77,6 +77,10 @@ ISLES = Task(
     MappingProxyType({"lesion": (1,)}),
 )
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BRATS, ISLES)})
+
+
+Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed"]
+"""Of convolutions; "auto" is bfloat16 where the processor has it, float32 elsewhere."""
 
 
 class ContractError(ValueError):

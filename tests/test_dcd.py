@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,7 +27,18 @@ from dcd_core.dcd import DCD, PUBLISHED, detail_distance, kd_weight
 from dcd_core.models import Segmenter
 from dcd_core.train import Distiller
 from dcd_core.types import ContractError, Output
-from dcd_core.wavelet import BANDS, Pyramid, dwt3, idwt3, wavedec3, waverec3
+from dcd_core.wavelet import (
+    BANDS,
+    Pyramid,
+    Selection,
+    diagonal,
+    dwt3,
+    energy,
+    idwt3,
+    usable_levels,
+    wavedec3,
+    waverec3,
+)
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "released_loss").glob("*.npz"))
 DISCRETE = pywt.wavelist(kind="discrete")
@@ -698,6 +710,40 @@ def test_float32_agrees_with_float64_over_many_levels(convention, bands, offset,
     assert single == pytest.approx(double, rel=3e-4 if offset else 1e-4)
     for found, expected in zip(one, two, strict=True):
         assert (found - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(*[st.sampled_from([2, 4, 8, 12, 16, 24])] * 3),
+    names=st.tuples(*[st.sampled_from(["haar", "db2", "sym4", "coif1"])] * 3),
+    levels=st.integers(1, 3),
+    bands=st.sets(st.sampled_from(BANDS), min_size=1),
+    coarse_weight=st.sampled_from([0.0, 0.125, 1.0, 7.0]),
+    seed=st.integers(0, 9),
+)
+def test_one_round_trip_is_the_same_as_level_by_level(
+    size, names, levels, bands, coarse_weight, seed
+):
+    x = noise(2, *size, seed=seed)
+    bands = tuple(sorted(bands))
+    selection = Selection(names, levels, bands, coarse_weight, "orthonormal")
+    selection = selection._replace(levels=usable_levels(size, selection))
+    assume(selection.levels and diagonal.is_diagonal(size, selection))
+    value, gradient = diagonal.energy(x.clone(), selection)
+    with mock.patch.object(diagonal, "is_diagonal", return_value=False):
+        expected, its_gradient = energy(x.clone(), selection)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
+    assert torch.allclose(gradient, its_gradient, rtol=0, atol=1e-10 * (1 + coarse_weight))
+
+
+@pytest.mark.parametrize("coarse_weight", [1e-3, 1e6])
+def test_no_weight_is_too_light_or_too_heavy_for_float32(coarse_weight):
+    x = noise(1, 2, 16, 16, 16).float()
+    single, double = (
+        detail_distance(x.to(t), zeros(x.to(t)), wavelet="haar", coarse_weight=coarse_weight)
+        for t in (torch.float32, torch.float64)
+    )
+    assert single.item() == pytest.approx(double.item(), rel=1e-6)
 
 
 @pytest.fixture

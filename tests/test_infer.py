@@ -13,12 +13,6 @@ from dcd_core.infer import THRESHOLDS, choose_threshold, decide, predict, predic
 from dcd_core.models import Segmenter, dynunet
 from dcd_core.types import BRATS, ISLES, Case, ContractError
 
-NATIVE = infer.native_bfloat16
-
-
-def test_native_bfloat16_answers_on_every_machine():
-    assert NATIVE(torch.device("cpu")) in (True, False)
-
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch):
@@ -44,6 +38,24 @@ def voxelwise(channels=1, classes=3, seed=0):
 
 def image(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "half"),
+    [
+        ("auto", True, True),
+        ("auto", False, False),
+        ("32-true", True, False),
+        ("bf16-mixed", False, True),
+    ],
+)
+def test_precision_decides_what_the_network_computes_in(precision, native, half, monkeypatch):
+    monkeypatch.setattr(infer, "native_bfloat16", lambda device: native)
+    model, seen = voxelwise(), []
+    model.network.register_forward_hook(lambda net, inputs, output: seen.append(output.dtype))
+    found = predict(model, image(1, 8, 8, 8), patch=(8, 8, 8), precision=precision)
+    assert set(seen) == {torch.bfloat16 if half else torch.float32}
+    assert found.dtype == torch.float32
 
 
 # --- sliding windows ------------------------------------------------------------------------------

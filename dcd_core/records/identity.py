@@ -14,10 +14,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dcd_core.records.places import nearest, plain, root
 from dcd_core.types import ContractError
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "numpy", "monai", "pywavelets")
 _CODE = ("dcd_core", "notebooks", "constraints.txt")
@@ -136,26 +139,31 @@ def _git(*arguments: str) -> str:
 def _machine() -> dict[str, Any]:
     import torch
 
-    name, flags = _cpu()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    native = bool({"avx512_bf16", "amx_bf16", "bf16"} & flags)
     return {
-        "cpu": name,
+        "cpu": _cpu(),
         "cores": capacity()["cores"],
         "gpu": gpu,
-        "bf16": torch.cuda.is_bf16_supported() if gpu else native,
+        "bf16": native_bfloat16(torch.device("cuda" if gpu else "cpu")),
         "os": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _cpu() -> tuple[str, set[str]]:
+def _cpu() -> str:
     text = ""
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    found = name[1].strip() if name else platform.processor() or platform.machine()
-    return found, set(flags[1].split()) if flags else set()
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 products are native; emulated ones are slower than float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def capacity() -> dict[str, Any]:

@@ -179,13 +179,17 @@ def _method(job: Job, student: Sequence[int], teacher: Sequence[int]) -> nn.Modu
 
 
 def _test(job: Job, result: Fit) -> None:
-    task = TASKS[job.cohort.task]
+    task, recipe = TASKS[job.cohort.task], job.recipe
     rows: list[dict[str, object]] = []
     found_lesions: list[dict[str, object]] = []
     for case in job.cohort.cases("test"):
         assert case.label is not None
         found = predict(
-            result.student, case.image, patch=job.recipe.patch, overlap=job.recipe.overlap
+            result.student,
+            case.image,
+            patch=recipe.patch,
+            overlap=recipe.overlap,
+            precision=recipe.precision,
         )
         label = decide(found.cpu().numpy(), result.threshold)
         for row in score(label, case.label, task, case.spacing_mm):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dcd_core import models
 from dcd_core.data import Patches
 from dcd_core.dcd import kd_weight
-from dcd_core.infer import choose_threshold, native_bfloat16, predict
+from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
 from dcd_core.records import atomic, fingerprint, progress
 from dcd_core.train.distiller import Distiller, Losses
@@ -145,9 +145,7 @@ def _fabric(recipe: Recipe) -> Fabric:
     from lightning_fabric import Fabric
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if native_bfloat16(device) else "32-true"
+    precision: Any = "bf16-mixed" if in_bfloat16(device, recipe.precision) else "32-true"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # says what facts() says
     return Fabric(accelerator=device.type, devices=1, precision=precision)
 
@@ -247,7 +245,7 @@ def _rehearse(student: Segmenter, val: Sequence[Case], recipe: Recipe) -> None:
     """One patch of one tune case before step 1: a bug in prediction shows in the first minute."""
     if val:
         crop = val[0].image[:, : recipe.patch[0], : recipe.patch[1], : recipe.patch[2]]
-        predict(student, crop, patch=recipe.patch, overlap=0.0)
+        predict(student, crop, patch=recipe.patch, overlap=0.0, precision=recipe.precision)
 
 
 def _finish(
@@ -263,11 +261,18 @@ def _finish(
     labelled = [(case, case.label) for case in val if case.label is not None]
     threshold, dice = 0.5, math.nan
     if labelled:
+        found = [
+            predict(
+                student,
+                case.image,
+                patch=recipe.patch,
+                overlap=recipe.overlap,
+                precision=recipe.precision,
+            )
+            for case, _ in labelled
+        ]
         threshold, dice = choose_threshold(
-            [
-                predict(student, c.image, patch=recipe.patch, overlap=recipe.overlap).cpu().numpy()
-                for c, _ in labelled
-            ],
+            [probabilities.cpu().numpy() for probabilities in found],
             [label for _, label in labelled],
         )
     history = pd.DataFrame(state.rows)

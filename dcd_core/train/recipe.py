@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from dcd_core.types import ContractError, Size3
+from dcd_core.types import ContractError, Precision, Size3
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Recipe:
     """Deep supervision: each coarser head counts this much of the next finer one."""
     overlap: float = 0.25
     """Of the windows when tune and test cases are predicted; .5 is finer, three times as slow."""
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Precision = "auto"
     """"auto" is bfloat16 where the processor has it, float32 elsewhere."""
     channels_last: bool = False
     """Memory format; on CPUs it speeds up narrow networks and slows down wide ones."""
@@ -85,7 +85,7 @@ class Recipe:
             "optimizer": ("adamw", "sgd"),
             "schedule": ("cosine", "poly"),
             "kd_balance": ("gradient", "fixed"),
-            "precision": ("auto", "32-true", "bf16-mixed"),
+            "precision": get_args(Precision),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:

@@ -1,10 +1,13 @@
 """What is detail in 3D? The wavelet transform of volumes, and keeping some of its bands.
 
-`transform` follows PyWavelets in names, modes and values; `bandpass` keeps some bands and goes
-back; `energy` makes a loss of that, with its gradient, over several levels.
+`transform` follows PyWavelets in names, modes and values. `energies` measures some bands over
+several levels, with the gradient: by a weighted sum of squares (`diagonal`) where a basis is
+orthonormal, or else band by band (`bandpass`). `levels` knows how far a grid can be split, and
+`contraction` applies a matrix to one axis.
 """
 
-from dcd_core.wavelet.energy import Convention, Selection, energy, usable_levels, voxels
+from dcd_core.wavelet.energies import energy
+from dcd_core.wavelet.levels import Convention, Selection, usable_levels, voxels
 from dcd_core.wavelet.transform import (
     BANDS,
     Pyramid,

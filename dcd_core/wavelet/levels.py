@@ -1,0 +1,75 @@
+"""How far a grid can be split, and the periodized matrices of its axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from dcd_core.wavelet.transform import analysis, taps
+
+Convention: TypeAlias = Literal["orthonormal", "released"]
+
+
+class Selection(NamedTuple):
+    """Which bands are measured, and how: the hashable description of an energy."""
+
+    names: tuple[str, str, str]
+    levels: int
+    bands: tuple[str, ...]
+    coarse_weight: float
+    convention: Convention
+
+
+def fits(n: int, name: str) -> bool:
+    """Whether an axis is long enough for one more level: the filter must not wrap onto itself."""
+    return n >= taps(name)
+
+
+def grids(size: Sequence[int], names: Sequence[str], levels: int) -> list[tuple[int, ...]]:
+    """The grids (D, H, W) of the coarse bands of the levels that are usable, the first `size`.
+
+    Splitting goes on while one axis is as long as its filter; an axis that is not stays as it is.
+    """
+    found = [tuple(size)]
+    while len(found) <= levels and any(map(fits, found[-1], names)):
+        named = zip(found[-1], names, strict=True)
+        found.append(tuple((n + 1) // 2 if fits(n, name) else n for n, name in named))
+    return found
+
+
+def usable_levels(size: Sequence[int], selection: Selection) -> int:
+    """How many of the wanted levels a grid (D, H, W) allows; in the released convention all."""
+    if selection.convention == "released":
+        return selection.levels
+    return len(grids(size, selection.names, selection.levels)) - 1
+
+
+def voxels(size: Sequence[int], selection: Selection) -> int:
+    """Voxels of a volume (D, H, W) over which the first level is averaged."""
+    if selection.convention == "released":
+        size = [n - n % 2 for n in size]  # an odd axis comes back one short
+    return math.prod(size)
+
+
+@lru_cache(maxsize=512)
+def periodized(n: int, name: str, letters: str) -> np.ndarray:
+    """Analysis of one axis (m, n), low rows first, its transpose the synthesis.
+
+    An axis too short for its filter passes through untouched, without a high half, so that thick
+    slices keep their in-plane detail.
+    """
+    if not fits(n, name):
+        return np.eye(n) if "a" in letters else np.empty((0, n))
+    low, high = np.split(analysis(n, name, "periodization"), 2)
+    return np.concatenate([{"a": low, "d": high}[letter] for letter in letters])
+
+
+@lru_cache(maxsize=512)
+def is_orthonormal(n: int, name: str) -> bool:
+    """Whether the transform of this axis keeps energy: measured, as odd sizes and dmey do not."""
+    whole = periodized(n, name, "ad")
+    return whole.shape == (n, n) and np.allclose(whole.T @ whole, np.eye(n), rtol=0, atol=1e-10)
