@@ -203,11 +203,9 @@ def test_work_of_the_losses_is_what_their_formulas_say() -> None:
     # Both are read, a scalar written; both are read again, the gradient written.
     assert found["plain MSE"].bytes / (4 * values) == pytest.approx(5, abs=0.01)
     assert found["plain MSE"].operations == 0
-    # Multiplications per value on an edge of n: along W there and back 2 n; then of each half one
-    # quarter along H and one eighth along D, there and back n (1/4 + 1/8 + 1/8 + 1/4). The gradient
-    # of the second level, which has an eighth of the values, comes back along D and H by itself.
-    first, second = 16 * (2 + 3 / 4 + 3 / 4) + 16 * (1 / 4 + 1 / 8), 8 * (2 + 3 / 4 + 3 / 4) / 8
-    assert found["orthonormal"].operations / values == 2 * (first + second)
+    # Multiplications per value on an edge of n, for all levels together: n along W, which all need;
+    # then half of the values, of aaa and ddd, along H, and a quarter along D. As many go back.
+    assert found["orthonormal"].operations / values == 2 * 16 * 2 * (1 + 1 / 2 + 1 / 4)
     assert found["dense"].operations / values > 5 * 2 * 8**3
 
 
