@@ -18,7 +18,6 @@ for the two bases; that the loss of Fan et al. (MICCAI 2026) is diagonal in one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
@@ -59,7 +58,7 @@ class Plan(NamedTuple):
     tree: Tree | None
 
 
-def is_diagonal(size: Sequence[int], selection: Selection) -> bool:
+def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
     """Whether all axes are orthonormal at every level, so that this file applies."""
     used = grids(size, selection.names, selection.levels)[:-1]
     return all(all(map(is_orthonormal, grid, selection.names)) for grid in used)
@@ -107,30 +106,28 @@ def _plan(
     towers = [
         _tower(n, name, selection.levels) for n, name in zip(size, selection.names, strict=True)
     ]
-    weights = _weights(size, selection, [level for _, level in towers])
+    weights = _weights(size, selection)
 
     def tree(base: int, used: np.ndarray, chosen: tuple[np.ndarray, ...] = ()) -> Branch:
-        """The way to the `used` coefficients; `chosen`: rows of the last axes, decided before."""
+        """The way to the `used` coefficients; `chosen`: levels of the rows of the last axes."""
         matrix, level = towers[used.ndim - 1]
         halves = [np.flatnonzero(half) for half in (level > 1, level == 1)]
         halves = [rows for rows in halves if used[..., rows].any()]
         rows = np.concatenate(halves)
-        inner: tuple[tuple[int, Tree], ...]
+        inner: list[tuple[int, Tree]] = []
         if used.ndim > 1:
-            ways = (
-                tree(base, np.logical_or.reduce(used[..., half], axis=-1), (half, *chosen))
-                for half in halves
-            )
-            inner = tuple(zip(map(len, halves), ways, strict=True))
+            for half in halves:
+                left = np.logical_or.reduce(used[..., half], axis=-1)
+                inner.append((len(half), tree(base, left, (level[half], *chosen))))
         else:  # after the last product the halves need not be told apart
-            w = weights[np.ix_(rows, *chosen)][..., None]
-            leaf = Leaf(*(_tensor(x, dtype, device) for x in (w - base, w - base * w**2)))
-            inner = ((len(rows), leaf),)
-        return Branch(Filter.of(matrix[rows], dtype, device), inner)
+            w = weights[np.ix_(level[rows], *chosen)][..., None]
+            change, share = (_tensor(x, dtype, device) for x in (w - base, w - base * w**2))
+            inner.append((len(rows), Leaf(change, share)))
+        return Branch(Filter.of(matrix[rows], dtype, device), tuple(inner))
 
     plans = []
     for base in (0, 1) if dtype == torch.float64 or weights.max() <= HEAVIEST else (0,):
-        used = weights != base
+        used = (weights != base)[np.ix_(*(level for _, level in towers))]
         plans.append(Plan(base, tree(base, used) if used.any() else None))
     return min(plans, key=lambda plan: _operations(plan.tree, math.prod(size)))
 
@@ -160,23 +157,23 @@ def _tower(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([r for r, _ in rows]), np.concatenate([level for _, level in rows])
 
 
-def _weights(
-    size: tuple[int, int, int], selection: Selection, levels: Sequence[np.ndarray]
-) -> np.ndarray:
-    """The weight of every coefficient (D, H, W) in units of the first level's."""
-    first = np.minimum.reduce(np.meshgrid(*levels, indexing="ij"))
-    high = np.stack(np.meshgrid(*levels, indexing="ij")) == first
-    band = np.tensordot([4, 2, 1], high, axes=1)
+def _weights(size: tuple[int, int, int], selection: Selection) -> np.ndarray:
+    """The weight of a coefficient by the levels of its rows, in units of the first level's.
+
+    A table (levels along D, along H, along W), each from 1 to `selection.levels` + 1.
+    """
+    deepest = selection.levels + 1
+    levels = np.indices((deepest + 1,) * 3)
+    first = levels.min(axis=0)
+    band = np.tensordot([4, 2, 1], levels == first, axes=1)
     selected = np.isin(BANDS, selection.bands)
-    weights = np.zeros(size)
-    coarser = np.zeros(size, dtype=bool)
-    used = grids(size, selection.names, selection.levels)
-    for level, grid in enumerate(used[:-1], start=1):
-        per_voxel = np.prod(size) / np.prod(grid)
-        here, coarser = first == level, first > level
+    weights = np.zeros(first.shape)
+    for level, grid in enumerate(grids(size, selection.names, selection.levels)[:-1], start=1):
+        per_voxel = math.prod(size) / math.prod(grid)
+        here = first == level
         weights[here] += per_voxel * selected[band[here]]
-        weights[coarser] += per_voxel * selected[0]
-    weights[coarser] += per_voxel * selection.coarse_weight
+        weights[first > level] += per_voxel * selected[0]
+    weights[first == deepest] += per_voxel * selection.coarse_weight
     return weights
 
 
