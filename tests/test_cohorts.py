@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcd_core import phantom
-from dcd_core.data import Cohort, brats2024, clinical, cohorts, embedded, isles2022, write
+from dcd_core.data import Cohort, brats2024, clinical, cohorts, embedded, isles2022, store, write
 from dcd_core.types import BRATS, ISLES, Case, ContractError
 
 SIZES = {"train": 2, "tune": 1, "test": 1}
@@ -18,7 +18,6 @@ SIZES = {"train": 2, "tune": 1, "test": 1}
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("DCD_ROOT", str(tmp_path))
     monkeypatch.delenv("DCD_DATA", raising=False)
-    cohorts._prepared.cache_clear()
     return tmp_path
 
 
@@ -131,16 +130,6 @@ def test_identity_names_content_not_place(root, made, tmp_path, monkeypatch):
         embedded("isles2022", train=1, tune=2, test=1),
     ]
     assert len({cohort.identity for cohort in [one, *others]}) == 5
-
-
-def test_cases_are_read_once_and_handed_out_as_fresh_lists(root, made, monkeypatch):
-    cohort = embedded("isles2022", **SIZES)
-    first = cohort.cases("train")
-    monkeypatch.setattr(cohorts, "read", None)  # would fail if it were called
-    second = cohort.cases("train")
-    assert second == first
-    second.clear()
-    assert len(cohort.cases("train")) == 2
 
 
 @pytest.mark.parametrize(
@@ -259,6 +248,8 @@ def test_too_few_labelled_cases_are_refused(labelled, root, tmp_path, monkeypatc
 def test_cohort_by_the_name_of_its_source(root, made, monkeypatch):
     one = cohorts.cohort("embedded", "isles2022", **SIZES, seed=3)
     assert isinstance(one, Cohort)
+    monkeypatch.setattr(store, "read", None)  # would fail: by name, every case is prepared
+    assert len(one.cases("train")) == SIZES["train"]
     assert one == embedded("isles2022", **SIZES, seed=3)
     with pytest.raises(ContractError, match="DCD_DATA"):
         cohorts.cohort("clinical", "isles2022", **SIZES)

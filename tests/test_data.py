@@ -502,7 +502,7 @@ def test_cropping_keeps_a_voxel_where_it_was():
 @pytest.mark.parametrize("spacing_mm", [1.5, 0.8, (2.0, 2.0, 2.0), (4.0, 1.0, 3.0)])
 def test_resampling_keeps_every_point_where_it_was(spacing_mm):
     """A linear function of the place, resampled, is the same function of the new voxels' places."""
-    size = (14, 20, 11)
+    size = (30, 40, 26)
     slope = np.array([[0.5, -0.2, 0.3], [0.1, 0.4, -0.6], [1.0, 0.0, 0.2], [0.3, 0.3, 0.3]])
 
     def function(affine, size):
@@ -520,10 +520,53 @@ def test_resampling_keeps_every_point_where_it_was(spacing_mm):
     expected = (expected - mean[:, None, None, None]) / std[:, None, None, None]
     index = np.linalg.inv(affine) @ prepared.affine
     place = world(index, prepared.image.shape[1:])
-    # Beyond the outermost voxel centres there is nothing to interpolate between.
-    inner = ((place >= 0) & (place <= np.subtract(size, 1)[:, None, None, None])).all(0)
-    assert inner.mean() > 0.4
+    # Splines feel the end of the volume; a quarter of it is left at every voxel further in.
+    edge = 7
+    inner = ((place >= edge) & (place <= np.subtract(size, 1 + edge)[:, None, None, None])).all(0)
+    assert inner.sum() > 1000
     np.testing.assert_allclose(prepared.image[:, inner], expected[:, inner], atol=1e-4)
+
+
+def smooth(affine, size):
+    """A brain with air around it, bright where a wave of 13 mm is high; four equal channels."""
+    x, y, z = world(affine, size)
+    wave = 5 + np.sin(x / 2) + np.cos(y / 2) + np.sin(z / 2)
+    middle = np.array([x.mean(), y.mean(), z.mean()])[:, None, None, None]
+    brain = np.linalg.norm(np.stack([x, y, z]) - middle, axis=0) < 14
+    return np.stack([(wave * brain).astype(np.float32)] * 4), brain
+
+
+def test_images_are_resampled_by_splines_and_end_where_the_brain_does():
+    affine, size = np.diag([2.0, 2.0, 2.0, 1.0]), (24, 24, 24)
+    image, brain = smooth(affine, size)
+    prepared = data.prepare(Case("c", image, None, (2.0,) * 3, affine), spacing_mm=1.0)
+    there, inside = smooth(prepared.affine, prepared.image.shape[1:])
+    inside = ndimage.binary_erosion(inside, iterations=9)  # the jump to air rings
+    expected = (there - image[:, brain].mean()) / image[:, brain].std()
+    error = np.abs(prepared.image - expected)[:, inside]
+    assert error.max() < 0.01  # linear interpolation is off by 0.2
+    assert not prepared.image[:, ~ndimage.binary_dilation(there[0] != 0, iterations=2)].any()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_thick_slices_are_taken_whole(axis):
+    """Within a slice splines interpolate; across slices the nearest one is repeated."""
+    spacing = np.ones(3)
+    spacing[axis] = 5.0
+    affine = np.diag([*spacing, 1.0])
+    size = [28, 28, 28]
+    size[axis] = 6
+    image, _ = smooth(affine, tuple(size))
+    label = (image[0] > 6).astype(np.uint8)
+    case = Case("c", image, label, tuple(spacing), affine)
+    native = data.prepare(case)
+    prepared = data.prepare(case, spacing_mm=1.0)
+    slices, originals = (np.moveaxis(c.image[0], axis, 0) for c in (prepared, native))
+    assert len(slices) == 5 * len(originals)
+    for i, one in enumerate(slices):
+        np.testing.assert_allclose(one, originals[i // 5], atol=1e-4)
+    labels, before = (np.moveaxis(c.label, axis, 0) for c in (prepared, native))
+    assert all((one == before[i // 5]).all() for i, one in enumerate(labels))
 
 
 def test_labels_are_resampled_by_the_largest_share():

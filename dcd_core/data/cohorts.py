@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from dcd_core import phantom
-from dcd_core.data.grid import prepare
-from dcd_core.data.nifti import read, write
+from dcd_core.data.nifti import write
 from dcd_core.data.scans import Scan, brats2024, isles2022, layout
 from dcd_core.data.splits import folds
+from dcd_core.data.store import prepared
 from dcd_core.records import fingerprint, progress, run_dir, source_hash
 from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
 
@@ -60,19 +59,9 @@ class Cohort:
             )
         return [found[id] for id in wanted]
 
-    def cases(self, split: Split) -> list[Case]:
-        """The prepared cases of one split; kept in memory once read."""
-        return list(_prepared(self, split))
-
-
-@lru_cache(maxsize=6)
-def _prepared(cohort: Cohort, split: Split) -> tuple[Case, ...]:
-    scans = cohort.scans(split)
-    cases = []
-    for done, scan in enumerate(scans):
-        progress(f"reading {split} cases", done, len(scans))
-        cases.append(prepare(read(scan), spacing_mm=cohort.spacing_mm, task=TASKS[cohort.task]))
-    return tuple(cases)
+    def cases(self, split: Split, *, workers: int = 1) -> list[Case]:
+        """The prepared cases of one split, memory-mapped; `workers` processes make those absent."""
+        return prepared(self.scans(split), spacing_mm=self.spacing_mm, workers=workers)
 
 
 def cohort(
@@ -86,18 +75,22 @@ def cohort(
     spacing_mm: float = 2.0,
     workers: int = 1,
 ) -> Cohort:
-    """The cohort a notebook asks for by name: `embedded`, or `clinical`, which counts for itself.
+    """The cohort a notebook asks for by name, prepared: `embedded`, or `clinical`.
 
-    Clinical cases keep their own grid and are split by folds: the other arguments describe
-    phantoms. Raises ContractError for another source, and as `embedded` and `clinical` do.
+    Clinical cases are split by folds: of the arguments after `task` only `spacing_mm`, to which
+    they are resampled, and `workers` count for them, the others describe phantoms.
+    Raises ContractError for another source, and as `embedded`, `clinical` and `read` do.
     """
     if source not in ("embedded", "clinical"):
         raise ContractError("data source", repr(source), "'embedded' or 'clinical'", "'embedded'")
     if source == "clinical":
-        return clinical(task)
-    return embedded(
-        task, train=train, tune=tune, test=test, seed=seed, spacing_mm=spacing_mm, workers=workers
-    )
+        found = clinical(task, spacing_mm=spacing_mm)
+    else:
+        sizes = {"train": train, "tune": tune, "test": test}
+        found = embedded(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
+    for split in get_args(Split):
+        found.cases(split, workers=workers)
+    return found
 
 
 def embedded(

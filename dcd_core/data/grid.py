@@ -6,7 +6,8 @@ its place. That is all one needs to bring a prediction back to the scan it was m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
@@ -21,6 +22,8 @@ ADC_RANGE = (0.0, 4.0)
 Z_RANGE = (-5.0, 10.0)
 """Normalised intensities kept; beyond are vessels, leftover fat and reconstruction errors, which
 would dominate a feature distance. Enhancing tumour and acute infarcts stay well inside."""
+THICK = 3.0
+"""Slices thicker than this many times the in-plane spacing are not interpolated across."""
 
 
 def resample(
@@ -60,10 +63,13 @@ def prepare(
     z-scores over that one mask on the native grid, clipped to `Z_RANGE`; outside is 0. The ADC is
     clipped to `ADC_RANGE` first, because a few voxels of noise decide its deviation otherwise.
     `task` says which channel that is; by default it is the task with as many channels.
-    Images are resampled linearly, labels by the largest linearly resampled indicator. The affine of
-    the result places it in the original scan; nothing else is needed to go back.
-    Raises ContractError when the image is empty.
-    Source: Isensee et al., nnU-Net, Nature Methods, 2021 (order of the steps, shared mask).
+    Images are resampled by cubic splines, labels by the largest linearly resampled indicator; where
+    the slices before or after are more than `THICK` times as thick as the others, that axis takes
+    the nearest slice. The affine of the result places it in the original scan; nothing else is
+    needed to go back.
+    Raises ContractError when the image is empty, or for a spacing that is not positive.
+    Source: Isensee et al., nnU-Net, Nature Methods, 2021 (order of the steps, shared mask, thick
+    slices); unlike there, what a spline leaves outside the resampled brain is put to 0 again.
     """
     brain = (case.image != 0).any(axis=0)
     if not brain.any():
@@ -121,20 +127,42 @@ def _respaced(case: Case, spacing_mm: float | tuple[float, float, float]) -> Cas
         return case
     old = np.array(case.image.shape[1:])
     new = np.maximum(np.round(old / step), 1).astype(int)
-    shape: Size3 = (int(new[0]), int(new[1]), int(new[2]))
+    start = ((old - 1) - (new - 1) * step) / 2
     index = np.diag([*step, 1.0])
-    index[:3, 3] = ((old - 1) - (new - 1) * step) / 2
-    affine = case.affine @ index
+    index[:3, 3] = start
+    thick = _thick_axis(case.spacing_mm)
+    thick = _thick_axis(target) if thick is None else thick
 
-    def moved(volume: Float32[np.ndarray, "i j k"]) -> Float32[np.ndarray, "_ _ _"]:
+    def moved(volume: Float32[np.ndarray, "i j k"], order: int) -> Float32[np.ndarray, "_ _ _"]:
+        matrix, shape = index.copy(), new.copy()
+        if thick is not None:  # first within the slices, then whole slices
+            matrix[thick] = np.eye(4)[thick]
+            shape[thick] = old[thick]
         # The outermost new voxels can lie half a voxel beyond the old ones: "nearest" serves them.
-        return resample(volume, case.affine, onto_affine=affine, onto_shape=shape, mode="nearest")
+        result = resample(
+            volume,
+            np.eye(4),
+            onto_affine=matrix,
+            onto_shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+            order=order,
+            mode="nearest",
+        )
+        if thick is None:
+            return result
+        slices = np.rint(start[thick] + step[thick] * np.arange(new[thick])).astype(int)
+        return result.take(slices.clip(0, old[thick] - 1), axis=thick)
 
-    label = None if case.label is None else _vote(case.label, moved)
+    brain = moved((case.image != 0).any(axis=0).astype(np.float32), 1) > 0.5
+    image = np.stack([moved(channel, 3) * brain for channel in case.image])
+    label = None if case.label is None else _vote(case.label, partial(moved, order=1))
     spacing = (float(target[0]), float(target[1]), float(target[2]))
-    return Case(
-        case.id, np.stack([moved(channel) for channel in case.image]), label, spacing, affine
-    )
+    return Case(case.id, image, label, spacing, case.affine @ index)
+
+
+def _thick_axis(spacing_mm: Sequence[float] | np.ndarray) -> int | None:
+    """The one axis along which voxels are more than `THICK` times as long as along the others."""
+    others, longest = np.sort(spacing_mm)[:2], int(np.argmax(spacing_mm))
+    return longest if spacing_mm[longest] > THICK * others.max() else None
 
 
 def _vote(label: UInt8[np.ndarray, "i j k"], moved: Callable) -> UInt8[np.ndarray, "_ _ _"]:

@@ -61,7 +61,7 @@ def read(scan: Scan) -> Case:
 
 
 def _load(path: Path) -> _Volume:
-    stored = _open(path)
+    stored = open_nifti(path)
     try:
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, which is refused below
             array = np.asarray(stored.dataobj, dtype=np.float32)
@@ -77,8 +77,11 @@ def _load(path: Path) -> _Volume:
     return _Volume(path, array, affine)
 
 
-def _open(path: Path) -> nib.Nifti1Pair:
-    """Return a NIfTI image whose header has been read, its voxels not yet."""
+def open_nifti(path: Path) -> nib.Nifti1Pair:
+    """A NIfTI image whose header has been read, its voxels not yet.
+
+    Raises ContractError when the file is absent, damaged or of another format.
+    """
     if not path.is_file():
         raise ContractError(str(path), "no such file", "a NIfTI file", "fetch this scan again")
     try:
@@ -224,7 +227,7 @@ def _write_folder(base: Path, folder: Path, files: Mapping[Path, np.ndarray], ca
 def _refuse_foreign(base: Path, files: Mapping[Path, np.ndarray], case: Case) -> None:
     """Accept the files there as those of the case: all headers, and the voxels of the first."""
     for index, (path, array) in enumerate(files.items()):
-        there = _open(base / path)
+        there = open_nifti(base / path)
         same = there.shape == array.shape and np.allclose(
             there.affine, case.affine, rtol=0, atol=GRID_TOLERANCE
         )
