@@ -118,6 +118,7 @@ def predict_case(
     spacing_mm: float | tuple[float, float, float] | None = None,
     overlap: float = 0.5,
     mirror: bool = False,
+    precision: Precision = "auto",
 ) -> UInt8[np.ndarray, "i j k"]:
     """Label volume of an unprepared case, on the case's own grid.
 
@@ -133,7 +134,9 @@ def predict_case(
             "the task's own reader",
         )
     prepared = prepare(case, spacing_mm=spacing_mm, task=task)
-    found = predict(model, prepared.image, patch=patch, overlap=overlap, mirror=mirror)
+    found = predict(
+        model, prepared.image, patch=patch, overlap=overlap, mirror=mirror, precision=precision
+    )
     native = to_native(found.cpu().numpy(), prepared, case)
     return decide(native, threshold)
 

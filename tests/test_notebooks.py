@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dcd_core import records
+from dcd_core import records, train
+from dcd_core.dcd import kd_weight
 from runner import jobs, parameters, sources
 from runner.execution import LIMIT_BYTES
 
@@ -111,6 +112,31 @@ def test_profiles_set_declared_parameters_of_the_declared_type(profile: str) -> 
     assert set(found) == set(known)
     assert all(values.get("profile", profile) == profile for values in found.values())
     assert sources.with_needs(known, known)
+
+
+def test_every_choice_of_the_paper_profile_says_why() -> None:
+    text = (PROJECT / "notebooks" / "params" / "paper.yml").read_text("utf-8")
+    _, settings = text.split("shared:", 1)
+    lines = [line for line in settings.splitlines() if line.startswith("  ")]
+    assert len(lines) > 30
+    assert not [line for line in lines if "  # " not in line]
+
+
+@pytest.mark.parametrize(
+    ("page", "peak", "start", "ramp"),
+    [("05-brats", 0.01, 150, 800), ("06-isles", 0.05, 100, 300)],
+)
+def test_the_faithful_arm_has_the_schedule_of_the_release(page, peak, start, ramp) -> None:
+    known = sources.discover(PROJECT / "notebooks")
+    released = parameters.resolve(known, "paper", {})[page]["released"]
+    recipe = train.Recipe(**released)
+    epochs = 1000
+    assert recipe.kd_balance == "fixed"
+    for epoch in range(0, epochs + 1, 10):
+        expected = kd_weight(epoch, peak=peak, start=start, ramp=ramp)
+        share = {"start": recipe.kd_start, "ramp": recipe.kd_ramp}
+        found = kd_weight(epoch / epochs, peak=recipe.kd_peak, **share)
+        assert found == pytest.approx(expected, abs=1e-9)
 
 
 # --- pages --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ an interrupted job resumes, and editing a plot retrains nothing.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from dcd_core import models
-from dcd_core.data import Cohort, Patches
+from dcd_core.data import Cohort, Patches, read
 from dcd_core.dcd import DCD
-from dcd_core.infer import decide, predict
+from dcd_core.infer import predict_case
 from dcd_core.metrics import lesions, score
 from dcd_core.records import atomic, capacity, fingerprint, progress, run_dir, source_hash
 from dcd_core.train.distiller import Distiller
@@ -31,6 +31,7 @@ from dcd_core.types import TASKS, ContractError
 
 _TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
 _TESTING = ("infer", "metrics")
+_METHODS: Mapping[str, Callable[..., nn.Module]] = {"dcd": DCD, "dcd-released": DCD.released}
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
@@ -39,9 +40,9 @@ class Job:
     """One training run and its test.
 
     `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
-    "none" or a distillation method with its `options`; `teacher`: the job that trains the teacher,
-    whose tune Dice must reach `teacher_floor`. `label` names the folder, `arm` the line in tables;
-    neither decides anything.
+    "none", "dcd" with its `options`, or "dcd-released", which has none; `teacher`: the job that
+    trains the teacher, whose tune Dice must reach `teacher_floor`. `label` names the folder, `arm`
+    the line in tables; neither decides anything.
     """
 
     label: str
@@ -173,25 +174,29 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
 def _method(job: Job, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
     if job.method == "none":
         return None
-    if job.method != "dcd":
-        raise ContractError("method", repr(job.method), "'none' or 'dcd'", "'dcd'")
-    return DCD(student, teacher, **job.options)
+    if job.method not in _METHODS:
+        raise ContractError("method", repr(job.method), f"one of {sorted(_METHODS)}", "'dcd'")
+    return _METHODS[job.method](student, teacher, **job.options)
 
 
 def _test(job: Job, result: Fit) -> None:
-    task, recipe = TASKS[job.cohort.task], job.recipe
+    """Score the test cases on their own grids, where the challenges look at them."""
+    cohort, recipe = job.cohort, job.recipe
+    task = TASKS[cohort.task]
     rows: list[dict[str, object]] = []
     found_lesions: list[dict[str, object]] = []
-    for case in job.cohort.cases("test"):
+    for case in map(read, cohort.scans("test")):
         assert case.label is not None
-        found = predict(
+        label = predict_case(
             result.student,
-            case.image,
+            case,
+            task,
             patch=recipe.patch,
+            threshold=result.threshold,
+            spacing_mm=cohort.spacing_mm,
             overlap=recipe.overlap,
             precision=recipe.precision,
         )
-        label = decide(found.cpu().numpy(), result.threshold)
         for row in score(label, case.label, task, case.spacing_mm):
             rows.append({"case": case.id, **row})
         for lesion in lesions(label > 0, case.label > 0, case.spacing_mm):

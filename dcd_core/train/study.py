@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ from dcd_core.train.jobs import Job
 from dcd_core.train.recipe import Recipe
 from dcd_core.types import ContractError
 
-_RECIPE = {field.name for field in fields(Recipe)}
+_RECIPE = {entry.name for entry in fields(Recipe)}
 NARROW = 64
 """Widest stage, in channels, up to which channels_last is the faster memory format on CPUs."""
 
@@ -22,8 +22,9 @@ NARROW = 64
 class Study:
     """What all arms of a comparison share: cohort, recipe, architecture and teacher.
 
-    `name` labels the runs; channels per encoder stage, finest first; `teacher_floor` is the tune
-    Dice below which the teacher may not teach. Teacher and students train for equally many steps.
+    `name` labels the runs; channels per encoder stage, finest first; `network` holds further
+    arguments of the `architecture`, of teacher and students alike; `teacher_floor` is the tune Dice
+    below which the teacher may not teach. Teacher and students train for equally many steps.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Study:
     teacher_channels: tuple[int, ...]
     student_channels: tuple[int, ...]
     architecture: str = "dynunet"
+    network: Mapping[str, Any] = field(default_factory=dict)
     teacher_seed: int = 100
     teacher_floor: float = 0.3
 
@@ -66,7 +68,11 @@ class Study:
         return Job(
             label=f"{self.name}-{arm}-s{seed}".replace(" ", "-"),
             cohort=self.cohort,
-            model={"architecture": self.architecture, "channels": list(channels)},
+            model={
+                "architecture": self.architecture,
+                "channels": list(channels),
+                **self.network,
+            },
             recipe=recipe,
             teacher_floor=self.teacher_floor,
             arm=arm,
