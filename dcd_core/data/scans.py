@@ -69,6 +69,14 @@ class Survey(NamedTuple):
     closed: list[Path]
 
 
+class Copies(NamedTuple):
+    """Something that is there more than once: the `name` of a scan `id` or of one of its files."""
+
+    id: str
+    name: str
+    places: list[Path]
+
+
 def brats2024(root: str | os.PathLike[str], *, edition: int = 2024) -> list[Scan]:
     """List the BraTS GLI scans anywhere under `root`, sorted by id.
 
@@ -102,9 +110,9 @@ def _listed(root: str | os.PathLike[str], task: Task, edition: int) -> list[Scan
     if found.closed:
         attempt = "the permissions of that folder: scans in it would be missed"
         raise ContractError(str(found.closed[0]), "a folder that is shut", "it readable", attempt)
-    for name, copies in twice(found, task).items():
-        got, attempt = f"it twice: {copies[0]} and {copies[1]}", "name one of the editions as root"
-        raise ContractError(name, got, "one copy", attempt)
+    for copies in twice(found, task):
+        got = f"it twice: {copies.places[0]} and {copies.places[1]}"
+        raise ContractError(copies.name, got, "one copy", "name one of the editions as root")
     if not (scans := scans_of(found, task, edition)):
         raise nothing(found.base, EXPECTED[task.name])
     return scans
@@ -136,23 +144,25 @@ def scans_of(found: Survey, task: Task, edition: int) -> list[Scan]:
     return [_scan(id, parts.get(id, {}), found, task, edition) for id in sorted(ids)]
 
 
-def twice(found: Survey, task: Task) -> dict[str, list[Path]]:
+def twice(found: Survey, task: Task) -> list[Copies]:
     """Return what is there more than once: scans whose files lie in two folders, or single files.
 
-    The key is the id or the file name, the value all the places. A BraTS scan is one folder: files
-    of two folders are two scans, perhaps of two editions, even when no file is there twice.
+    A BraTS scan is one folder: files of two folders are two scans, perhaps of two editions, even
+    when no file is there twice.
     """
-    result: dict[str, list[Path]] = {}
-    for id, parts in found.parts[task.name].items():
+    result: list[Copies] = []
+    for id, parts in sorted(found.parts[task.name].items()):
         homes = sorted({path.parent for paths in parts.values() for path in paths})
         if task.name == BRATS.name and len(homes) > 1:
-            result[id] = homes
-            continue
-        result |= {paths[0].name: paths for paths in parts.values() if len(paths) > 1}
+            result.append(Copies(id, id, homes))
+        else:
+            several = (paths for paths in parts.values() if len(paths) > 1)
+            result += (Copies(id, paths[0].name, paths) for paths in several)
     if task.name == BRATS.name:
-        empty = {id: folders for id, folders in found.folders.items() if len(folders) > 1}
-        result |= {id: empty[id] for id in empty.keys() - found.parts[task.name].keys()}
-    return dict(sorted(result.items()))
+        empty = sorted(found.folders.keys() - found.parts[task.name].keys())
+        folders = ((id, found.folders[id]) for id in empty)
+        result += (Copies(id, id, places) for id, places in folders if len(places) > 1)
+    return result
 
 
 def _walk(base: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str]]]:

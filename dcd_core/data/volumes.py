@@ -46,6 +46,7 @@ class Volume(NamedTuple):
 def load(path: Path) -> Volume:
     """Read one file; ContractError when it is absent, unreadable, not 3-D, not finite."""
     stored = open_image(path)
+    refuse_not_3d(path, stored)
     volume = voxels(path, stored)
     refuse_not_finite(volume)
     refuse_no_grid(volume)
@@ -68,21 +69,27 @@ def open_image(path: Path) -> nib.Nifti1Pair:
     return stored
 
 
-def voxels(path: Path, stored: nib.Nifti1Pair) -> Volume:
-    """Read the voxels of an opened image; trailing axes of length 1 are dropped.
+def refuse_not_3d(path: Path, stored: nib.Nifti1Pair) -> None:
+    """Raise ContractError unless an image has three axes, trailing ones of length 1 aside."""
+    if len(_extent(stored.shape)) != 3:
+        attempt = "store one volume per file"
+        raise ContractError(str(path), f"shape {stored.shape}", "3 axes", attempt)
 
-    Raises ContractError when they cannot be read or have not three axes.
-    """
+
+def _extent(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def voxels(path: Path, stored: nib.Nifti1Pair) -> Volume:
+    """Read the voxels of an opened 3-D image; ContractError when they cannot be read."""
     try:
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, which is refused later
             array = np.asarray(stored.dataobj, dtype=np.float32)
     except BROKEN as error:
         raise unreadable(path, error) from error
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        attempt = "store one volume per file"
-        raise ContractError(str(path), f"shape {array.shape}", "3 axes", attempt)
+    array = array.reshape(_extent(array.shape))
     return Volume(path, array, np.asarray(stored.affine, dtype=np.float64))
 
 
@@ -168,29 +175,36 @@ def is_micro(adc: Float32[np.ndarray, "i j k"], brain: Bool[np.ndarray, "i j k"]
     return bool(inside.size and np.median(inside) > 50)
 
 
+def refuse_fractions(volume: Volume) -> None:
+    """Raise ContractError when a label is not stored in whole numbers."""
+    apart = np.abs(volume.array - np.round(volume.array))
+    if apart.max() >= LABEL_TOLERANCE:
+        worst = volume.array.flat[apart.argmax()]
+        attempt = "resample labels by nearest neighbour"
+        raise ContractError(str(volume.path), f"the value {worst:g}", "whole numbers", attempt)
+
+
 def label_of(volume: Volume, task: str, edition: int) -> UInt8[np.ndarray, "i j k"]:
     """Return the label in the numbers of the task, whatever the edition called them.
 
     Raises ContractError for values that are not whole or that the edition does not have.
     """
+    refuse_fractions(volume)
     numbers = numbering(task, edition)
     whole = np.round(volume.array)
     values, counts = np.unique(whole, return_counts=True)
-    if np.abs(volume.array - whole).max() >= LABEL_TOLERANCE:
-        worst = volume.array.flat[np.abs(volume.array - whole).argmax()]
-        got, attempt = f"the value {worst:g}", "resample labels by nearest neighbour"
-    elif not np.isin(values, list(numbers)).all():
-        got = "labels " + ", ".join(f"{value:g}" for value in values)
-        strange = ~np.isin(values, list(numbers))
-        got += (
-            f" ({counts[strange].sum()} voxels of {', '.join(f'{v:g}' for v in values[strange])})"
-        )
+    strange = ~np.isin(values, list(numbers))
+    if strange.any():
+        voxels_of = f"{counts[strange].sum()} voxels of {_listed(values[strange])}"
+        expected = f"{_in_words(list(numbers))} ({task}, edition {edition})"
         attempt = "name the edition the labels come from, or correct these voxels"
-    else:
-        return _renumbered(whole, numbers)
-    raise ContractError(
-        str(volume.path), got, f"{_in_words(list(numbers))} ({task}, edition {edition})", attempt
-    )
+        got = f"labels {_listed(values)} ({voxels_of})"
+        raise ContractError(str(volume.path), got, expected, attempt)
+    return _renumbered(whole, numbers)
+
+
+def _listed(values: Float32[np.ndarray, " n"]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _renumbered(
