@@ -31,8 +31,8 @@ class Audit(NamedTuple):
 
     `findings` has the columns case, check, got, expected and severity ("error", "warning", "info"),
     worst first. `manifest` has one row per scan: id, task, edition, group (the patient), post_op,
-    files, label_sha256, shape, spacing_mm, axes, brain_ml, and for every label its `..._ml` and
-    `..._components` (26 neighbours); for ISLES also flair_overlap (Dice) and adc_median (1e-3
+    files, label_sha256, shape, spacing_mm, orientation, brain_ml, and for every label its `..._ml`
+    and `..._components` (26 neighbours); for ISLES also flair_overlap (Dice) and adc_median (1e-3
     mm2/s). What could not be measured is empty.
     """
 

@@ -104,5 +104,5 @@ def _stroke_faults(
     if level:
         if level["dwi"] < level["adc"]:
             yield f"the lesion is dark in dwi ({level['dwi']:.2f}) and bright in adc"
-    elif tail["adc"] <= tail["dwi"]:
+    elif tail["adc"] <= max(tail["dwi"], tail["flair"]):
         yield f"fluid is not brightest in adc (98th percentile {tail['adc']:.2f} x median)"

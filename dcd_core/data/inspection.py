@@ -138,7 +138,7 @@ def _geometry(first: Volume) -> dict[str, Any]:
     return {
         "shape": "x".join(map(str, first.array.shape)),
         "spacing_mm": "x".join(f"{size:.4g}" for size in voxel_sizes(first.affine)),
-        "axes": _axes(first),
+        "orientation": _axes(first),
     }
 
 

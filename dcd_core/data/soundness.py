@@ -24,6 +24,8 @@ def sound_image(path: Path, report: Report) -> Volume | None:
     if (opened := _opened(path, report)) is None:
         return None
     volume, _ = opened
+    if not report.passes("NaN or infinite values", volumes.refuse_not_finite, volume):
+        volume = volume._replace(array=np.nan_to_num(volume.array, posinf=0, neginf=0))
     report.passes("only zeros", volumes.refuse_zeros, volume)
     _report_background(volume, report)
     return volume
@@ -33,16 +35,19 @@ def sound_label(path: Path, report: Report) -> Volume | None:
     """Return a label in whole numbers, whichever these are; None when there is no such thing."""
     if (opened := _opened(path, report)) is None:
         return None
-    volume, kind = opened
+    volume, stored_as = opened
+    if not report.passes("NaN or infinite values", volumes.refuse_not_finite, volume):
+        return None
     if not report.passes("label values not whole", volumes.refuse_fractions, volume):
         return None
-    if kind.kind == "f":
-        got = f"{path.name}: whole numbers stored as {kind.name}"
+    if stored_as.kind == "f":
+        got = f"{path.name}: whole numbers stored as {stored_as.name}"
         report.add("float labels", got, "integers", "info")
     return volume
 
 
 def _opened(path: Path, report: Report) -> tuple[Volume, np.dtype] | None:
+    """Return the voxels of a file and how they are stored, or None once it is known why not."""
     if not report.passes("damaged file", _read_to_the_end, path):
         return None
     stored = report.attempt("damaged file", volumes.open_image, path)
@@ -54,9 +59,7 @@ def _opened(path: Path, report: Report) -> tuple[Volume, np.dtype] | None:
     if volume is None or not report.passes("unusable affine", volumes.refuse_no_grid, volume):
         return None
     _report_forms(path, stored, report)
-    report.passes("NaN or infinite values", volumes.refuse_not_finite, volume)
-    finite = np.nan_to_num(volume.array, nan=0, posinf=0, neginf=0)
-    return volume._replace(array=finite), stored.get_data_dtype()
+    return volume, stored.get_data_dtype()
 
 
 def _read_to_the_end(path: Path) -> None:
