@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _failed("interrupted")
         return 130
+    except Exception as error:  # whoever cares for the data cannot use a traceback
+        return _failed(f"unexpected {type(error).__name__}: {error}. This is a defect: report it")
 
 
 def _parser() -> argparse.ArgumentParser:

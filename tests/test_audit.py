@@ -8,14 +8,15 @@ import importlib
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from itertools import combinations
 from pathlib import Path
 
+import cc3d
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
 
 from dcd_core import data
 from dcd_core.__main__ import main
@@ -114,7 +115,8 @@ def test_a_sound_data_set_has_no_findings(task, tmp_path):
         for value, name in enumerate(task.labels[1:], start=1):
             mask = case.label == value
             assert row[f"{name}_ml"] == pytest.approx(mask.sum() * voxel_ml, abs=1e-3)
-            assert row[f"{name}_components"] == ndimage.label(mask, np.ones((3, 3, 3)))[1]
+            _, components = cc3d.connected_components(mask, connectivity=26, return_N=True)
+            assert row[f"{name}_components"] == components
     if task == ISLES:
         assert (rows.flair_overlap == 1).all()
         assert rows.adc_median.between(0.7, 1.0).all()
@@ -568,13 +570,13 @@ def test_tables_are_written_and_repeating_is_cheap(tmp_path, examined):
     assert examined == []
     pd.testing.assert_frame_equal(two.findings, one.findings)
     pd.testing.assert_frame_equal(two.manifest, one.manifest)
-    # A changed file, another edition, changed code or a broken record: looked at again.
+    # A file that has changed or a broken record: looked at again.
     with_value(0)(second.label)
-    assert len(data.audit(root, out=out).manifest) == 2
+    assert data.audit(root, out=out).manifest.lesion_ml[1] < one.manifest.lesion_ml[1]
     assert examined == [second.id]
     examined.clear()
     (out / "scans" / f"isles2022-{first.id}.json").write_text("{")
-    data.audit(root, out=out)
+    assert list(data.audit(root, out=out).manifest.id) == [first.id, second.id]
     assert examined == [first.id]
 
 
@@ -623,6 +625,17 @@ def test_several_processes_find_the_same(tmp_path):
     alone, together = data.audit(tmp_path), data.audit(tmp_path, workers=2)
     pd.testing.assert_frame_equal(alone.findings, together.findings)
     pd.testing.assert_frame_equal(alone.manifest, together.manifest)
+
+
+def test_a_killed_worker_is_told_with_a_way_out(tmp_path, monkeypatch):
+    written(ISLES, tmp_path)
+
+    def killed(*arguments):
+        raise BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr(audit_module, "ProcessPoolExecutor", killed)
+    with pytest.raises(ContractError, match=r"a worker that was killed.*fewer workers"):
+        data.audit(tmp_path, workers=2)
 
 
 def test_progress_is_told(tmp_path, monkeypatch):
@@ -688,6 +701,8 @@ def test_an_absent_package_and_an_interruption_are_told(tmp_path, monkeypatch, c
     assert stop(ModuleNotFoundError("no", name="nibabel")) == 2
     assert "nibabel is not installed. Try: pip install 'dcd-core[study]'" in capsys.readouterr().err
     assert stop(KeyboardInterrupt()) == 130
+    assert stop(ZeroDivisionError("nobody thought of it")) == 2
+    assert "unexpected ZeroDivisionError: nobody" in capsys.readouterr().err
 
 
 def test_the_module_is_a_command(tmp_path, project):

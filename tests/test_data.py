@@ -481,6 +481,15 @@ def test_a_file_in_another_axis_order_is_turned(axes, tmp_path):
     np.testing.assert_allclose(back.affine, case.affine, atol=1e-5)
 
 
+def test_at_a_tilt_of_45_degrees_rounding_turns_nothing(tmp_path):
+    case = make_case()._replace(affine=oblique((1.0, 1.0, 1.0), tilt=np.pi / 4))
+    (scan,) = data.write([case], tmp_path, task=BRATS)
+    for path, more in zip(scan.channels, (0, 1e-5, -1e-5, 2e-5), strict=True):
+        affine = oblique((1.0, 1.0, 1.0), tilt=np.pi / 4 + more)
+        save(path, np.asarray(nib.load(path).dataobj), affine)
+    np.testing.assert_array_equal(data.read(scan).image, case.image)
+
+
 @pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1)])
 def test_the_affine_is_that_of_nibabel(sform, qform, tmp_path):
     """The sform where its code is set, else the qform, as nibabel documents."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -93,14 +94,14 @@ def audit(
     if not tasks:
         raise nothing(found.base, " or ".join(EXPECTED[name] for name in scans))
     findings = _of_the_tree(found, tasks)
-    rows = []
+    rows: dict[Scan, dict[str, Any]] = {}
     every = [scan for task in tasks for scan in scans[task.name]]
     store = None if out is None else Path(out)
     for done, (scan, one) in enumerate(_inspections(every, found.base, store, workers), start=1):
         progress("audit", done, len(every), scan.id)
         findings += one.findings
-        rows.append(one.row)
-    result = Audit(_table(findings), pd.DataFrame(rows))
+        rows[scan] = one.row
+    result = Audit(_table(findings), pd.DataFrame([rows[scan] for scan in every]))
     if store is not None:
         for name, table in result._asdict().items():
             with atomic(store / f"{name}.csv") as temporary:
@@ -178,11 +179,16 @@ def _examined(
         return
     try:
         # Forking a process in which torch has started threads can hang; spawned workers cannot.
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts) as pool:
             yield from pool.map(examine, scans)
     except BrokenProcessPool as error:
         attempt = "fewer workers; with `out` the audit goes on where it was"
         raise ContractError("audit", "a worker that was killed", "memory", attempt) from error
+
+
+def _leave_interrupts() -> None:
+    """Let the parent alone answer to Ctrl-C: it keeps what is done and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _keyed(scan: Scan, base: Path, code: str) -> tuple[str, Inspection]:

@@ -172,7 +172,7 @@ def _placed(files: Mapping[str, Volume], first: Volume, report: Report) -> dict[
         check = "affine differs" if same_shape else "shape differs"
         if not report.passes(check, volumes.refuse_other_grid, turned, first):
             continue
-        if _axes(file) != _axes(first):
+        if turned is not file and not volumes.same_grid(file, first):
             got = f"{file.path.name}: stored as {_axes(file)}"
             report.add("axis order", got, f"{_axes(first)}, as {first.path.name}", "warning")
         placed[name] = turned

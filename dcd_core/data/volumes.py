@@ -147,9 +147,9 @@ def turned_to(volume: Volume, first: Volume) -> Volume:
 
     Tools store one grid as LAS, LPS or RAS; the affine says which, and moves along.
     """
-    orders = io_orientation(volume.affine), io_orientation(first.affine)
-    if np.array_equal(*orders):
+    if same_grid(volume, first):  # at a tilt of 45 degrees rounding decides on the order
         return volume
+    orders = io_orientation(volume.affine), io_orientation(first.affine)
     stored = nib.Nifti1Image(volume.array, volume.affine)
     turned = stored.as_reoriented(ornt_transform(*orders))
     return Volume(volume.path, np.asarray(turned.dataobj), np.asarray(turned.affine, np.float64))
