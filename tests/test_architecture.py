@@ -21,6 +21,7 @@ LAYERS = (
     {"dcd", "models", "data"},
     {"rivals", "infer", "deploy", "flow"},
     {"train", "plots"},
+    {"__main__"},
 )
 # The two leaves of layer 0: everything may speak the vocabulary, records included.
 SAME_LAYER = {("records", "types")}

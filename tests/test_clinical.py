@@ -1,4 +1,4 @@
-"""The road of the real data, from files to official scores, walked with phantoms in their layout."""
+"""The road of the real data, from files to official scores, walked by phantoms in their layout."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from scipy import ndimage
 from sklearn.model_selection import KFold
 
 from dcd_core import data
-from dcd_core.data import grid, nifti, patches
+from dcd_core.data import grid, nifti, patches, scans
 from dcd_core.records import real_cases
 from dcd_core.types import BRATS, ISLES, Case, ContractError
 
@@ -138,6 +138,67 @@ def test_zenodo_layout_is_the_same_case(tmp_path):
     np.testing.assert_array_equal(back.label, case.label)
 
 
+def test_all_brats_editions_may_lie_below_one_root(tmp_path):
+    """Both id families, several time points of a patient, labels in some editions only."""
+    places = {
+        "BraTS-GLI-00005-000": "BraTS2023/train",
+        "BraTS-GLI-00005-100": "BraTS2024/training_data1_v2",
+        "BraTS-GLI-00005-101": "BraTS2024/training_data_additional",
+        "BraTS-GLI-00008-103": "BraTS2024/validation_data",
+    }
+    for id, place in places.items():
+        labelled = place != "BraTS2024/validation_data"
+        data.write([make_case(id=id, labelled=labelled)], tmp_path / place, task=BRATS)
+    scans = data.brats2024(tmp_path)
+    assert [scan.id for scan in scans] == sorted(places)
+    assert [scan.label is not None for scan in scans] == [True, True, True, False]
+    assert [scan.post_op for scan in scans] == [False, True, True, True]
+    assert len({scan.group for scan in scans}) == 2
+    one = tmp_path / places["BraTS-GLI-00005-000"] / "BraTS-GLI-00005-000"
+    assert data.brats2024(one) == scans[:1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "images-dwi/{id}_ses-0001_dwi {id}_ses-0001_ADC images/{id}_FLAIR labels/{id}_msk",
+        "{id}_dwi {id}_adc {id}_flair {id}_msk",
+        "{id}/ses-0001/DWI {id}/ses-0001/ADC {id}/ses-0001/FLAIR {id}/derivatives/MSK",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_isles_files_are_known_by_name_wherever_they_lie(names, suffix, tmp_path):
+    case = make_case(ISLES)
+    parts = [*case.image, case.label]
+    for name, array in zip(names.format(id=case.id).split(), parts, strict=True):
+        save(tmp_path / f"{name}.{suffix}", array)
+    (scan,) = data.isles2022(tmp_path)
+    assert scan.post_op is None
+    back = data.read(scan)
+    np.testing.assert_array_equal(back.image, case.image)
+    np.testing.assert_array_equal(back.label, case.label)
+
+
+def test_a_link_back_to_its_own_folder_is_followed_once(tmp_path):
+    (scan,) = data.write([make_case(ISLES)], tmp_path, task=ISLES)
+    (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
+    assert data.isles2022(tmp_path) == [scan]
+
+
+def test_a_folder_that_cannot_be_opened_is_not_passed_over(tmp_path, monkeypatch):
+    data.write([make_case()], tmp_path, task=BRATS)
+    (tmp_path / "shut").mkdir()
+    scandir = scans.os.scandir
+
+    def refuse(path):
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(scans.os, "scandir", refuse)
+    assert "a folder that is shut" in message(data.brats2024, tmp_path)
+
+
 @TASK
 def test_an_absent_or_empty_root_is_refused(task, tmp_path):
     for root in (tmp_path / "nowhere", tmp_path):
@@ -153,6 +214,22 @@ def test_a_scan_that_is_there_twice_is_refused(task, tmp_path):
     text = message(LISTING[task.name], tmp_path)
     assert "v1" in text
     assert "v2" in text
+
+
+@TASK
+def test_a_file_that_is_there_packed_and_unpacked_is_refused(task, tmp_path):
+    (scan,) = data.write([make_case(task)], tmp_path, task=task)
+    nib.save(nib.load(scan.channels[1]), scan.channels[1].with_suffix(""))
+    assert "twice" in message(LISTING[task.name], tmp_path)
+
+
+def test_files_of_one_brats_scan_in_two_folders_are_two_editions(tmp_path):
+    (scan,) = data.write([make_case()], tmp_path / "v1", task=BRATS)
+    other = tmp_path / "v2" / scan.id
+    other.mkdir(parents=True)
+    assert data.brats2024(tmp_path) == [scan]  # an empty folder is no second copy
+    scan.label.rename(other / scan.label.name)
+    assert "twice" in message(data.brats2024, tmp_path)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -343,6 +420,110 @@ def test_labels_outside_the_task_are_refused(task, value, words, tmp_path):
     assert "Try:" in text
 
 
+EDITIONS = {
+    2013: {1: 1, 2: 2, 3: 1, 4: 3},
+    2015: {1: 1, 2: 2, 3: 1, 4: 3},
+    2018: {1: 1, 2: 2, 4: 3},
+    2021: {1: 1, 2: 2, 4: 3},
+    2023: {1: 1, 2: 2, 3: 3},
+    2024: {1: 1, 2: 2, 3: 3, 4: 4},
+    2025: {1: 1, 2: 2, 3: 3, 4: 4},
+}
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_labels_of_every_edition_become_those_of_2024(edition, tmp_path):
+    numbers = EDITIONS[edition]
+    stored = np.zeros(SIZE, np.float64)
+    for value in numbers:
+        stored[1 + value, 2:4] = value
+    (written,) = data.write([make_case()], tmp_path, task=BRATS)
+    save(written.label, stored)
+    (scan,) = data.brats2024(tmp_path, edition=edition)
+    label = data.read(scan).label
+    assert {value: int(label[1 + value, 2, 0]) for value in numbers} == numbers
+    assert (label != 0).sum() == (stored != 0).sum()
+    # A value that this edition does not have is named with the edition.
+    for value in {3, 4, 7} - set(numbers):
+        stored[0, 0, 0] = value
+        save(written.label, stored)
+        text = message(data.read, scan)
+        assert f"edition {edition}" in text
+        assert f"1 voxels of {value}" in text
+
+
+def test_an_unknown_edition_is_refused(tmp_path):
+    data.write([make_case()], tmp_path, task=BRATS)
+    with pytest.raises(ContractError, match="edition of brats2024: got 1999"):
+        data.brats2024(tmp_path, edition=1999)
+
+
+def test_a_scan_of_no_edition_has_the_numbers_of_its_task(tmp_path):
+    (scan,) = data.write([make_case()], tmp_path, task=BRATS)
+    assert scan.edition == 2024
+    whole = data.read(scan._replace(edition=None))
+    np.testing.assert_array_equal(whole.label, data.read(scan).label)
+
+
+@pytest.mark.parametrize("axes", ["LAS", "LPS", "RAS", "PIR"])
+def test_a_file_in_another_axis_order_is_turned(axes, tmp_path):
+    """The same grid, stored in another order: places count, not indices."""
+    case = make_case()
+    (scan,) = data.write([case], tmp_path, task=BRATS)
+    whole = nib.orientations.axcodes2ornt(axes)
+    for path in (*scan.channels[1:], scan.label):
+        stored = nib.load(path)
+        turn = nib.orientations.ornt_transform(nib.io_orientation(stored.affine), whole)
+        nib.save(stored.as_reoriented(turn), path)
+    back = data.read(scan)
+    np.testing.assert_array_equal(back.image, case.image)
+    np.testing.assert_array_equal(back.label, case.label)
+    np.testing.assert_allclose(back.affine, case.affine, atol=1e-5)
+
+
+def test_at_a_tilt_of_45_degrees_rounding_turns_nothing(tmp_path):
+    case = make_case()._replace(affine=oblique((1.0, 1.0, 1.0), tilt=np.pi / 4))
+    (scan,) = data.write([case], tmp_path, task=BRATS)
+    for path, more in zip(scan.channels, (0, 1e-5, -1e-5, 2e-5), strict=True):
+        affine = oblique((1.0, 1.0, 1.0), tilt=np.pi / 4 + more)
+        save(path, np.asarray(nib.load(path).dataobj), affine)
+    np.testing.assert_array_equal(data.read(scan).image, case.image)
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1)])
+def test_the_affine_is_that_of_nibabel(sform, qform, tmp_path):
+    """The sform where its code is set, else the qform, as nibabel documents."""
+    case = make_case()
+    (scan,) = data.write([case], tmp_path, task=BRATS)
+    wrong = oblique(origin=(0.0, 0.0, 0.0))
+    for path in (*scan.channels, scan.label):
+        stored = nib.load(path)
+        stored.set_sform(case.affine if sform else wrong, code=sform)
+        stored.set_qform(wrong if sform else case.affine, code=qform)
+        nib.save(stored, path)
+    np.testing.assert_allclose(data.read(scan).affine, case.affine, atol=1e-4)
+
+
+def test_negative_intensities_are_kept(tmp_path):
+    case = make_case()
+    case.image[0, 0, 0, 0] = -45
+    (scan,) = data.write([case], tmp_path, task=BRATS)
+    assert data.read(scan).image[0, 0, 0, 0] == -45
+
+
+def test_the_unit_of_the_adc_is_judged_inside_the_brain(tmp_path):
+    """Noise around the brain, however much there is of it, has no say."""
+    case = make_case(ISLES, size=(20, 20, 20))
+    case.image[0, :6], case.image[1] = 0, 1e-3
+    case.image[1, 6:] = 900
+    (scan,) = data.write([case], tmp_path, task=ISLES)
+    assert data.read(scan).image[1, 10, 10, 10] == np.float32(0.9)
+    mostly_noise = case.image.copy()
+    mostly_noise[0, :16], mostly_noise[1, :16] = 0, 1e-3
+    (scan,) = data.write([case._replace(image=mostly_noise)], tmp_path / "n", task=ISLES)
+    assert data.read(scan).image[1, 18, 10, 10] == np.float32(0.9)
+
+
 def test_an_empty_channel_is_refused(tmp_path):
     (scan,) = data.write([make_case()], tmp_path, task=BRATS)
     replaced(np.zeros_like)(scan.channels[3])
@@ -390,6 +571,28 @@ def test_flair_of_another_grid_lands_where_it_belongs(tmp_path):
     np.testing.assert_array_equal(back.image[2] != 0, inside)
     np.testing.assert_allclose(back.image[2][inside], expected[inside], rtol=1e-5)
     np.testing.assert_array_equal(back.image[:2], case.image[:2])
+
+
+def test_everything_may_come_to_the_grid_of_the_flair(tmp_path):
+    """Another grid, the same places: what is read there equals a sampling of what is read here."""
+    case = make_case(ISLES, size=(24, 24, 12))
+    [scan] = data.write([case], tmp_path, task=ISLES)
+    finer = case.affine @ np.diag([0.5, 0.5, 2.0, 1.0])
+    flair = np.full((48, 48, 6), 7, np.float32)
+    nib.save(nib.Nifti1Image(flair, finer), scan.channels[2])
+    there = data.read(scan, grid="flair")
+    assert there.image.shape == (3, 48, 48, 6)
+    assert there.label.shape == (48, 48, 6)
+    np.testing.assert_allclose(there.affine, finer, atol=1e-6)
+    np.testing.assert_allclose(there.spacing_mm, np.multiply(case.spacing_mm, (0.5, 0.5, 2)))
+    np.testing.assert_array_equal(there.image[2], flair)
+    np.testing.assert_allclose(there.image[0, ::2, ::2], case.image[0, :, :, ::2], rtol=1e-5)
+    np.testing.assert_array_equal(there.label[::2, ::2], case.label[:, :, ::2])
+    assert set(np.unique(there.label)) <= {0, 1}
+    here = data.read(scan)
+    assert here.image.shape == case.image.shape
+    with pytest.raises(ContractError, match="grid of isles2022: got 't2w'"):
+        data.read(scan, grid="t2w")
 
 
 def test_flair_that_misses_the_brain_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from dcd_core.data import isles2022, prepare, prepared, read, store, write
+from dcd_core.data import brats2024, isles2022, prepare, prepared, read, store, write
 from dcd_core.types import BRATS, ISLES, Case, ContractError
 
 
@@ -80,6 +80,17 @@ def test_a_changed_file_or_spacing_makes_it_again(scans, root):
     assert len(kept(root)) == len(before) + 1
     prepared(scans, spacing_mm=4.0)
     assert len(kept(root)) == len(before) + 1 + 1 + len(scans)  # and the folder of that spacing
+
+
+def test_another_edition_of_the_labels_makes_it_again(tmp_path):
+    image = np.ones((4, 6, 6, 6), np.float32)
+    label = np.zeros((6, 6, 6), np.uint8)
+    label[2:4, 2:4, 2:4] = 4
+    one = Case("BraTS-GLI-00001-000", image, label, (1.0,) * 3, np.eye(4))
+    write([one], tmp_path / "data", task=BRATS)
+    for edition, expected in ((2024, 4), (2021, 3), (2024, 4)):
+        [found] = prepared(brats2024(tmp_path / "data", edition=edition))
+        assert set(np.unique(found.label)) == {0, expected}
 
 
 def test_interrupted_work_leaves_whole_cases_and_goes_on(scans, root, monkeypatch):

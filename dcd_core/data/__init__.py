@@ -4,10 +4,11 @@ Every case takes the same road. A `Scan` says where its files lie, `read` turns 
 or says in one sentence why it cannot, `prepare` crops, normalises and resamples it, `prepared`
 keeps the result on disk, and `Patches` deals out training batches that depend on nothing but a seed
 and a step. `folds` splits by patient; `export` writes a prediction in the space of its scan.
-`write` lays cases out on disk exactly as BraTS 2024 and ISLES 2022 do, so that phantoms and
-patients come in through the same door.
+`audit` lists everything that is wrong with a whole data set. `write` lays cases out on disk exactly
+as BraTS 2024 and ISLES 2022 do, so that phantoms and patients come in through the same door.
 """
 
+from dcd_core.data.audit import Audit, audit
 from dcd_core.data.cohorts import Cohort, clinical, cohort, embedded
 from dcd_core.data.export import export
 from dcd_core.data.grid import prepare, resample
@@ -18,12 +19,14 @@ from dcd_core.data.splits import Fold, folds
 from dcd_core.data.store import prepared
 
 __all__ = [
+    "Audit",
     "Augment",
     "Cohort",
     "Fold",
     "Loaders",
     "Patches",
     "Scan",
+    "audit",
     "brats2024",
     "clinical",
     "cohort",

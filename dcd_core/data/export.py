@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import UInt8
 
-from dcd_core.data.nifti import open_nifti
+from dcd_core.data.volumes import open_image
 from dcd_core.records import atomic
 from dcd_core.types import ContractError
 
@@ -28,7 +28,7 @@ def export(
     Returns the path. Raises ContractError when the reference is unreadable or of another shape, or
     when `path` is no NIfTI name.
     """
-    path, stored = Path(path), open_nifti(Path(reference))
+    path, stored = Path(path), open_image(Path(reference))
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ContractError("export", path.name, "a name in .nii.gz or .nii", f"{path.name}.nii.gz")
     shape = stored.shape[: label.ndim]

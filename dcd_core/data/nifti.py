@@ -3,161 +3,90 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from dcd_core.data.grid import resample
+from dcd_core.data.editions import OWN
 from dcd_core.data.scans import Scan, layout, layout_id, patient
+from dcd_core.data.volumes import (
+    GRID_TOLERANCE,
+    Volume,
+    brain_of,
+    is_micro,
+    label_of,
+    load,
+    onto,
+    open_image,
+    refuse_other_grid,
+    refuse_zeros,
+    turned_to,
+)
 from dcd_core.types import TASKS, Case, ContractError, Task
 
-GRID_TOLERANCE = 1e-3
-"""Largest difference between two entries of the affines of one grid, in mm."""
-LABEL_TOLERANCE = 1e-3
-"""Largest distance of a stored label from a whole number."""
-_BROKEN = (OSError, EOFError, zlib.error, ValueError, TypeError, ImageFileError, HeaderDataError)
 
-
-class _Volume(NamedTuple):
-    path: Path
-    array: Float32[np.ndarray, "i j k"]
-    affine: Float[np.ndarray, "4 4"]
-
-
-def read(scan: Scan) -> Case:
+def read(scan: Scan, *, grid: str | None = None) -> Case:
     """Read a scan and verify it: one sound case, all channels on one grid, or a ContractError.
 
     Intensities stay as stored, with two exceptions: an ADC in 1e-6 mm2/s is brought to 1e-3 mm2/s,
     and the FLAIR of ISLES, which has its own grid, is resampled linearly to that of the DWI by the
-    two headers. An empty label is sound.
+    two headers. `grid` names another channel whose grid everything is brought to instead, the label
+    by its nearest voxel: the release trains ISLES on the grid of the "flair". Scores on such a case
+    cannot be compared with the challenge's, which are taken on the grid of the DWI.
+    Voxels keep the order of the first channel's file (LAS, LPS, RAS, oblique: its affine tells); a
+    file with the same grid in another order is turned. Affines are nibabel's: the sform where it is
+    set, else the qform; `audit` reports where the two disagree.
+    The label has the numbers of the task: those of the scan's edition are translated. An empty one
+    is sound, and so are negative intensities, which interpolation leaves behind.
     Raises ContractError, naming the file, when it is absent, unreadable or truncated, not 3-D (a
     trailing axis of length 1 is dropped), not finite, zero throughout, on another grid than the
-    first channel, or when the label holds values that the task does not have.
+    first channel, or when the label holds values that the edition does not have; and for a `grid`
+    that the task has no channel of.
     """
     task = TASKS[scan.task]
-    volumes = dict(zip(task.channels, map(_load, scan.channels), strict=True))
+    edition = OWN[task.name] if scan.edition is None else scan.edition
+    volumes = dict(zip(task.channels, map(load, scan.channels), strict=True))
     first = volumes[task.channels[0]]
-    if "flair" in volumes:
-        volumes["flair"] = _onto(volumes["flair"], first)
-    for volume in volumes.values():
-        _refuse_other_grid(volume, first)
-        _refuse_zeros(volume)
+    target = first if grid is None else volumes[_known(grid, task)]
+    for name, volume in volumes.items():
+        if name != "flair":
+            volumes[name] = _on_the_grid(volume, first)
     if "adc" in volumes:
-        volumes["adc"] = _in_milli(volumes["adc"])
-    label = None if scan.label is None else _label(_load(scan.label), first, task)
+        volumes["adc"] = _in_milli(volumes["adc"], first)
+    label = None
+    if scan.label is not None:
+        stored = _on_the_grid(load(scan.label), first)
+        label = label_of(onto(stored, target, order=0), task.name, edition)
+    for name, volume in volumes.items():
+        volumes[name] = onto(volume, target)
+        refuse_zeros(volumes[name])
     image = np.stack([volume.array for volume in volumes.values()])
     # Headers hold float32: 2.00000001 is 2.
-    i, j, k = (round(float(size), 6) for size in voxel_sizes(first.affine))
-    return Case(scan.id, image, label, (i, j, k), first.affine)
+    i, j, k = (round(float(size), 6) for size in voxel_sizes(target.affine))
+    return Case(scan.id, image, label, (i, j, k), target.affine)
 
 
-def _load(path: Path) -> _Volume:
-    stored = open_nifti(path)
-    try:
-        with np.errstate(over="ignore"):  # beyond float32 becomes inf, which is refused below
-            array = np.asarray(stored.dataobj, dtype=np.float32)
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
-    affine = np.asarray(stored.affine, dtype=np.float64)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        attempt = "store one volume per file"
-        raise ContractError(str(path), f"shape {array.shape}", "3 axes", attempt)
-    _refuse_not_finite(path, array, affine)
-    return _Volume(path, array, affine)
+def _known(grid: str, task: Task) -> str:
+    if grid in task.channels:
+        return grid
+    attempt = "grid=None, the grid on which the challenge scores"
+    raise ContractError(f"grid of {task.name}", repr(grid), f"one of {task.channels}", attempt)
 
 
-def open_nifti(path: Path) -> nib.Nifti1Pair:
-    """A NIfTI image whose header has been read, its voxels not yet.
-
-    Raises ContractError when the file is absent, damaged or of another format.
-    """
-    if not path.is_file():
-        raise ContractError(str(path), "no such file", "a NIfTI file", "fetch this scan again")
-    try:
-        stored = nib.load(path)
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(stored, nib.Nifti1Pair):
-        raise _unreadable(path, TypeError(f"a {type(stored).__name__}"))
-    return stored
+def _on_the_grid(volume: Volume, first: Volume) -> Volume:
+    turned = turned_to(volume, first)
+    refuse_other_grid(turned, first)
+    return turned
 
 
-def _unreadable(path: Path, error: Exception) -> ContractError:
-    attempt = "fetch this file again: it is damaged or cut short"
-    got = f"{type(error).__name__} ({error})"
-    return ContractError(str(path), got, "a readable NIfTI file", attempt)
-
-
-def _refuse_not_finite(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    if bad := int(array.size - np.isfinite(array).sum()):
-        attempt = "export this volume again, with 0 where there is no signal"
-        raise ContractError(str(path), f"{bad} NaN or infinite voxels", "finite voxels", attempt)
-    if not (np.isfinite(affine).all() and abs(np.linalg.det(affine)) > 1e-9):
-        attempt = "restore the header's sform or qform"
-        raise ContractError(str(path), "an affine that cannot be inverted", "a grid", attempt)
-
-
-def _refuse_other_grid(volume: _Volume, first: _Volume) -> None:
-    if volume.array.shape != first.array.shape:
-        got, expected = f"shape {volume.array.shape}", f"{first.array.shape}"
-    elif not np.allclose(volume.affine, first.affine, rtol=0, atol=GRID_TOLERANCE):
-        apart = np.abs(volume.affine - first.affine).max()
-        got, expected = f"an affine {apart:.3g} mm off", f"within {GRID_TOLERANCE} mm"
-    else:
-        return
-    attempt = "fetch both files again, or resample this one to the other's grid"
-    raise ContractError(str(volume.path), got, f"{expected}, as {first.path.name}", attempt)
-
-
-def _refuse_zeros(volume: _Volume) -> None:
-    if not volume.array.any():
-        expected = "signal within the grid of the first channel"
-        attempt = "look at this file and its header, and fetch it again"
-        raise ContractError(str(volume.path), "zeros throughout", expected, attempt)
-
-
-def _onto(volume: _Volume, first: _Volume) -> _Volume:
-    """Resample a volume to the grid of `first`, unless it is there already."""
-    same = volume.array.shape == first.array.shape
-    if same and np.allclose(volume.affine, first.affine, rtol=0, atol=GRID_TOLERANCE):
-        return volume
-    i, j, k = first.array.shape
-    moved = resample(volume.array, volume.affine, onto_affine=first.affine, onto_shape=(i, j, k))
-    return _Volume(volume.path, moved, first.affine)
-
-
-def _in_milli(adc: _Volume) -> _Volume:
-    """Return the ADC in 1e-3 mm2/s; a median above 50 can only mean that it came in 1e-6 mm2/s."""
-    large = np.median(adc.array[adc.array != 0]) > 50
+def _in_milli(adc: Volume, dwi: Volume) -> Volume:
+    """Return the ADC in 1e-3 mm2/s."""
+    large = is_micro(adc.array, brain_of([dwi.array]))
     return adc._replace(array=adc.array / np.float32(1000)) if large else adc
-
-
-def _label(volume: _Volume, first: _Volume, task: Task) -> UInt8[np.ndarray, "i j k"]:
-    _refuse_other_grid(volume, first)
-    whole = np.round(volume.array)
-    values = np.unique(whole)
-    known = range(len(task.labels))
-    if np.abs(volume.array - whole).max() >= LABEL_TOLERANCE:
-        worst = volume.array.flat[np.abs(volume.array - whole).argmax()]
-        got, attempt = f"the value {worst:g}", "resample labels by nearest neighbour"
-    elif not np.isin(values, known).all():
-        got = "labels " + ", ".join(f"{value:g}" for value in values)
-        attempt = f"map them to {', '.join(task.labels)}"
-    else:
-        return whole.astype(np.uint8)
-    expected = f"whole numbers 0 to {known[-1]} ({task.name})"
-    raise ContractError(str(volume.path), got, expected, attempt)
 
 
 def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) -> list[Scan]:
@@ -203,7 +132,7 @@ def _write_case(case: Case, base: Path, task: Task) -> Scan:
         _write_folder(base, folder, files, case)
     label = None if case.label is None else base / where["label"]
     channels = tuple(base / where[name] for name in task.channels)
-    return Scan(case.id, task.name, channels, label, patient(case.id))
+    return Scan(case.id, task.name, channels, label, patient(case.id), OWN[task.name])
 
 
 def _write_folder(base: Path, folder: Path, files: Mapping[Path, np.ndarray], case: Case) -> None:
@@ -227,11 +156,11 @@ def _write_folder(base: Path, folder: Path, files: Mapping[Path, np.ndarray], ca
 def _refuse_foreign(base: Path, files: Mapping[Path, np.ndarray], case: Case) -> None:
     """Accept the files there as those of the case: all headers, and the voxels of the first."""
     for index, (path, array) in enumerate(files.items()):
-        there = open_nifti(base / path)
+        there = open_image(base / path)
         same = there.shape == array.shape and np.allclose(
             there.affine, case.affine, rtol=0, atol=GRID_TOLERANCE
         )
-        if not same or (index == 0 and not np.array_equal(_load(base / path).array, array)):
+        if not same or (index == 0 and not np.array_equal(load(base / path).array, array)):
             attempt = f"remove {base / path.parent}, or write to another root"
             raise ContractError(str(base / path), "another image", f"case {case.id}", attempt)
 

@@ -24,7 +24,10 @@ from dcd_core.data.scans import Scan
 from dcd_core.records import fingerprint, progress, run_dir, source_hash
 from dcd_core.types import TASKS, Case
 
-_CODE = ("types", "data.scans", "data.nifti", "data.grid", "data.store")
+_CODE = (
+    "types",
+    *(f"data.{name}" for name in ("scans", "editions", "volumes", "nifti", "grid", "store")),
+)
 
 
 def prepared(
@@ -53,7 +56,7 @@ def prepared(
 def _name(scan: Scan) -> str:
     """The folder of a case, named by the files it is made of, not by their place."""
     files = [path for path in (*scan.channels, scan.label) if path is not None]
-    return f"{scan.id}-{fingerprint(*map(_stamp, files))}"
+    return f"{scan.id}-{fingerprint(scan.edition, *map(_stamp, files))}"
 
 
 def _stamp(path: Path) -> tuple[str, int, int] | None:

@@ -1,0 +1,43 @@
+"""Editions: what the label numbers of a file mean depends on the year, never on the values.
+
+The value 4 was enhancing tumour up to 2022, did not exist in 2023 and is the resection cavity since
+2024; nothing in a file tells which. So whoever names a data set names its edition, and everything
+that is read carries the numbers of 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from dcd_core.types import BRATS, ISLES, ContractError
+
+_FOUR_CLASSES = {0: 0, 1: 1, 2: 2, 3: 1, 4: 3}  # 1 necrosis, 3 non-enhancing core: both NETC
+_ET_IS_FOUR = {0: 0, 1: 1, 2: 2, 4: 3}
+_ET_IS_THREE = {0: 0, 1: 1, 2: 2, 3: 3}
+_WITH_CAVITY = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}
+_NUMBERS: Mapping[str, Mapping[int, Mapping[int, int]]] = MappingProxyType(
+    {
+        BRATS.name: dict.fromkeys(range(2013, 2017), _FOUR_CLASSES)
+        | dict.fromkeys(range(2017, 2023), _ET_IS_FOUR)
+        | {2023: _ET_IS_THREE, 2024: _WITH_CAVITY, 2025: _WITH_CAVITY},
+        ISLES.name: {2022: {0: 0, 1: 1}},
+    }
+)
+OWN: Mapping[str, int] = MappingProxyType({BRATS.name: 2024, ISLES.name: 2022})
+"""The edition whose label numbers each task uses, and which `write` writes."""
+
+
+def numbering(task: str, edition: int) -> Mapping[int, int]:
+    """Return the label values that files of an edition hold, each with its value in the task.
+
+    Raises ContractError for a year whose numbering is not known.
+    Source: de Verdier et al., arXiv 2405.18368, 2024 (2024); Menze et al., IEEE TMI, 2015 (2013);
+    Bakas et al., arXiv 1811.02629, 2018 (from 2017 on).
+    """
+    known = _NUMBERS[task]
+    if edition not in known:
+        years = f"one of {', '.join(map(str, known))}"
+        attempt = f"edition={OWN[task]}, or the year the labels were published for"
+        raise ContractError(f"edition of {task}", edition, years, attempt)
+    return known[edition]
