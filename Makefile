@@ -74,7 +74,7 @@ figures: setup ## draw every figure of PROFILE again (finished training in runs/
 
 bench: setup ## time the loss and the metrics against their peers: minutes, on an idle machine
 	$(BIN)/python benchmarks/loss.py $(ARGS)
-	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/metrics.py $(filter --quick,$(ARGS))
 
 # A failed build forgets its cache: Sphinx repeats no warning for pages it has already read, and the
 # next build would pass by silence.

@@ -55,19 +55,18 @@ def joined(numbers: Numbers, others: Sequence[Numbers]) -> Numbers:
 
     `others` take their turns, each with the lesions that came out of the turn before. A lesion that
     touches several lesions of one tissue goes with the first of them, and its other neighbours keep
-    apart. A tissue that is touched but once changes nothing.
+    apart. (The official code asks for more than one touch; a single one joins nothing.)
     """
     group = np.arange(int(numbers.max(initial=0)) + 1)
     if len(group) < 3:
         return numbers
     for other in others:
         pairs = {(int(group[lesion]), int(met)) for lesion, met in _touching(numbers, other)}
-        if len(pairs) > 1:
-            first: dict[int, int] = {}
-            for lesion, met in sorted(pairs):
-                first.setdefault(lesion, met)
-            fresh = int(group.max())
-            group = np.array([fresh + first[g] if g in first else g for g in group.tolist()])
+        first: dict[int, int] = {}
+        for lesion, met in sorted(pairs):
+            first.setdefault(lesion, met)
+        fresh = int(group.max())
+        group = np.array([fresh + first[g] if g in first else g for g in group.tolist()])
     return np.unique(group, return_inverse=True)[1].astype(numbers.dtype)[numbers]
 
 

@@ -130,7 +130,7 @@ def dice_of_classes(
     members: dict[str, list[dict[str, int | float]]] = {name: [] for name in names}
     for row in rows:
         # Ten voxels of 0.1 ml are a hair less than 1 ml: rounding must not choose the class.
-        rank = np.searchsorted(edges_ml, row["volume_ml"] * (1 + 1e-9), side="right")
+        rank = np.searchsorted(edges_ml, row["volume_ml"] * (1 + 1e-9))
         members[names[rank]].append(row)
     return {name: mean_dice(found) for name, found in members.items()}
 

@@ -83,6 +83,4 @@ def boundary_dice_of(pred: Mask, true: Mask, spacing: Triple, band_mm: float) ->
     p, t = (np.pad(mask[box], 1) for mask in (pred, true))
     inside, outside = (ndimage.distance_transform_edt(x, sampling=spacing) for x in (t, ~t))
     band = inside + outside <= band_mm + ROUNDING_MM
-    # The frame itself is no part of the volume.
-    band = np.pad(band[1:-1, 1:-1, 1:-1], 1)
     return dice_of(p & band, t & band) if band.any() else math.nan
