@@ -19,8 +19,8 @@ Written, with a JSON file (commit, versions, processor, all samples):
 
     results/<out>/metrics-times    every contender on every case, and the ratio of the two
 
-<out> is `benchmarks`, or `smoke` with --quick. The whole-volume contender runs once per case, and on
-the largest, where it takes ten minutes, only with --all.
+<out> is `benchmarks`, or `smoke` with --quick. The whole-volume contender runs once per case, and
+on the largest, which takes it ten minutes, only with --all.
 """
 
 from __future__ import annotations
