@@ -4,7 +4,7 @@ Dice measures shared volume and is lenient where lesions are large; the surface 
 measure millimetres and are strict where boundaries matter, as is Dice along the border; the lesion
 scores look at one connected lesion at a time, because a stroke of 0.1 ml disappears inside the Dice
 of its 80 ml neighbour. `score` tells all of them; `brats2024` and `isles2022` are what the two
-challenges rank by.
+challenges rank by, `challenge` the one of a task.
 
 Conventions, once for the whole module:
 
@@ -19,6 +19,7 @@ Conventions, once for the whole module:
 """
 
 from dcd_core.metrics.brats import brats2024
+from dcd_core.metrics.challenge import challenge
 from dcd_core.metrics.isles import isles2022
 from dcd_core.metrics.lesion import dice_by_volume, lesions, small_lesion_dice
 from dcd_core.metrics.overlap import boundary_dice, dice, volume_ml
@@ -28,6 +29,7 @@ from dcd_core.metrics.surface import hd95, nsd, surfaces
 __all__ = [
     "boundary_dice",
     "brats2024",
+    "challenge",
     "dice",
     "dice_by_volume",
     "hd95",
