@@ -1,4 +1,8 @@
-"""The command line: `python -m dcd_core audit ROOT` tells whether a data set can be used."""
+"""The command line.
+
+python -m dcd_core audit ROOT     can this data set be used?
+python -m dcd_core folds ROOT     the five folds, by patient, in the format of nnU-Net
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dcd_core.types import TASKS, ContractError
+from dcd_core.types import BRATS, ISLES, TASKS, ContractError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dcd_core", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m dcd_core",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     audit = commands.add_parser(
         "audit",
@@ -41,6 +49,20 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--out", help="folder for findings.csv and manifest.csv")
     audit.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     audit.set_defaults(run=_audit)
+    folds = commands.add_parser(
+        "folds",
+        help="the five folds of a data set, for training elsewhere",
+        description="Deal the labelled scans of a data set out into nnU-Net's five folds.",
+    )
+    folds.add_argument("root", help="folder that holds BraTS or ISLES, at any depth")
+    folds.add_argument("--task", choices=sorted(TASKS), required=True)
+    folds.add_argument(
+        "--by-scan",
+        action="store_true",
+        help="as nnU-Net does by itself: patients with several scans end up on both sides",
+    )
+    folds.add_argument("--out", default="splits_final.json", help="default: %(default)s")
+    folds.set_defaults(run=_folds)
     return parser
 
 
@@ -58,6 +80,20 @@ def _audit(options: argparse.Namespace) -> int:
         print(text)
     print(result.verdict())
     return 1 if result.count("error") else 0
+
+
+def _folds(options: argparse.Namespace) -> int:
+    from dcd_core import data
+
+    listed = {BRATS.name: data.brats2024, ISLES.name: data.isles2022}[options.task](options.root)
+    patients = {scan.id: scan.group for scan in listed if scan.label is not None}
+    found = data.folds(patients, group=None if options.by_scan else patients)
+    for number, fold in enumerate(found):
+        leak = len(data.shared(fold, patients))
+        warning = f"; {leak} patients on both sides: scores on it are too high" if leak else ""
+        print(f"fold {number}: {len(fold.train)} train, {len(fold.val)} val{warning}")
+    print(data.write_splits(found, options.out))
+    return 0
 
 
 def _failed(message: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy import ndimage
 from sklearn.model_selection import KFold
 
 from dcd_core import data
+from dcd_core.__main__ import main
 from dcd_core.data import grid, nifti, patches, scans
 from dcd_core.records import real_cases
 from dcd_core.types import BRATS, ISLES, Case, ContractError
@@ -634,6 +636,32 @@ def test_a_patient_stays_on_one_side():
     assert sorted(id for fold in by_patient for id in fold.val) == sorted(ids)
     by_scan = data.folds(ids)[0]
     assert {id[:15] for id in by_scan.train} & {id[:15] for id in by_scan.val}  # nnU-Net's leak
+
+
+@pytest.mark.parametrize("by_scan", [False, True])
+def test_folds_are_written_for_nnunet_and_a_leak_is_said(by_scan, tmp_path, capsys):
+    ids = [f"BraTS-GLI-{n:05}-{t}" for n in range(12) for t in (100, 101)]
+    data.write([make_case(id=id, size=(6, 6, 6)) for id in ids], tmp_path / "data", task=BRATS)
+    data.write(
+        [make_case(id="BraTS-GLI-00099-100", size=(6, 6, 6), labelled=False)],
+        tmp_path / "data",
+        task=BRATS,
+    )
+    out = tmp_path / "new" / "splits_final.json"
+    options = ["--by-scan"] if by_scan else []
+    assert (
+        main(["folds", str(tmp_path / "data"), "--task", "brats2024", "--out", str(out), *options])
+        == 0
+    )
+    said = capsys.readouterr().out
+    stored = json.loads(out.read_text("utf-8"))
+    expected = data.folds(ids, group=None if by_scan else data.patient)
+    assert stored == [{"train": list(f.train), "val": list(f.val)} for f in expected]
+    assert ("on both sides" in said) == by_scan
+    leaks = [data.shared(fold, data.patient) for fold in expected]
+    assert any(leaks) == by_scan
+    if by_scan:
+        assert f"fold 0: 19 train, 5 val; {len(leaks[0])} patients on both sides" in said
 
 
 def test_folds_refuse_doubles_and_too_few_patients():

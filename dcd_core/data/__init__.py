@@ -15,7 +15,7 @@ from dcd_core.data.grid import prepare, resample
 from dcd_core.data.nifti import read, write
 from dcd_core.data.patches import Augment, Loaders, Patches, loaders
 from dcd_core.data.scans import Scan, brats2024, isles2022, patient
-from dcd_core.data.splits import Fold, folds
+from dcd_core.data.splits import Fold, folds, shared, write_splits
 from dcd_core.data.store import prepared
 
 __all__ = [
@@ -40,5 +40,7 @@ __all__ = [
     "prepared",
     "read",
     "resample",
+    "shared",
     "write",
+    "write_splits",
 ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dcd_core.records import atomic
 from dcd_core.types import ContractError
 
 
 class Fold(NamedTuple):
     """Ids to train on and ids to validate on, both sorted.
 
-    `[fold._asdict() for fold in folds(ids)]` is the content of nnU-Net's splits_final.json.
+    A list of them is the content of nnU-Net's splits_final.json (`write_splits`).
     """
 
     train: tuple[str, ...]
@@ -51,6 +55,20 @@ def folds(
         )
         for held in _held_out(groups, k, seed)
     ]
+
+
+def shared(fold: Fold, group: Callable[[str], str] | Mapping[str, str]) -> list[str]:
+    """The patients that a fold has on both sides, sorted: none, unless it was dealt out by scan."""
+    sides = [{_group_of(id, group) for id in part} for part in fold]
+    return sorted(sides[0] & sides[1])
+
+
+def write_splits(found: Sequence[Fold], path: str | os.PathLike[str]) -> Path:
+    """Write folds as nnU-Net's splits_final.json, whole or not at all; returns the path."""
+    with atomic(path) as temporary:
+        text = json.dumps([fold._asdict() for fold in found], indent=2)
+        temporary.write_text(text + "\n", "utf-8")
+    return Path(path)
 
 
 def _group_of(id: str, group: Callable[[str], str] | Mapping[str, str] | None) -> str:
