@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dcd_core.data import brats2024, isles2022, prepare, prepared, read, store, write
@@ -171,3 +172,18 @@ print(*found.image.shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     *shape, peak_kib = map(int, done.stdout.split())
     assert shape == [4, 144, 178, 140]
     assert peak_kib < 1.5 * 2**20
+
+
+def test_a_quick_benchmark_of_the_preparation_writes_its_table(root, project):
+    script = project / "benchmarks" / "preparation.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script), "--quick"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(root / "results" / "smoke" / "preparation-times.csv").set_index("step")
+    assert list(table.index) == ["nibabel", "read", "prepare", "resampled", "keep"]
+    assert table.loc["nibabel", "over_nibabel"] == 1
+    assert (table.time_ms > 0).all()
