@@ -20,11 +20,12 @@ import pytest
 
 from dcd_core import data
 from dcd_core.__main__ import main
-from dcd_core.data import inspection, scans, soundness
+from dcd_core.data import scans
+from dcd_core.data.auditing import inspection, soundness
 from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
 
 # The function of the same name stands before the module.
-audit_module = importlib.import_module("dcd_core.data.audit")
+audit_module = importlib.import_module("dcd_core.data.auditing")
 
 SIZE = (24, 28, 22)
 IDS = {

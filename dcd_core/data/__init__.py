@@ -8,7 +8,7 @@ and a step. `folds` splits by patient; `export` writes a prediction in the space
 as BraTS 2024 and ISLES 2022 do, so that phantoms and patients come in through the same door.
 """
 
-from dcd_core.data.audit import Audit, audit
+from dcd_core.data.auditing import Audit, audit
 from dcd_core.data.cohorts import Cohort, clinical, cohort, embedded
 from dcd_core.data.export import export
 from dcd_core.data.grid import prepare, resample

@@ -15,11 +15,11 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from dcd_core.data import volumes
-from dcd_core.data.contrast import contrast, implausible
+from dcd_core.data.auditing.contrast import contrast, implausible
+from dcd_core.data.auditing.findings import Finding, Report
+from dcd_core.data.auditing.soundness import sound_image, sound_label
 from dcd_core.data.editions import OWN
-from dcd_core.data.findings import Finding, Report
 from dcd_core.data.scans import Scan
-from dcd_core.data.soundness import sound_image, sound_label
 from dcd_core.data.volumes import Volume
 from dcd_core.types import BRATS, TASKS, Task
 

@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from dcd_core.data import volumes
-from dcd_core.data.findings import Report
+from dcd_core.data.auditing.findings import Report
 from dcd_core.data.volumes import Volume
 
 FORM_TOLERANCE_MM = 0.1

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from dcd_core.data.auditing.findings import DATA_SET, SEVERITIES, Finding
+from dcd_core.data.auditing.inspection import Inspection, inspect
 from dcd_core.data.editions import OWN, numbering
-from dcd_core.data.findings import DATA_SET, SEVERITIES, Finding
-from dcd_core.data.inspection import Inspection, inspect
 from dcd_core.data.scans import EXPECTED, Scan, Survey, nothing, scans_of, survey, twice
 from dcd_core.records import atomic, fingerprint, progress, source_hash
 from dcd_core.types import ISLES, TASKS, ContractError, Task
