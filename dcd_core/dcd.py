@@ -123,7 +123,7 @@ class DCD(nn.Module):
         self.stage_reduction = stage_reduction
         self.convention = convention
         self.projections = nn.ModuleList(
-            _projection(student_channels[i], teacher_channels[i], projection) for i in self.stages
+            projection_of(student_channels[i], teacher_channels[i], projection) for i in self.stages
         )
 
     @classmethod
@@ -395,7 +395,8 @@ def _check_stages(
         raise ContractError("stage_reduction", repr(stage_reduction), "'mean' or 'sum'", "'mean'")
 
 
-def _projection(student: int, teacher: int, kind: str) -> nn.Module:
+def projection_of(student: int, teacher: int, kind: str) -> nn.Module:
+    """The 1x1x1 convolution of a `Projection` from student to teacher channels; none: identity."""
     if kind == "none":
         if student != teacher:
             raise ContractError(

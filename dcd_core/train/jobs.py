@@ -8,7 +8,7 @@ an interrupted job resumes, and editing a plot retrains nothing.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from dcd_core import models
+from dcd_core import models, rivals
 from dcd_core.data import Cohort, Patches, read
-from dcd_core.dcd import DCD
 from dcd_core.infer import predict_case
 from dcd_core.metrics import challenge, lesions, score
 from dcd_core.records import atomic, capacity, fingerprint, progress, run_dir, source_hash
@@ -29,9 +28,8 @@ from dcd_core.train.loop import Fit, fit, read_fit
 from dcd_core.train.recipe import Recipe
 from dcd_core.types import TASKS, ContractError
 
-_TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
+_TRAINING = ("types", "wavelet", "dcd", "rivals", "models", "data", "train")
 _TESTING = ("infer", "metrics")
-_METHODS: Mapping[str, Callable[..., nn.Module]] = {"dcd": DCD, "dcd-released": DCD.released}
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
@@ -40,7 +38,7 @@ class Job:
     """One training run and its test.
 
     `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
-    "none", "dcd" with its `options`, or "dcd-released", which has none; `teacher`: the job that
+    "none" or a name out of `rivals.METHODS` with its `options`; `teacher`: the job that
     trains the teacher, whose tune Dice must reach `teacher_floor`. `label` names the folder, `arm`
     the line in tables; neither decides anything.
     """
@@ -174,9 +172,7 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
 def _method(job: Job, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
     if job.method == "none":
         return None
-    if job.method not in _METHODS:
-        raise ContractError("method", repr(job.method), f"one of {sorted(_METHODS)}", "'dcd'")
-    return _METHODS[job.method](student, teacher, **job.options)
+    return rivals.build(job.method, student, teacher, **job.options)
 
 
 def _test(job: Job, result: Fit) -> None:

@@ -1,0 +1,182 @@
+"""What all methods share: stages and their adapters, logits, labels, precision, bounded memory.
+
+A method compares a student with its teacher and returns one number. All are called alike,
+`method(student: Output, teacher: Output, target) -> scalar`, compute in float32 outside autocast,
+read the teacher without a gradient, and own every tensor they train, so that a Distiller gives
+those to the optimizer and to the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dcd_core.dcd import Projection, projection_of
+from dcd_core.types import ContractError, Output, Volume
+from dcd_core.wavelet.transform import at_least_float32
+
+Scalar = Float[Tensor, ""]
+Labels = Int[Tensor, "b d h w"]
+
+
+class Method(nn.Module):
+    """A distillation loss. Subclasses say what they compare in `distance`.
+
+    `needs_logits`: the teacher's decoder must run as well.
+    """
+
+    needs_logits: ClassVar[bool] = False
+
+    def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
+        """The loss of a batch, a scalar; `target` (b, 1, d, h, w) integer, where it is needed."""
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.distance(_in_float32(student), _in_float32(teacher, detach=True), target)
+
+    def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
+        """The same, in float32."""
+        raise NotImplementedError
+
+
+class StageMethod(Method):
+    """A loss of encoder features: the mean of `stage` over the stages in use.
+
+    `student_channels`, `teacher_channels`: channels per stage, finest first; `stages`: indices of
+    those compared, None for `default_stages`. `adapters`: "learned", "frozen" or "orthogonal"
+    1x1x1 convolutions from student to teacher channels, or "none", for methods that need none or
+    equal channels.
+    """
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        *,
+        stages: Sequence[int] | None = None,
+        adapters: Projection = "learned",
+    ) -> None:
+        super().__init__()
+        count = len(student_channels)
+        if len(teacher_channels) != count:
+            raise ContractError(
+                "encoder stages",
+                f"{count} in the student, {len(teacher_channels)} in the teacher",
+                "equally many",
+                "student channels = shrink(teacher channels, factor)",
+            )
+        self.stages = tuple(self.default_stages(count) if stages is None else stages)
+        if not self.stages or any(not 0 <= i < count for i in self.stages):
+            raise ContractError("stages", self.stages, f"indices 0 to {count - 1}", "stages=None")
+        self.adapters = nn.ModuleList(
+            self.adapter(student_channels[i], teacher_channels[i], adapters) for i in self.stages
+        )
+
+    @classmethod
+    def default_stages(cls, count: int) -> Sequence[int]:
+        """The stages compared unless told otherwise, of `count`."""
+        return range(count)
+
+    def adapter(self, student: int, teacher: int, kind: Projection) -> nn.Module:
+        """What brings `student` channels to `teacher` channels."""
+        return projection_of(student, teacher, kind)
+
+    def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
+        losses = []
+        for index, (number, adapter) in enumerate(zip(self.stages, self.adapters, strict=True)):
+            s, t = adapter(student.stages[number]), teacher.stages[number]
+            if len(s) != len(t) or s.shape[2:] != t.shape[2:]:
+                raise ContractError(
+                    f"grid of encoder stage {number}",
+                    f"student {tuple(s.shape)}, teacher {tuple(t.shape)}",
+                    "the same batch and (D, H, W) in both",
+                    "teacher and student with the same strides, fed the same patch",
+                )
+            losses.append(self.stage(index, s, t, target))
+        return torch.stack(losses).mean()
+
+    def stage(self, index: int, student: Volume, teacher: Volume, target: Tensor | None) -> Scalar:
+        """The loss of one stage, the `index`-th of those in use, student adapted."""
+        raise NotImplementedError
+
+
+class LogitMethod(Method):
+    """A loss of full-resolution logits (b, k, d, h, w).
+
+    `regions`: the k channels are overlapping regions, each a sigmoid of its own, not classes of one
+    softmax. `ignore`: label of voxels that do not count, None where all do.
+    """
+
+    needs_logits: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        *,
+        regions: bool = False,
+        ignore: int | None = -1,
+    ) -> None:
+        super().__init__()
+        self.regions, self.ignore = regions, ignore
+
+    def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
+        s, t = student.logits, teacher.logits
+        if s.shape != t.shape:
+            raise ContractError(
+                "logits of the teacher",
+                tuple(t.shape),
+                f"the student's {tuple(s.shape)}",
+                "two networks of one task on one patch, and a teacher whose decoder runs",
+            )
+        return self.logits(s, t, counted(target, self.ignore, s))
+
+    def logits(self, student: Volume, teacher: Volume, counts: Bool[Tensor, "b d h w"]) -> Scalar:
+        """The loss; `counts` says which voxels do."""
+        raise NotImplementedError
+
+
+def counted(target: Tensor | None, ignore: int | None, like: Volume) -> Bool[Tensor, "b d h w"]:
+    """Which voxels of `like` (b, c, d, h, w) count: all, but for those labelled `ignore`."""
+    if target is None or ignore is None:
+        return like.new_ones((len(like), *like.shape[2:]), dtype=torch.bool)
+    return target[:, 0] != ignore
+
+
+def labels_at(target: Tensor | None, size: Sequence[int], method: str) -> Labels:
+    """Labels (b, 1, d, h, w) on a coarser grid, nearest voxel; ContractError without any.
+
+    Nearest as in the codes that are compared, although it drops lesions smaller than a voxel.
+    """
+    if target is None:
+        raise ContractError(f"target of {method}", None, "labels", "forward(student, teacher, y)")
+    if target.shape[2:] == tuple(size):
+        return target[:, 0].long()
+    moved = nn.functional.interpolate(target.float(), tuple(size), mode="nearest")
+    return moved[:, 0].long()
+
+
+def in_chunks(
+    loss: Callable[..., Tensor], *volumes: Volume, dim: int = 2, values: int = 1 << 24
+) -> Tensor:
+    """The sum of `loss` over chunks of volumes along `dim`, at most `values` numbers in each.
+
+    `loss` maps such chunks to a scalar sum. While gradients are wanted a chunk is computed again on
+    the way back, so that what it needs in between never exists for all of them at once.
+    """
+    size = volumes[0].shape[dim]
+    step = max(1, values * size // max(v.numel() for v in volumes))
+    parts = zip(*(v.split(step, dim) for v in volumes), strict=True)
+    if step >= size or not torch.is_grad_enabled():
+        return torch.stack([loss(*part) for part in parts]).sum()
+    return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def _in_float32(output: Output, *, detach: bool = False) -> Output:
+    def cast(x: Tensor) -> Tensor:
+        return at_least_float32(x.detach() if detach else x)
+
+    return Output(cast(output.logits), tuple(map(cast, output.stages)), ())
