@@ -22,6 +22,7 @@ from dcd_core.wavelet.transform import at_least_float32
 
 Scalar = Float[Tensor, ""]
 Labels = Int[Tensor, "b d h w"]
+Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels of its own
 
 
 class Method(nn.Module):
@@ -86,8 +87,8 @@ class StageMethod(Method):
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         losses = []
-        for index, (number, adapter) in enumerate(zip(self.stages, self.adapters, strict=True)):
-            s, t = adapter(student.stages[number]), teacher.stages[number]
+        for index, number in enumerate(self.stages):
+            s, t = student.stages[number], teacher.stages[number]
             if len(s) != len(t) or s.shape[2:] != t.shape[2:]:
                 raise ContractError(
                     f"grid of encoder stage {number}",
@@ -95,8 +96,14 @@ class StageMethod(Method):
                     "the same batch and (D, H, W) in both",
                     "teacher and student with the same strides, fed the same patch",
                 )
-            losses.append(self.stage(index, s, t, target))
+            losses.append(self.unadapted(index, s, t, target))
         return torch.stack(losses).mean()
+
+    def unadapted(
+        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
+    ) -> Scalar:
+        """The loss of one stage, student as it is; replaced by methods that adapt in chunks."""
+        return self.stage(index, self.adapters[index](student), teacher, target)
 
     def stage(self, index: int, student: Volume, teacher: Volume, target: Tensor | None) -> Scalar:
         """The loss of one stage, the `index`-th of those in use, student adapted."""
@@ -160,12 +167,16 @@ def labels_at(target: Tensor | None, size: Sequence[int], method: str) -> Labels
 
 
 def in_chunks(
-    loss: Callable[..., Tensor], *volumes: Volume, dim: int = 2, values: int = 1 << 24
+    loss: Callable[..., Tensor],
+    *volumes: Float[Tensor, "_ _ _ _ _"],
+    dim: int = 2,
+    values: int = 1 << 24,
 ) -> Tensor:
     """The sum of `loss` over chunks of volumes along `dim`, at most `values` numbers in each.
 
-    `loss` maps such chunks to a scalar sum. While gradients are wanted a chunk is computed again on
-    the way back, so that what it needs in between never exists for all of them at once.
+    The volumes (b, c, d, h, w) are equally long along `dim`. `loss` maps such chunks to a scalar
+    sum. While gradients are wanted a chunk is computed again on the way back, so that what it needs
+    in between never exists for all of them at once.
     """
     size = volumes[0].shape[dim]
     step = max(1, values * size // max(v.numel() for v in volumes))
