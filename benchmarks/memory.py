@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from contenders import Grid, contenders, features, training_pass
+from measure import resident_peak
 from peers import Layout
 
 CLEAR = Path("/proc/self/clear_refs")
@@ -48,15 +49,9 @@ def peak(call: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     CLEAR.write_text("5", "ascii")
-    before = _resident_peak()
+    before = resident_peak()
     call()
-    return _resident_peak() - before
-
-
-def _resident_peak() -> int:
-    status = Path("/proc/self/status").read_text("ascii", errors="replace")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(line.split()[1])
+    return resident_peak() - before
 
 
 def _child(asked: str) -> int:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -35,7 +34,7 @@ from tempfile import TemporaryDirectory
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from measure import spread
+from measure import resident_peak, spread
 
 from dcd_core import data, records
 from dcd_core.types import BRATS, Case, Size3
@@ -76,8 +75,7 @@ def measured(folder: Path, rounds: int) -> dict[str, list[float]]:
             start = time.process_time()
             step()
             found[name].append(1e3 * (time.process_time() - start))
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**found, "peak": [peak_kib / 2**20]}
+    return {**found, "peak": [resident_peak() / 2**30]}
 
 
 def run(size: Size3, rounds: int, out: str) -> Path:
