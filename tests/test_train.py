@@ -21,6 +21,7 @@ from dcd_core.dcd import DCD, kd_weight
 from dcd_core.models import dynunet, resenc
 from dcd_core.train import EMA, Distiller, Losses, Recipe, fit, read_fit, segmentation_loss
 from dcd_core.train import loop as loop_module
+from dcd_core.train.balance import encoder_parameters, equal_weight, gradient_ratio
 from dcd_core.types import Case, ContractError, Output
 
 CHANNELS, WIDE = (4, 4, 8), (6, 8, 8)
@@ -546,20 +547,67 @@ def test_gradients_are_clipped(tmp_path):
 
 
 def quadratic(scale_segmentation, scale_distillation):
-    student = nn.Linear(3, 1, bias=False)
-    nn.init.constant_(student.weight, 1.0)
-    total = student.weight.sum()
-    return Losses(scale_segmentation * total, scale_distillation * total), student
+    weight = nn.Parameter(torch.ones(3))
+    total = weight.sum()
+    return Losses(scale_segmentation * total, scale_distillation * total), [weight]
 
 
 def test_balance_is_the_ratio_of_the_gradient_norms():
-    assert loop_module._balanced(0.0, *quadratic(6.0, 2.0)) == pytest.approx(3.0)
-    assert loop_module._balanced(8.0, *quadratic(6.0, 2.0)) == pytest.approx(0.8 * 8 + 0.2 * 3)
+    assert gradient_ratio(*quadratic(6.0, 2.0)) == pytest.approx(3.0)
+    assert loop_module._smoothed(0.0, 3.0) == 3.0
+    assert loop_module._smoothed(8.0, 3.0) == pytest.approx(0.8 * 8 + 0.2 * 3)
 
 
 def test_a_vanishing_distillation_gradient_leaves_the_balance_alone():
-    assert loop_module._balanced(8.0, *quadratic(6.0, 0.0)) == 8.0
-    assert loop_module._balanced(0.0, *quadratic(6.0, 1e-20)) == 0.0
+    assert gradient_ratio(*quadratic(6.0, 0.0)) is None
+    assert gradient_ratio(*quadratic(6.0, 1e-20)) is None
+    assert loop_module._smoothed(8.0, None) == 8.0
+
+
+def test_a_loss_that_misses_the_encoder_has_no_ratio():
+    elsewhere = nn.Parameter(torch.ones(3))
+    losses, encoder = quadratic(6.0, 2.0)
+    losses = losses._replace(distillation=elsewhere.sum())
+    assert gradient_ratio(losses, encoder) is None
+
+
+def test_the_encoder_is_what_the_stages_depend_on():
+    student = distiller("none").student
+    found = encoder_parameters(student, patches()[0][0])
+    names = {id(p): name for name, p in student.named_parameters()}
+    inside = {names[id(p)] for p in found}
+    decoder = set(names.values()) - inside
+    assert {name.split(".")[1] for name in inside} == {"input_block", "downsamples", "bottleneck"}
+    assert {name.split(".")[1] for name in decoder} == {"upsamples", "output_block"}
+
+
+def test_equal_weight_is_the_median_ratio_and_trains_nothing():
+    made, batches = distiller(), patches()
+    before = [p.detach().clone() for p in made.trainable()]
+    found = equal_weight(made, batches, batches=3)
+    encoder = encoder_parameters(made.student, batches[0][0])
+    each = [gradient_ratio(made(*batches[i], distil=True), encoder) for i in range(3)]
+    assert found == pytest.approx(sorted(each)[1])
+    assert all(torch.equal(a, b) for a, b in zip(before, made.trainable(), strict=True))
+
+
+def test_a_method_that_never_pulls_has_no_equal_weight():
+    class Silent(nn.Module):
+        def forward(self, student, teacher, target):
+            return 0 * student.stages[0].sum()
+
+    with pytest.raises(ContractError, match="zero on all of 2 batches"):
+        equal_weight(distiller(Silent()), patches(), batches=2)
+
+
+@pytest.mark.parametrize("balance", ["gradient", "fixed"])
+def test_the_pull_of_the_distillation_is_logged(balance, tmp_path):
+    recipe = dataclasses.replace(TINY, kd_balance=balance)
+    history = run(tmp_path, recipe).history
+    assert (history["pull"][:3] == 0).all()
+    assert (history["pull"][3:] > 0).all()
+    if balance == "gradient":  # the pull that was asked for, whatever the loss
+        assert history["pull"].max() == pytest.approx(recipe.kd_peak, rel=1e-4)
 
 
 def test_with_balance_the_scale_of_a_method_does_not_matter(tmp_path):
@@ -588,7 +636,7 @@ def test_with_balance_the_scale_of_a_method_does_not_matter(tmp_path):
 
 STORED = {
     "segmentation": [1.41491, 1.32356, 1.33694, 1.21101, 1.27145, 1.13094, 1.12016, 1.24479],
-    "distillation": [1.44109, 1.88183, 1.41757, 1.37422, 1.61087],
+    "distillation": [1.44109, 1.88388, 1.42407, 1.38041, 1.62098],
 }
 
 

@@ -22,6 +22,7 @@ from dcd_core.dcd import kd_weight
 from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
 from dcd_core.records import atomic, fingerprint, progress
+from dcd_core.train.balance import encoder_parameters, gradient_ratio
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.recipe import EMA, Recipe
 from dcd_core.types import Case, ContractError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 BALANCE_EVERY = 20
-"""Steps between measurements of the gradient ratio; each costs about one more backward pass."""
+"""Steps between measurements of the gradient ratio; each costs about two more backward passes."""
 
 
 class Fit(NamedTuple):
@@ -55,7 +56,7 @@ class _State:
 
     def __init__(self) -> None:
         self.step = 0
-        self.scale = 0.0
+        self.ratio = 0.0  # gradient norms, segmentation over distillation; 0 until measured
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
         self.recent: list[float] = []
@@ -99,8 +100,9 @@ def fit(
     if (folder / "checkpoint.pt").is_file():
         _restore(folder / "checkpoint.pt", distiller, optimizer, ema, state, recipe)
     _rehearse(distiller.student, val, recipe)
+    encoder = _encoder(distiller, train)
     while state.step < recipe.steps:
-        _step(fabric, distiller, optimizer, ema, state, train, recipe, folder)
+        _step(fabric, distiller, optimizer, ema, state, train, recipe, folder, encoder)
         progress(folder.name, state.step, recipe.steps, _note(state))
         if state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
             _save(folder / "checkpoint.pt", distiller, optimizer, ema, state, recipe)
@@ -159,6 +161,7 @@ def _step(
     train: Patches,
     recipe: Recipe,
     folder: Path,
+    encoder: Sequence[nn.Parameter],
 ) -> None:
     started = time.perf_counter()
     step = state.step
@@ -182,11 +185,11 @@ def _step(
         losses = distiller(image, target, distil=weight > 0)
     total = losses.segmentation
     if losses.distillation is not None:
-        if recipe.kd_balance == "fixed":
-            state.scale = 1.0
-        elif state.scale == 0 or step % BALANCE_EVERY == 0:
-            state.scale = _balanced(state.scale, losses, distiller.student)
-        total = total + weight * state.scale * losses.distillation
+        if state.ratio == 0 or step % BALANCE_EVERY == 0:
+            state.ratio = _smoothed(state.ratio, gradient_ratio(losses, encoder))
+        if recipe.kd_balance == "gradient":
+            weight *= state.ratio
+        total = total + weight * losses.distillation
     if not math.isfinite(total.item()):
         _report_nan(folder, step, image, target, losses)
     optimizer.zero_grad(set_to_none=True)
@@ -202,18 +205,18 @@ def _step(
         state.recent.clear()
 
 
-def _balanced(previous: float, losses: Losses, student: nn.Module) -> float:
-    """Ratio of the gradient norms on the student, segmentation over distillation, smoothed."""
-    assert losses.distillation is not None
-    norms = []
-    weights = [p for p in student.parameters() if p.requires_grad]
-    for loss in (losses.segmentation, losses.distillation):
-        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-        found = [g.detach().float().norm() for g in gradients if g is not None]
-        norms.append(torch.stack(found).norm().item())
-    if norms[1] <= 1e-12 * norms[0]:
-        return previous  # nothing to distil here; the ratio would drown segmentation later on
-    ratio = norms[0] / norms[1]
+def _encoder(distiller: Distiller, train: Patches) -> list[nn.Parameter]:
+    """The weights on which the two losses are compared; none where there is one loss."""
+    if distiller.method is None:
+        return []
+    device = next(distiller.student.parameters()).device
+    return encoder_parameters(distiller.student, train[0][0].to(device))
+
+
+def _smoothed(previous: float, ratio: float | None) -> float:
+    """The running ratio of the gradient norms; it stays where there is nothing to distil."""
+    if ratio is None:
+        return previous  # it would drown the segmentation later on
     return ratio if previous == 0 else 0.8 * previous + 0.2 * ratio
 
 
@@ -226,7 +229,9 @@ def _row(
         # The mean since the last row: a single patch says little about where training stands.
         "segmentation": sum(state.recent) / len(state.recent),
         "distillation": math.nan if kd is None else kd.item(),
-        "weight": weight * state.scale,
+        "weight": weight,
+        # How hard the distillation pulls on the encoder, in gradients of the segmentation.
+        "pull": weight / state.ratio if state.ratio else 0.0,
         "gradient_norm": norm,
         "learning_rate": recipe.rate(state.step - 1),
         "seconds": state.seconds,

@@ -46,8 +46,8 @@ class Recipe:
     """Share of the steps over which the weight rises along half a cosine."""
     kd_balance: Literal["gradient", "fixed"] = "gradient"
     """"gradient": the weight is the ratio of the gradient norms (distillation / segmentation) on
-    the student, so that one number means the same for every method; "fixed": it multiplies the
-    loss."""
+    the student's encoder, so that one number means the same for every method; "fixed": it
+    multiplies the loss. Both log the ratio, as `pull`."""
     deep_weights: float = 0.5
     """Deep supervision: each coarser head counts this much of the next finer one."""
     overlap: float = 0.25

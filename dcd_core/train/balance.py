@@ -1,0 +1,71 @@
+"""Balance: how hard a distillation loss pulls on the student's encoder, beside the segmentation.
+
+The value of a loss says nothing about its strength: a mean over voxels and a sum over them differ
+a millionfold and may teach the same. What counts is the gradient that arrives. Methods are compared
+at equal ratios of gradient norms, taken over the encoder, the only part that all of them reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from dcd_core.data import Patches
+from dcd_core.models import Segmenter
+from dcd_core.train.distiller import Distiller, Losses
+from dcd_core.types import ContractError, Volume
+
+SILENT = 1e-12
+"""A distillation gradient below this share of the segmentation's is none: nothing is to learn."""
+
+
+def encoder_parameters(student: Segmenter, image: Volume) -> list[nn.Parameter]:
+    """The weights that the encoder stages of an image (b, c, d, h, w) depend on."""
+    known = [p for p in student.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        total = torch.stack([stage.float().sum() for stage in student.encode(image)]).sum()
+    found = torch.autograd.grad(total, known, allow_unused=True)
+    return [p for p, gradient in zip(known, found, strict=True) if gradient is not None]
+
+
+def gradient_ratio(losses: Losses, encoder: Sequence[nn.Parameter]) -> float | None:
+    """Norm of the segmentation gradient over that of the distillation gradient; the graph is kept.
+
+    It is the weight at which both pull equally hard; None where the distillation does not pull.
+    """
+    assert losses.distillation is not None
+    norms = []
+    for loss in (losses.segmentation, losses.distillation):
+        gradients = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
+        found: list[Tensor] = [g.detach().float().norm() for g in gradients if g is not None]
+        norms.append(torch.stack(found).norm().item() if found else 0.0)
+    segmentation, distillation = norms
+    return None if distillation <= SILENT * segmentation else segmentation / distillation
+
+
+def equal_weight(distiller: Distiller, patches: Patches, *, batches: int = 50) -> float:
+    """The weight at which a method pulls as hard as the segmentation: median over `batches`.
+
+    The student is taken as it is and not trained. Raises ContractError for a method that pulls on
+    none of them.
+    """
+    device = next(distiller.student.parameters()).device
+    distiller.train()
+    encoder = encoder_parameters(distiller.student, patches[0][0].to(device))
+    found = []
+    for step in range(batches):
+        image, target = (part.to(device) for part in patches[step])
+        ratio = gradient_ratio(distiller(image, target, distil=True), encoder)
+        if ratio is not None:
+            found.append(ratio)
+    if not found:
+        raise ContractError(
+            "gradient of the distillation",
+            f"zero on all of {batches} batches",
+            "a loss that reaches the student's encoder",
+            "another method, other stages, or a larger patch",
+        )
+    return median(found)
