@@ -7,6 +7,7 @@ an interrupted job resumes, and editing a plot retrains nothing.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,17 +20,21 @@ import torch
 from torch import nn
 
 from dcd_core import models, rivals
+from dcd_core.compress import ReweightedGroupLasso
 from dcd_core.data import Cohort, Patches, read
 from dcd_core.infer import predict_case
 from dcd_core.metrics import challenge, lesions, score
+from dcd_core.models import Segmenter
 from dcd_core.records import atomic, capacity, fingerprint, progress, run_dir, source_hash
 from dcd_core.train.distiller import Distiller
 from dcd_core.train.loop import Fit, fit, read_fit
 from dcd_core.train.recipe import Recipe
 from dcd_core.types import TASKS, ContractError
 
-_TRAINING = ("types", "wavelet", "dcd", "rivals", "models", "data", "train")
+_TRAINING = ("types", "wavelet", "dcd", "rivals", "compress", "models", "data", "train")
 _TESTING = ("infer", "metrics")
+PENALTY = "group-lasso"
+"""The method of a job that trains with `compress.ReweightedGroupLasso`."""
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
@@ -38,9 +43,11 @@ class Job:
     """One training run and its test.
 
     `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
-    "none" or a name out of `rivals.METHODS` with its `options`; `teacher`: the job that
-    trains the teacher, whose tune Dice must reach `teacher_floor`. `label` names the folder, `arm`
-    the line in tables; neither decides anything.
+    "none", a name out of `rivals.METHODS`, or "group-lasso", a penalty that prepares for
+    pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
+    whose tune Dice must reach `teacher_floor`; `start`: a file of `models.save` whose network is
+    trained on, in the place of a `model` with weights drawn from the seed. `label` names the
+    folder, `arm` the line in tables; neither decides anything.
     """
 
     label: str
@@ -51,6 +58,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     teacher: Job | None = None
     teacher_floor: float = 0.3
+    start: str | Path | None = None
     arm: str = ""
 
     @property
@@ -63,6 +71,7 @@ class Job:
             self.method,
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
+            None if self.start is None else _content(Path(self.start)),
             source_hash(*_TRAINING),
         )
 
@@ -109,7 +118,7 @@ def run(job: Job) -> Path:
     """
     if job.done:
         return job.folder
-    if job.method != "none" and job.teacher is None:
+    if job.method not in ("none", PENALTY) and job.teacher is None:
         raise ContractError(
             f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
         )
@@ -121,10 +130,13 @@ def run(job: Job) -> Path:
     # Weights are drawn from the seed alone: equal seeds start every method from the same student.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        student = models.build(
-            in_channels=len(task.channels), classes=len(task.labels), **job.model
-        )
-        method = None if teacher is None else _method(job, student.channels, teacher.channels)
+        if job.start is not None:
+            student = models.load(job.start)
+        else:
+            student = models.build(
+                in_channels=len(task.channels), classes=len(task.labels), **job.model
+            )
+        method = _method(job, student, teacher)
     distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
     patches = Patches(
         cohort.cases("train"),
@@ -169,10 +181,22 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     return result
 
 
-def _method(job: Job, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
-    if job.method == "none":
+def _method(job: Job, student: Segmenter, teacher: Segmenter | None) -> nn.Module | None:
+    if job.method == PENALTY:
+        example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
+        return ReweightedGroupLasso(student, example, **job.options)
+    if job.method == "none" or teacher is None:
         return None
-    return rivals.build(job.method, student, teacher, **job.options)
+    return rivals.build(job.method, student.channels, teacher.channels, **job.options)
+
+
+def _content(path: Path) -> str:
+    """What is in the file a job starts from: the same path may hold other weights later."""
+    if not path.is_file():
+        raise ContractError(
+            "start of a job", f"nothing at {path}", "a file of models.save", "save it first"
+        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _test(job: Job, result: Fit) -> None:
