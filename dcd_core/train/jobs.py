@@ -136,7 +136,11 @@ def run(job: Job) -> Path:
             student = models.build(
                 in_channels=len(task.channels), classes=len(task.labels), **job.model
             )
-        method = _method(job, student, teacher)
+        method = None
+        if job.method == PENALTY:
+            method = _penalty(job, student)
+        elif teacher is not None:
+            method = _method(job, student.channels, teacher.channels)
     distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
     patches = Patches(
         cohort.cases("train"),
@@ -181,13 +185,15 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     return result
 
 
-def _method(job: Job, student: Segmenter, teacher: Segmenter | None) -> nn.Module | None:
-    if job.method == PENALTY:
-        example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
-        return ReweightedGroupLasso(student, example, **job.options)
-    if job.method == "none" or teacher is None:
+def _method(job: Job, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
+    if job.method == "none":
         return None
-    return rivals.build(job.method, student.channels, teacher.channels, **job.options)
+    return rivals.build(job.method, student, teacher, **job.options)
+
+
+def _penalty(job: Job, student: Segmenter) -> nn.Module:
+    example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
+    return ReweightedGroupLasso(student, example, **job.options)
 
 
 def _content(path: Path) -> str:
