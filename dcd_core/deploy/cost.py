@@ -110,7 +110,8 @@ def peak_mib(model: nn.Module, shape: Sequence[int], *, threads: int | None = No
 
     On a CPU the resident memory of a fresh process beyond that of the libraries; Linux keeps its
     peak, so that nothing is sampled and nothing missed. What another runtime loads to compile the
-    network counts. nan on other systems. On a GPU what its allocator handed out. Raises RuntimeError with the last words of a process that failed.
+    network counts. nan on other systems. On a GPU what its allocator handed out.
+    Raises RuntimeError with the last words of a process that failed.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":

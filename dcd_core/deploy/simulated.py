@@ -29,8 +29,8 @@ def simulate_int8(
     per tensor, from the percentile 100 - `percentile` to `percentile`, 0 exact, the rest clipped;
     the two are means over `patches`, batches (b, c, d, h, w) of training cases, some thirty.
     Biases, norms and the layers in `keep_float` (names in the network, or what these begin with)
-    stay as they are. The result is a simulation: it has no `spec` and is not saved. Raises ContractError
-    for no patches, an unknown name, or a percentile outside (50, 100].
+    stay as they are. The result is a simulation: it has no `spec` and is not saved. Raises
+    ContractError for no patches, an unknown name, or a percentile outside (50, 100].
 
     Source: Krishnamoorthi, Quantizing Deep Convolutional Networks for Efficient Inference, arXiv
     1806.08342, 2018; Wu et al., Integer Quantization, arXiv 2004.09602, 2020 (percentiles).
@@ -96,7 +96,8 @@ def _ranges(
         raise ContractError(
             "calibration patches", "none", "batches of training cases", "32 patches"
         )
-    means = {layer: np.mean(extremes, axis=0).tolist() for layer, extremes in seen.items()}
+    # The heads of deep supervision see nothing outside training.
+    means = {layer: np.mean(pairs, axis=0).tolist() for layer, pairs in seen.items() if pairs}
     return {layer: (min(low, 0.0), max(high, 0.0)) for layer, (low, high) in means.items()}
 
 
