@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dcd_core.models import Segmenter
 from dcd_core.records import atomic, require
-from dcd_core.types import ContractError, Volume
+from dcd_core.types import ContractError
 
 IMAGE, LOGITS = "image", "logits"
 """Names of the exported network's input (b, c, d, h, w) and output (b, k, d, h, w)."""
@@ -32,15 +32,16 @@ def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Pat
     """
     require("deploy", "onnx", "onnxscript")
     device = next(model.parameters()).device
-    step = _step(model, shape)
+    steps = _steps(model, shape)
     # Drawn, not zeros: some operations are exported by what they see. An axis of one step, or a
     # batch of one, would be taken for a constant.
-    repeats = [2 if n < 2 else 1 for n in (shape[0], *(n // step for n in shape[2:]))]
+    counts = [n // step for n, step in zip(shape[2:], steps, strict=True)]
+    repeats = [2 if n < 2 else 1 for n in (shape[0], *counts)]
     example = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
     example = example.repeat(repeats[0], 1, *repeats[1:])
-    axes = ((2, "d"), (3, "h"), (4, "w"))
     free: dict[int, Any] = {0: torch.export.Dim("batch")}
-    free |= {axis: step * torch.export.Dim(name) for axis, name in axes}
+    for axis, (name, step) in enumerate(zip("dhw", steps, strict=True), start=2):
+        free[axis] = step * torch.export.Dim(name)
     was_training = model.training
     model.eval()
     with atomic(path) as temporary, quiet():
@@ -55,6 +56,7 @@ def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Pat
             output_names=[LOGITS],
             dynamic_shapes=(free,),
         )
+        _rename(temporary, model.network)
     model.train(was_training)
     return Path(path)
 
@@ -80,7 +82,7 @@ def load(path: str | Path, *, threads: int | None = None) -> Segmenter:
 def check_export(
     model: Segmenter,
     exported: Segmenter | str | Path,
-    patches: Iterable[Volume],
+    patches: Iterable[Tensor],
     *,
     tolerance: float = 1e-3,
 ) -> float:
@@ -93,13 +95,14 @@ def check_export(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    error = scale = 0.0
+    errors, scales = [], []
     with torch.inference_mode():
         for patch in patches:
             expected = model(patch.to(device)).logits.float().cpu()
-            error = max(error, (other(patch).logits - expected).abs().max().item())
-            scale = max(scale, expected.abs().max().item())
+            errors.append((other(patch).logits.cpu() - expected).abs().max())
+            scales.append(expected.abs().max())
     model.train(was_training)
+    error, scale = torch.stack(errors).max().item(), torch.stack(scales).max().item()
     if not error <= tolerance * scale:
         raise ContractError(
             "exported network",
@@ -172,9 +175,25 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _step(model: Segmenter, shape: Sequence[int]) -> int:
-    """Voxels of the image in one of the coarsest stage: grids are multiples of it."""
+def _rename(path: Path, network: nn.Module) -> None:
+    """Give weights the first of their names: DynUNet lists its blocks under two."""
+    import onnx
+
+    first = {weight: name for name, weight in network.named_parameters()}
+    every = network.named_parameters(remove_duplicate=False)
+    names = {name: first[weight] for name, weight in every}
+    content = onnx.load(path)
+    for weight in content.graph.initializer:
+        weight.name = names.get(weight.name, weight.name)
+    for node in content.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    onnx.save(content, path)
+
+
+def _steps(model: Segmenter, shape: Sequence[int]) -> list[int]:
+    """Voxels of the image in one of the coarsest stage, by axis: grids are multiples of it."""
     device = next(model.parameters()).device
     with torch.inference_mode():
-        deepest = model.encode(torch.zeros(*shape, device=device))[-1]
-    return shape[2] // deepest.shape[2]
+        stages = model.encode(torch.zeros(*shape, device=device))
+    counts = [min(shape[axis], *(s.shape[axis] for s in stages)) for axis in (2, 3, 4)]
+    return [n // count for n, count in zip(shape[2:], counts, strict=True)]

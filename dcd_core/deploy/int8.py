@@ -102,7 +102,8 @@ def _openvino(
         if operation.get_type_name() in ("Convolution", "ConvolutionBackpropData")
         and operation.input_value(1).get_node().get_friendly_name() in floats
     ]
-    scope = nncf.IgnoredScope(names=names) if names else None
+    # Of its own accord NNCF would round the input of instance norms and of residual sums as well.
+    scope = nncf.IgnoredScope(names=names, types=["MVN", "Add"], validate=False)
     found = nncf.quantize(
         network, nncf.Dataset(batches), subset_size=len(batches), ignored_scope=scope
     )

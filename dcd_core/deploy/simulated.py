@@ -67,9 +67,11 @@ def rounded_values(
     x: Float[Tensor, "_ _ _ _ _"], low: float, high: float
 ) -> Float[Tensor, "_ _ _ _ _"]:
     """Values on 256 steps from `low` to `high`, which hold 0, moved so that 0 is one of them."""
-    scale = max((high - low) / 255, torch.finfo(x.dtype).tiny)
+    if low == high:
+        return torch.zeros_like(x)
+    scale = (high - low) / 255
     zero = round(-low / scale)
-    return ((x / scale).round().clamp(-zero, 255 - zero)) * scale
+    return (x / scale).round().clamp(-zero, 255 - zero) * scale
 
 
 def _ranges(
