@@ -90,15 +90,13 @@ def test_a_cost_states_what_was_measured_and_how():
 
 
 def test_the_peak_is_that_of_what_exists_at_once():
-    """Input of 1 MiB, output of 16 MiB, and weights: all, and not twice as much."""
+    """Weights of 8 MiB, input of 1 MiB, output of 16 MiB: all, and not twice as much."""
     model = Segmenter(nn.Conv3d(1, 16, 1), (), ())
-    small = deploy.peak_mib(model, (1, 1, 64, 64, 64), threads=1)
     model.network.ballast = nn.Parameter(torch.ones(2**21))
-    large = deploy.peak_mib(model, (1, 1, 64, 64, 64), threads=1)
-    if np.isnan(small):
+    found = deploy.peak_mib(model, (1, 1, 64, 64, 64), threads=1)
+    if np.isnan(found):
         pytest.skip("no record of memory on this system")
-    assert 17 <= small < 36
-    assert large - small == pytest.approx(8, abs=2)
+    assert 25 <= found < 36
 
 
 # --- export ---------------------------------------------------------------------------------------
@@ -161,8 +159,6 @@ def test_an_export_is_a_segmenter_that_survives_pickling(exported):
     output = again(PATCHES[0])
     assert torch.equal(output.logits, network(PATCHES[0]).logits)
     assert (output.stages, output.deep) == ((), ())
-    peak = deploy.peak_mib(network, (1, 2, 8, 8, 8), threads=1)
-    assert np.isnan(peak) or 0 < peak < 200
 
 
 def test_a_file_that_is_no_export_is_named(tmp_path):
@@ -215,26 +211,26 @@ def test_int8_is_near_and_what_stays_in_float_is_exact(exported, ending, tmp_pat
 
 
 @needs_extra
-@ENDINGS
-def test_transposed_convolutions_are_right(ending, tmp_path):
+def test_transposed_convolutions_are_right(tmp_path):
     """Some int8 engines get them wrong by more than their values: every output is looked at."""
     torch.manual_seed(0)
     model = Segmenter(Up(), ["up"], [4])
     path = deploy.export_onnx(model, tmp_path / "up.onnx", (1, 2, 8, 8, 8))
-    quantised = deploy.quantize(path, tmp_path / f"up-int8{ending}", PATCHES)
-    error = deploy.check_export(model, quantised, PATCHES, tolerance=0.03)
-    assert error > 1e-4, "or nothing was quantised"
+    for name in ("openvino.xml", "onnxruntime.onnx"):
+        quantised = deploy.quantize(path, tmp_path / name, PATCHES)
+        error = deploy.check_export(model, quantised, PATCHES, tolerance=0.03)
+        assert error > 1e-4, "or nothing was quantised"
 
 
 @needs_extra
-@ENDINGS
-def test_int8_takes_a_quarter_of_the_space(ending, tmp_path):
+def test_int8_takes_a_quarter_of_the_space(tmp_path):
     model = dynunet(2, 3, channels=(16, 32, 64), residual=False)
     path = deploy.export_onnx(model, tmp_path / "a.onnx", (1, 2, 8, 8, 8))
-    small = deploy.quantize(path, tmp_path / f"b{ending}", PATCHES[:1])
-    weights = small.with_suffix(".bin") if ending == ".xml" else small
-    assert weights.stat().st_size < 0.35 * path.stat().st_size
-    assert {file.name for file in tmp_path.iterdir()} == {"a.onnx", small.name, weights.name}
+    for name in ("b.xml", "c.onnx"):
+        deploy.quantize(path, tmp_path / name, PATCHES[:1])
+    size = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert set(size) == {"a.onnx", "b.xml", "b.bin", "c.onnx"}
+    assert max(size["b.bin"], size["c.onnx"]) < 0.35 * size["a.onnx"]
 
 
 @needs_extra
@@ -363,10 +359,12 @@ def test_simulated_int8_segments_as_well(trained):
 
 
 @needs_extra
-@ENDINGS
-def test_int8_segments_as_well(trained, ending, tmp_path):
+def test_int8_segments_as_well(trained, tmp_path):
     model, cases, patches = trained
     path = deploy.export_onnx(model, tmp_path / "a.onnx", patches[0].shape)
     assert score(deploy.load(path), cases) == pytest.approx(score(model, cases), abs=1e-6)
-    quantised = deploy.load(deploy.quantize(path, tmp_path / f"b{ending}", patches))
-    assert score(quantised, cases) == pytest.approx(score(model, cases), abs=0.02)
+    for name in ("b.xml", "c.onnx"):
+        quantised = deploy.load(deploy.quantize(path, tmp_path / name, patches))
+        assert score(quantised, cases) == pytest.approx(score(model, cases), abs=0.02)
+    peak = deploy.peak_mib(quantised, patches[0].shape, threads=1)
+    assert np.isnan(peak) or 0 < peak < 200
