@@ -59,9 +59,10 @@ def channel_groups(model: Segmenter, example: Volume) -> list[Group]:
         for layer in network.modules()
         if not list(layer.children())
     ]
-    graph = torch_pruning.DependencyGraph().build_dependency(
-        network, example, forward_fn=lambda network, patch: network.train()(patch)
-    )
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            network, example, forward_fn=lambda network, patch: network.train()(patch)
+        )
     for handle in handles:
         handle.remove()
     names = {layer: name for name, layer in network.named_modules()}
