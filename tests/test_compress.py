@@ -13,11 +13,11 @@ from torch import nn
 
 from dcd_core import models
 from dcd_core.compress import ReweightedGroupLasso, channel_groups, prune, squared_norms
-from dcd_core.data import Patches
+from dcd_core.data import Cohort, Patches, write
 from dcd_core.dcd import DCD
 from dcd_core.models import dynunet, parameters, resenc
-from dcd_core.train import Distiller, Recipe, fit
-from dcd_core.types import Case, ContractError, Output
+from dcd_core.train import Distiller, Job, Recipe, fit, run
+from dcd_core.types import ISLES, Case, ContractError, Output
 
 pytest.importorskip("torch_pruning", reason="needs the extra [compress]")
 
@@ -389,3 +389,60 @@ def test_a_pruned_student_is_distilled(tmp_path):
     again = models.load(tmp_path / "student.safetensors")
     assert again.spec == student.spec
     assert torch.equal(again(patch(8)).logits, result.student(patch(8)).logits)
+
+
+def stroke(seed, id):
+    """A lesion bright on DWI, dark on ADC, in a block of tissue."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((3, 14, 14, 14), np.float32)
+    image[:, 2:12, 2:12, 2:12] = 1 + 0.1 * rng.standard_normal((3, 10, 10, 10), dtype=np.float32)
+    label = np.zeros((14, 14, 14), np.uint8)
+    label[4:8, 4:8, 4:8] = 1
+    image[0] += label
+    image[1] -= 0.5 * label
+    return Case(id, image, label, (2.0, 2.0, 2.0), np.diag([2.0, 2.0, 2.0, 1.0]))
+
+
+def test_jobs_penalise_prune_and_distil(workspace):
+    """The comparison as jobs: teacher, penalty, and the pruned network trained on with DCD."""
+    ids = tuple(f"sub-strokecase000{number}" for number in range(1, 4))
+    write([stroke(seed, id) for seed, id in enumerate(ids)], workspace / "cases", task=ISLES)
+    cohort = Cohort(ISLES.name, workspace / "cases", ids[:1], ids[1:2], ids[2:], None, "tiny")
+    model = {"architecture": "dynunet", "channels": [4, 8, 8], "residual": False}
+    teacher = Job("teacher", cohort, model, RECIPE, teacher_floor=0.0)
+    run(teacher)
+    start = teacher.folder / "student.safetensors"
+
+    sparse = dataclasses.replace(
+        teacher,
+        label="sparse",
+        start=start,
+        method="group-lasso",
+        options={"every": 2, "stages": 2, "strength": 1.0},
+    )
+    run(sparse)
+    assert sparse.result().history["distillation"].gt(0).all()
+    assert sparse.result().method["calls"] == RECIPE.steps
+
+    dense = sparse.result().student
+    small = prune(dense, torch.zeros(1, 3, 8, 8, 8), parameters=parameters(dense) // 2, divisor=2)
+    file = models.save(small, workspace / "small.safetensors")
+    tuned = Job(
+        "tuned",
+        cohort,
+        {},
+        RECIPE,
+        method="dcd",
+        options={"wavelet": "haar", "levels": 1},
+        teacher=teacher,
+        teacher_floor=0.0,
+        start=file,
+    )
+    before = tuned.identity
+    run(tuned)
+    assert tuned.result().student.spec == small.spec
+    assert set(tuned.read()["region"]) == set(ISLES.regions)
+    models.save(teacher.result().student, file)
+    assert tuned.identity != before, "another network in the same file is another job"
+    with pytest.raises(ContractError, match="nothing at"):
+        _ = dataclasses.replace(tuned, start=workspace / "absent").identity

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dcd_core import deploy, infer, records
+from dcd_core import deploy, infer
 from dcd_core.deploy.simulated import rounded_values, rounded_weights
 from dcd_core.metrics import dice
 from dcd_core.models import Segmenter, dynunet, parameters, resenc
 from dcd_core.types import ISLES, Case, ContractError
 
-PROJECT = Path(__file__).resolve().parents[1]
-SCRIPT = PROJECT / "benchmarks" / "deployment.py"
 PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
 ABSENT = [name for name in PACKAGES if find_spec(name) is None]
 needs_extra = pytest.mark.skipif(bool(ABSENT), reason=f"extra [deploy]: no {', '.join(ABSENT)}")
@@ -374,35 +368,3 @@ def test_int8_segments_as_well(trained, tmp_path):
         assert score(quantised, cases) == pytest.approx(score(model, cases), abs=0.02)
     peak = deploy.peak_mib(quantised, patches[0].shape, threads=1)
     assert np.isnan(peak) or 0 < peak < 200
-
-
-# --- the benchmark --------------------------------------------------------------------------------
-
-
-def test_a_quick_benchmark_writes_its_table_and_says_what_is_missing(workspace):
-    asked = [sys.executable, "-W", "error", str(SCRIPT), "--quick", "--threads", "1"]
-    done = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    table = records.load("smoke", "deployment", "cost")
-    path = workspace / "results" / "smoke" / "deployment-cost.csv"
-    sidecar = json.loads(path.with_suffix(".json").read_text("utf-8"))
-    pruned = find_spec("torch_pruning") is not None
-    assert len(table) == 2 + pruned + (0 if ABSENT else 4)
-    assert len(sidecar["missing"]) == (not pruned) + bool(ABSENT)
-    assert all(line in done.stdout for line in sidecar["missing"])
-    assert (table["low_ms"] <= table["time_ms"]).all()
-    assert (table["time_ms"] <= table["high_ms"]).all()
-    assert set(table["threads"]) == {1}
-    assert {len(samples) for samples in sidecar["samples_ms"].values()} == {2}
-    student = table[table["network"] == "student"]
-    assert student["parameters"].nunique() == 1
-    if pruned:
-        [cut] = table.loc[table["network"] == "pruned teacher", "parameters"]
-        assert cut == pytest.approx(student["parameters"].iloc[0], rel=0.05)
-
-
-def test_a_wrong_number_of_threads_is_refused():
-    asked = [sys.executable, str(SCRIPT), "--quick", "--threads", "0"]
-    done = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "at least 1" in done.stderr
