@@ -169,15 +169,16 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
 
 
 @EACH
-@pytest.mark.parametrize("divisor", [4, 2])
-def test_the_size_is_met_in_whole_blocks(make, divisor):
+@pytest.mark.parametrize(("divisor", "tolerance"), [(5, 0.25), (4, 0.05), (2, 0.05)])
+def test_the_size_is_met_in_whole_blocks(make, divisor, tolerance):
     model = made(make)
     before = copy.deepcopy(model.state_dict())
     wanted = parameters(model) // 2
-    small = prune(model, patch(), parameters=wanted, divisor=divisor)
-    assert abs(parameters(small) - wanted) <= 0.05 * wanted
+    small = prune(model, patch(), parameters=wanted, divisor=divisor, tolerance=tolerance)
+    assert abs(parameters(small) - wanted) <= tolerance * wanted
     widths = [m.out_channels for m in small.network.modules() if isinstance(m, nn.Conv3d)]
-    assert all(width % divisor == 0 or width == 3 for width in widths)
+    # Classes are not channels, and a group that lost nothing keeps its remainder.
+    assert all(width % divisor == 0 or width in (3, *CHANNELS) for width in widths)
     output = small.train()(patch())
     assert output.logits.shape == (1, 3, 16, 16, 16)
     assert small.stages == model.stages

@@ -195,5 +195,5 @@ def _steps(model: Segmenter, shape: Sequence[int]) -> list[int]:
     device = next(model.parameters()).device
     with torch.inference_mode():
         stages = model.encode(torch.zeros(*shape, device=device))
-    counts = [min(shape[axis], *(s.shape[axis] for s in stages)) for axis in (2, 3, 4)]
+    counts = [min([shape[axis], *(s.shape[axis] for s in stages)]) for axis in (2, 3, 4)]
     return [n // count for n, count in zip(shape[2:], counts, strict=True)]
