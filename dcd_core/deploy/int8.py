@@ -31,9 +31,11 @@ def quantize(
 
     `patches`: batches (b, c, d, h, w) of training cases, some thirty; never of those to be tested.
     `keep_float`: convolutions that stay in float, by their PyTorch names or what these begin with;
-    "edges" are those that read the image or write the logits. ONNX Runtime leaves transposed
-    convolutions in float as well, OpenVINO quantises them. Raises ContractError for no patches, a
-    name that is no convolution's, another ending, and without the extra [deploy].
+    "edges" are those that read the image or write the logits. OpenVINO rounds the inputs of
+    convolutions. ONNX Runtime rounds their outputs as well, all channels on one scale, so that a
+    class of small logits needs "edges"; it leaves transposed convolutions in float. Raises
+    ContractError for no patches, a name that is no convolution's, another ending, and without the
+    extra [deploy].
 
     Source: Krishnamoorthi, Quantizing Deep Convolutional Networks for Efficient Inference, arXiv
     1806.08342, 2018; Neural Network Compression Framework, arXiv 2002.08679.
