@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from dcd_core.dcd import Projection
@@ -21,8 +21,8 @@ from dcd_core.wavelet import Pyramid, wavedec3, waverec3
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (b, k, d, h, w) and targets (b, 1, d, h, w) to a scalar."""
 
-Masks = list[Float[Tensor, "b _ 7 _ _ _"]]
-"""Per level, finest first: masks between 0 and 1 of the seven detail bands."""
+Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
+"""Per level, finest first: masks (b, tokens, 7, d, h, w), 0 to 1, of the seven detail bands."""
 
 
 class PromptFreeFreeKD(StageMethod):
@@ -156,8 +156,7 @@ class FreeKD(PromptFreeFreeKD):
         task_loss = task_loss or dice_and_cross_entropy
         prompts = [p.clone().requires_grad_() for p in self._prompts()]
         optimizer = torch.optim.Adam(prompts, lr=self.rate)
-        was_training, losses = teacher.training, []
-        teacher.eval()
+        losses = []
         for image, target in batches:
             image, target = (x.to(prompts[0].device) for x in (image, target))
             output, spread = self._masked(teacher, image, prompts)
@@ -167,7 +166,6 @@ class FreeKD(PromptFreeFreeKD):
                 p.grad = gradient
             optimizer.step()
             losses.append(loss.item())
-        teacher.train(was_training)
         if not losses:
             raise ContractError("batches", "none", "one at least", "a list, not a spent iterator")
         for kept, learnt in zip(self._prompts(), prompts, strict=True):
@@ -206,8 +204,7 @@ class FreeKD(PromptFreeFreeKD):
             size = features.shape[2:]
             return waverec3(Pyramid(coarse, tuple(kept)), "haar", size=(size[0], size[1], size[2]))
 
-        names = [teacher.stages[number] for number in self.stages]
-        with _edited(teacher.network, names, edit):
+        with _edited(teacher, self.stages, edit):
             output = teacher(image)
         return output, torch.stack(overlaps).mean()
 
@@ -242,18 +239,20 @@ def dice_and_cross_entropy(logits: Volume, target: Tensor) -> Scalar:
 
 @contextmanager
 def _edited(
-    network: nn.Module, names: Sequence[str], edit: Callable[[int, Tensor], Tensor]
+    teacher: Segmenter, stages: Sequence[int], edit: Callable[[int, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Within, submodules return what `edit` makes of their outputs, by their place in `names`."""
+    """Within, in eval mode, a teacher's i-th of `stages` returns `edit(i, its output)`."""
 
     def hook(index: int) -> Callable[..., Tensor]:
         return lambda module, inputs, output: edit(index, output)
 
-    handles: list[Any] = [
-        network.get_submodule(name).register_forward_hook(hook(i)) for i, name in enumerate(names)
-    ]
+    modules = [teacher.network.get_submodule(teacher.stages[number]) for number in stages]
+    handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(modules)]
+    was_training = teacher.training
+    teacher.eval()
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        teacher.train(was_training)

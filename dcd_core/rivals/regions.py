@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -102,8 +102,8 @@ class ReCo(StageMethod):
         student_channels: Sequence[int],
         teacher_channels: Sequence[int],
         *,
-        masks: Literal["sound", "released"] = "sound",
-        context: Literal["learned", "frozen"] = "learned",
+        masks: str = "sound",
+        context: str = "learned",
         temperature: float = 0.5,
         decay: float = 0.4,
         ignore: int | None = -1,
@@ -181,10 +181,9 @@ class ReCo(StageMethod):
             foreground, background = counts, ~counts
         else:
             foreground, background = counts & (labels > 0), counts & (labels == 0)
-        weights = torch.zeros_like(space)
-        for region in (foreground, background):
-            areas = _per_area(labels, region).to(space.dtype)
-            weights += (areas / (areas.sum() + 1e-8)).view_as(space)
+        # As one class, whatever the background's labels are.
+        areas = _per_area(labels * foreground, foreground), _per_area(0 * labels, background)
+        weights = torch.stack([a / (a.sum() + 1e-8) for a in areas]).sum(0).view_as(space)
 
         def error(s: Tensor, t: Tensor, w: Tensor) -> Tensor:
             return ((s - t).square() * (w * channels)).sum()
@@ -201,16 +200,14 @@ class Context(nn.Module):
     def __init__(self, channels: int, *, trained: bool) -> None:
         super().__init__()
         hidden = max(1, channels // 2)
-        self.key = nn.Linear(channels, 1, bias=False)  # a bias would cancel in the softmax
-        self.change = nn.Sequential(
-            nn.Linear(channels, hidden),
-            nn.GroupNorm(1, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, channels),
-        )
+        # No bias where it would cancel: in a softmax, and in the difference of two contexts.
+        self.key = nn.Linear(channels, 1, bias=False)
+        last = nn.Linear(hidden, channels, bias=False)
         if not trained:
-            for p in self.change[3].parameters():
-                nn.init.zeros_(p)
+            nn.init.zeros_(last.weight)
+        self.change = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GroupNorm(1, hidden), nn.ReLU(), last
+        )
         self.requires_grad_(trained)
 
     def forward(self, features: Volume) -> Float[Tensor, "b c"]:
@@ -238,6 +235,5 @@ def _closeness(
 
 def _per_area(labels: Int[Tensor, "b v"], region: Bool[Tensor, "b v"]) -> Float[Tensor, "b v"]:
     """In a region 1 / the voxels of it that have the label, in the sample; 0 outside."""
-    known = labels * region
-    sizes = (one_hot(known) * region[:, :, None]).sum(1)
-    return region / sizes.gather(1, known).clamp(min=1)
+    sizes = (one_hot(labels) * region[:, :, None]).sum(1)
+    return region / sizes.gather(1, labels).clamp(min=1)
