@@ -215,10 +215,15 @@ def test_acam_is_its_naive_terms() -> None:
     assert method(output(s), output(t)).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_errors_vanish_where_student_and_teacher_agree() -> None:
+def test_a_student_that_agrees_is_left_alone_by_errors_and_masks() -> None:
     t = drawn(2, 4, 4, 4, 4, seed=1)
-    method = ACAMKD((4,), (4,), adapters="none", diversity=0.0).double()
-    assert method(output(t), output(t)).item() == 0
+    s = t.clone().requires_grad_()
+    value = ACAMKD((4,), (4,), adapters="none").double()(output(s), output(t))
+    value.backward()
+    assert s.grad is not None
+    assert not s.grad.any()
+    assert 0 < value <= 2  # the masks' overlap
+    assert ACAMKD((4,), (4,), adapters="none", diversity=0.0).double()(output(t), output(t)) == 0
 
 
 def test_masks_live_through_training() -> None:

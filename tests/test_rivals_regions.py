@@ -102,7 +102,7 @@ def context(f: np.ndarray, block: nn.Module) -> np.ndarray:
     pooled = f @ softmax(weights["key.weight"][0] @ f)
     hidden = weights["change.0.weight"] @ pooled + weights["change.0.bias"]
     hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + 1e-5)
-    hidden = np.maximum(hidden * weights["change.1.weight"] + weights["change.1.bias"], 0)
+    hidden = np.maximum(hidden, 0)
     return weights["change.3.weight"] @ hidden
 
 

@@ -9,10 +9,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import (
-    interpolate,
-    scaled_dot_product_attention,
-)
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from dcd_core.dcd import Projection
 from dcd_core.rivals.method import Narrow, Scalar, StageMethod, averaged, in_chunks
@@ -32,8 +29,9 @@ class ACAMKD(StageMethod):
 
     the error e = (a - t)^2, averaged under each mask, and the overlap of the masks of either kind,
 
-        mean_stages [mean_m sum_v S_m(v) mean_c e / sum_v S_m + mean_m sum_c C_m(c) mean_v e / sum_c
-                     C_m + diversity * mean_(m < n) (dice(S_m, S_n) + dice(C_m, C_n))].
+        mean_stages [mean_m (sum_v S_m(v) mean_c e / sum_v S_m
+                             + sum_c C_m(c) mean_v e / sum_c C_m)
+                     + diversity * mean_(m < n) (dice(S_m, S_n) + dice(C_m, C_n))].
 
     Source: Lan, Tian, "ACAM-KD: adaptive and cooperative attention masking for knowledge
     distillation", ICCV 2025, arXiv 2503.06307.
@@ -41,9 +39,10 @@ class ACAMKD(StageMethod):
     interpolated to the voxels. Stages 2 to 4, averaged; errors in slabs along D.
     Differs from the authors' code: there is none. Our choices, where the paper leaves one: errors
     are divided by the sum of the mask, since a mask that minimises a plain masked error vanishes;
-    masks do learn from the errors; V keeps all channels, as the channel mask needs them; the
-    student is adapted first; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part;
-    masks are of encoder features, not of predicted maps; M is an option, not the number of classes.
+    masks do learn from the errors, but the student learns nothing from the masks, or it would be
+    driven off where it agrees; V keeps all channels, as the channel mask needs them; the student is
+    adapted first; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are
+    of encoder features, not of predicted maps; M is an option, not the number of classes.
 
     Options: `masks` M, `diversity` (no unit), `stages`, `adapters`. `weight` 1 belongs to these
     means, to which the diversity adds up to 2 even where student and teacher agree.
@@ -76,7 +75,7 @@ class ACAMKD(StageMethod):
     ) -> Scalar:
         adapter = self.adapters[index]
         # Pooling commutes with the adapter, so the adapted student never exists whole.
-        s, t = adapter(averaged(student, TOKENS)), averaged(teacher, TOKENS)
+        s, t = adapter(averaged(student, TOKENS)).detach(), averaged(teacher, TOKENS)
         space, channels = self.fusions[index](s, t, teacher.shape[2:])
         over_space = _shares(space).mean(1).unflatten(1, (1, *teacher.shape[2:]))
         depth = teacher.shape[2]  # every slab along D has the same shares of channels
@@ -122,9 +121,12 @@ class Fusion(nn.Module):
     def fused(self, student: Volume, teacher: Volume) -> Volume:
         """Values of the student, put where the teacher asks for them."""
         s, t = student.flatten(2).mT, teacher.flatten(2).mT
-        # One head; the fused kernels keep no matrix of places by places.
-        heads = (x[:, None] for x in (self.query(t), self.key(s), self.value(s)))
-        fused = scaled_dot_product_attention(*heads)[:, 0]
+        q, k, v = self.query(t), self.key(s), self.value(s)
+        scale, more = q.shape[2] ** -0.5, v.shape[2] - q.shape[2]
+        # Zeros change no product, but kernels that keep no matrix of places by places (a tenth of
+        # the memory at 16^3) want q, k and v to be equally wide, and an axis of heads.
+        heads = (x[:, None] for x in (pad(q, (0, more)), pad(k, (0, more)), v))
+        fused = scaled_dot_product_attention(*heads, scale=scale)[:, 0]
         return fused.mT.unflatten(2, teacher.shape[2:])
 
 
