@@ -138,7 +138,7 @@ class FreeKD(PromptFreeFreeKD):
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
 
     def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Train the prompts, unless they are, by Dice and cross-entropy."""
+        """Train the prompts, unless they are; by `train_prompts` where a task has its own loss."""
         if not self.trained:
             self.train_prompts(teacher, batches)
 
@@ -224,11 +224,19 @@ def masks_of(features: Volume, prompts: Float[Tensor, "l t c"], levels: int) -> 
 def dice_and_cross_entropy(logits: Volume, target: Tensor) -> Scalar:
     """Cross-entropy plus 1 - mean Dice of the foreground classes over the batch.
 
-    `target` (b, 1, d, h, w) integer; voxels labelled below 0 do not count.
+    `target` (b, 1, d, h, w) integer; voxels labelled below 0 do not count. Raises ContractError for
+    a label that is no class, as where the channels are overlapping regions.
     """
     labels = target[:, 0].long()
     counts = labels >= 0
     classes = logits.shape[1]
+    if labels.max() >= classes:
+        raise ContractError(
+            "labels to train prompts on",
+            int(labels.max()),
+            f"classes 0 to {classes - 1}, or below 0 where ignored",
+            "train_prompts(teacher, batches, task_loss) with the teacher's own loss",
+        )
     truth = one_hot(labels.clamp(min=0), classes).movedim(-1, 1) * counts[:, None]
     p = logits.softmax(1) * counts[:, None]
     axes = (0, 2, 3, 4)

@@ -125,8 +125,8 @@ class Fusion(nn.Module):
         scale, more = q.shape[2] ** -0.5, v.shape[2] - q.shape[2]
         # Zeros change no product, but kernels that keep no matrix of places by places (a tenth of
         # the memory at 16^3) want q, k and v to be equally wide, and an axis of heads.
-        heads = (x[:, None] for x in (pad(q, (0, more)), pad(k, (0, more)), v))
-        fused = scaled_dot_product_attention(*heads, scale=scale)[:, 0]
+        q, k, v = (x[:, None] for x in (pad(q, (0, more)), pad(k, (0, more)), v))
+        fused = scaled_dot_product_attention(q, k, v, scale=scale)[:, 0]
         return fused.mT.unflatten(2, teacher.shape[2:])
 
 
