@@ -8,6 +8,7 @@ those to the optimizer and to the checkpoint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
@@ -168,13 +169,6 @@ class LogitMethod(Method):
         raise NotImplementedError
 
 
-def positive(what: str, value: float) -> float:
-    """Return `value`; ContractError unless it is above 0."""
-    if not value > 0:
-        raise ContractError(what, value, "a number above 0", f"the default of `{what}`")
-    return value
-
-
 def counted(target: Tensor | None, ignore: int | None, like: Volume) -> Bool[Tensor, "b d h w"]:
     """Which voxels of `like` (b, c, d, h, w) count: all, but for those labelled `ignore`."""
     if target is None or ignore is None:
@@ -226,3 +220,10 @@ def _in_float32(output: Output, *, detach: bool = False) -> Output:
         return at_least_float32(x.detach() if detach else x)
 
     return Output(cast(output.logits), tuple(map(cast, output.stages)), ())
+
+
+def positive(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
+    return value

@@ -92,7 +92,7 @@ class ReCo(StageMethod):
     begins away from 0, where all of it learns from the first step.
 
     Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T
-    and `decay` (no units); `ignore`, `stages`, `adapters`. `weight` .01 belongs to the sum of five
+    and `decay` (no units); `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to the sum of five
     terms and these weights of stages, which sum to 1.
     """
 

@@ -147,8 +147,8 @@ class CrossImage(RelationMethod):
     Differs from the authors' code: the mini-batch term alone. Their memory bank, with its pixel and
     region queues over the whole data set, is left out.
 
-    Options: `temperature` T (no unit), `nodes` per axis, `stages`. `weight` .1 belongs to the mean
-    over rows, pairs of patches and stages, at T = .1.
+    Options: `temperature` T (no unit), `nodes` per axis, `stages`. `weight` 0.1 belongs to the mean
+    over rows, pairs of patches and stages, at T = 0.1.
     """
 
     weight: ClassVar[float] = 0.1
