@@ -15,11 +15,27 @@ from torch import nn
 
 from dcd_core.dcd import DCD
 from dcd_core.records import nearest
+from dcd_core.rivals.frequency import FreeKD, PromptFreeFreeKD
+from dcd_core.rivals.masks import ACAMKD
 from dcd_core.rivals.method import LogitMethod, Method, StageMethod
+from dcd_core.rivals.regions import IFVD, ReCo
+from dcd_core.rivals.relations import CrossImage, PairwiseAffinity, RelationalKD
 from dcd_core.types import ContractError
 
 METHODS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"dcd": DCD, "dcd-released": DCD.released}
+    {
+        "dcd": DCD,
+        "dcd-released": DCD.released,
+        "skd": PairwiseAffinity,
+        "rkd": RelationalKD,
+        "cirkd": CrossImage,
+        "ifvd": IFVD,
+        "reco": ReCo,
+        "reco-released": ReCo.released,
+        "freekd": FreeKD,
+        "freekd-prompt-free": PromptFreeFreeKD,
+        "acam": ACAMKD,
+    }
 )
 """Methods by name; "none" is no method."""
 
