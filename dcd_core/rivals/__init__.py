@@ -15,11 +15,41 @@ from torch import nn
 
 from dcd_core.dcd import DCD
 from dcd_core.records import nearest
+from dcd_core.rivals.attention import AttentionTransfer
+from dcd_core.rivals.channelwise import ChannelWiseFeatures, ChannelWiseLogits
+from dcd_core.rivals.controls import (
+    FourierHighPass,
+    GaussianHighPass,
+    aaa_only,
+    ddd_only,
+    random_bands,
+)
+from dcd_core.rivals.features import FeatureMSE, FitNets
+from dcd_core.rivals.logits import DIST, LogitsKD, WaveletOutputs
 from dcd_core.rivals.method import LogitMethod, Method, StageMethod
 from dcd_core.types import ContractError
 
 METHODS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"dcd": DCD, "dcd-released": DCD.released}
+    {
+        "dcd": DCD,
+        "dcd-released": DCD.released,
+        # outputs
+        "logits": LogitsKD,
+        "dist": DIST,
+        "wavelet-outputs": WaveletOutputs,
+        "cwd-logits": ChannelWiseLogits,
+        # features
+        "feature-mse": FeatureMSE,
+        "fitnets": FitNets,
+        "at": AttentionTransfer,
+        "cwd-features": ChannelWiseFeatures,
+        # controls
+        "aaa-only": aaa_only,
+        "ddd-only": ddd_only,
+        "random-bands": random_bands,
+        "gaussian-highpass": GaussianHighPass,
+        "fourier-highpass": FourierHighPass,
+    }
 )
 """Methods by name; "none" is no method."""
 
@@ -34,7 +64,12 @@ def build(
     if name not in METHODS:
         raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
     made = METHODS[name]
-    known = [p for p in inspect.signature(made).parameters if not p.endswith("_channels")]
+    fixed = getattr(made, "keywords", {})  # what a name already decides is no option of it
+    known = [
+        p
+        for p in inspect.signature(made).parameters
+        if not p.endswith("_channels") and p not in fixed
+    ]
     for option in options:
         if option not in known:
             attempt = nearest(option, known) if known else "no options"

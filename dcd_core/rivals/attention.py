@@ -22,9 +22,9 @@ class AttentionTransfer(StageMethod):
 
     Source: Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928.
     3D change: none but the voxels; all encoder stages, averaged.
-    Differs from the authors' code: it takes the mean over voxels, which shrinks with their number
-    (5.6e-4 at 8^3, 1.0e-6 at 64^3 for independent maps); the sum does not depend on the size. Its
-    weight of 1000 on maps of 8^2 to 32^2 is 15.6 to 1 here.
+    Differs from the authors' code: it takes the mean over voxels, which shrinks with their number,
+    by 512 from 8^3 to 64^3; the sum does not depend on the size. Its weight of 1000 on maps of 8^2
+    to 32^2 is 15.6 to 1 here.
 
     Options: `stages`. No adapters: the channels are averaged away, so teacher and student may have
     any number of them. A map of zeros stays zeros. `weight` 1 belongs to the sum over voxels, mean

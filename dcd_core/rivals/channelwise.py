@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from dcd_core.dcd import Projection
-from dcd_core.rivals.logits import as_volume, positive
-from dcd_core.rivals.method import LogitMethod, Scalar, StageMethod, in_chunks
+from dcd_core.rivals.logits import as_volume
+from dcd_core.rivals.method import LogitMethod, Scalar, StageMethod, in_chunks, positive
 from dcd_core.types import Volume
 
 
@@ -51,9 +51,7 @@ class ChannelWiseLogits(LogitMethod):
         super().__init__(student_channels, teacher_channels, ignore=ignore)
         self.temperature = positive("temperature", temperature)
 
-    def logits(
-        self, student: Volume, teacher: Volume, counts: Bool[Tensor, "b d h w"]
-    ) -> Scalar:
+    def logits(self, student: Volume, teacher: Volume, counts: Bool[Tensor, "b d h w"]) -> Scalar:
         weights = () if counts.all() else (as_volume(counts, student),)
         return channelwise(student, teacher, *weights, temperature=self.temperature)
 

@@ -27,8 +27,8 @@ class FeatureMSE(StageMethod):
     Differs from the authors' code: none was released; a sibling release regresses the last stage
     alone, by a convolution that is never trained.
 
-    Options: `stages`, `adapters`. `weight` 1 belongs to the mean over stages; as a control of DCD it
-    takes DCD's weight, stages, adapters and schedule instead.
+    Options: `stages`, `adapters`. `weight` 1 belongs to the mean over stages; as a control of DCD
+    it takes DCD's weight, stages, adapters and schedule instead.
     """
 
     weight: ClassVar[float] = 1.0
@@ -36,16 +36,10 @@ class FeatureMSE(StageMethod):
     def unadapted(
         self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
     ) -> Scalar:
-        shift, scale = self.standard(teacher)
-
         def error(s: Tensor, t: Tensor) -> Tensor:
-            return (self.adapters[index](s) - (t - shift) / scale).square().sum()
+            return (self.adapters[index](s) - t).square().sum()
 
         return in_chunks(error, student, teacher) / teacher.numel()
-
-    def standard(self, teacher: Volume) -> tuple[Tensor, Tensor]:
-        """What is subtracted from the teacher and what it is divided by then: 0 and 1."""
-        return teacher.new_zeros(()), teacher.new_ones(())
 
 
 class FitNets(FeatureMSE):
@@ -58,14 +52,15 @@ class FitNets(FeatureMSE):
     the teacher's channels, if `standardise`, brought to mean 0 and deviation 1 over the batch and
     its voxels first. Without it this is FeatureMSE to the digit, under the name of its paper.
 
-    Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: hints for thin deep nets", ICLR
-    2015, arXiv 1412.6550.
+    Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: hints for thin deep nets",
+    ICLR 2015, arXiv 1412.6550.
     3D change: 1x1x1 convolutions without bias at all encoder stages, in slabs along D.
     Differs from the authors' code: one hint layer and a phase of its own there; here all stages,
     trained together with the segmentation, as in later comparisons.
 
-    Options: `standardise` (without it the stages and channels of largest variance decide), `stages`,
-    `adapters`. `weight` 1 belongs to the mean over stages; published weights are 1 to 100.
+    Options: `standardise` (without it the stages and channels of largest variance decide; with it a
+    copy of the teacher is made), `stages`, `adapters`. `weight` 1 belongs to the mean over stages;
+    published weights are 1 to 100.
     """
 
     weight: ClassVar[float] = 1.0
@@ -82,9 +77,10 @@ class FitNets(FeatureMSE):
         super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
         self.standardise = standardise
 
-    def standard(self, teacher: Volume) -> tuple[Tensor, Tensor]:
-        if not self.standardise:
-            return super().standard(teacher)
-        axes = (0, 2, 3, 4)
-        variance, mean = torch.var_mean(teacher, axes, correction=0, keepdim=True)
-        return mean, (variance + 1e-5).sqrt()
+    def unadapted(
+        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
+    ) -> Scalar:
+        if self.standardise:
+            variance, mean = torch.var_mean(teacher, (0, 2, 3, 4), correction=0, keepdim=True)
+            teacher = (teacher - mean) * (variance + 1e-5).rsqrt()
+        return super().unadapted(index, student, teacher, target)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from dcd_core.rivals.method import LogitMethod, Scalar, in_chunks
+from dcd_core.rivals.method import LogitMethod, Scalar, in_chunks, positive
 from dcd_core.types import ContractError, Volume
 from dcd_core.wavelet import Wavelet, max_level, wavedec3
 
@@ -35,8 +35,8 @@ class LogitsKD(LogitMethod):
     2014, arXiv 1503.02531.
     3D change: every voxel of the full-resolution head is an example; patches are worked on in slabs
     along D, so that the four tensors of logits' size a divergence needs never exist whole.
-    Differs from the authors' code: there is none. Public ones divide by voxels (this), by voxels and
-    classes, or by samples alone, which differ by k and by D * H * W; T^2 as in the paper.
+    Differs from the authors' code: there is none. Public ones divide by voxels (this), by voxels
+    and classes, or by samples alone, which differ by k and by D * H * W; T^2 as in the paper.
 
     Options: `temperature` T (no unit); `regions`; `ignore`, the label of voxels that leave both sum
     and mean. `weight` 1 belongs to the mean over voxels at T = 2.
@@ -66,12 +66,12 @@ class LogitsKD(LogitMethod):
         if self.regions:
             pairs = [(logsigmoid(s), logsigmoid(t)), (logsigmoid(-s), logsigmoid(-t))]
         else:
-            pairs = [(log_softmax(s, 1), log_softmax(t, 1))]
+            pairs = [(log_softmax(several(s), 1), log_softmax(t, 1))]
         return torch.stack([(counts * q.exp() * (q - p)).sum() for p, q in pairs]).sum()
 
 
 class DIST(LogitMethod):
-    """The student keeps the teacher's relations, between classes and between voxels, not its values.
+    """The student keeps the teacher's relations, among classes and among voxels, not its values.
 
     With p = softmax(logits / T), or sigmoid for `regions`, and Pearson's correlation r,
 
@@ -87,8 +87,8 @@ class DIST(LogitMethod):
     classes the correlation between classes is +1 or -1 and has no gradient; with one region there
     is none and its term is left out. Where a row is constant r is 0, as there.
 
-    Options: `temperature` T, `beta`, `gamma` (no units), `regions`, `ignore`: voxels that leave both
-    sums and means. `weight` 1, with beta = gamma = 1, belongs to these means.
+    Options: `temperature` T, `beta`, `gamma` (no units), `regions`, `ignore`: voxels that leave
+    both sums and means. `weight` 1, with beta = gamma = 1, belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
@@ -131,18 +131,18 @@ class WaveletOutputs(LogitMethod):
 
         sum_(l = 1..L) mean_(7 detail bands, b, k, voxels) |W_l x|.
 
-    Source: Zhang, Chen, Tu, Chen, Xu, Xu, "Wavelet knowledge distillation: towards efficient
+    Source: Zhang, Chen, Tu, Wan, Xu, Ma, "Wavelet knowledge distillation: towards efficient
     image-to-image translation", CVPR 2022, arXiv 2203.06321.
     3D change: class probabilities stand for images, seven detail bands for three, three levels for
     four, or as many as the shortest axis allows. The transform is linear, so the difference is
     transformed once.
-    Differs from the authors' code: zero padding there; here an odd axis repeats its last voxel,
-    which adds no edge, and even axes need no padding. The difference is 0 at ignored voxels; these
-    stay in the mean.
+    Differs from the authors' code: zero padding there; here patches are periodic, as in DCD, and an
+    odd axis repeats its last voxel first, so a constant has no detail. Haar on an even axis meets
+    no border at all. The difference is 0 at ignored voxels; these stay in the mean.
 
-    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10 belongs
-    to the mean per level and the sum over levels. It is a start: the paper's was not recovered, and
-    the mean over mostly empty bands is about 1e-3.
+    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10
+    belongs to the mean per level and the sum over levels. It is a start: the paper's was not
+    recovered, and the mean over mostly empty bands is about 1e-3.
     """
 
     weight: ClassVar[float] = 10.0
@@ -179,19 +179,19 @@ class WaveletOutputs(LogitMethod):
 
 def probabilities(logits: Volume, regions: bool) -> Volume:
     """Probabilities (b, k, d, h, w) of logits: of k classes, or of k overlapping `regions`."""
-    return logits.sigmoid() if regions else logits.softmax(1)
+    return logits.sigmoid() if regions else several(logits).softmax(1)
+
+
+def several(logits: Volume) -> Volume:
+    """Return `logits`; ContractError for a single class, whose softmax is 1 whatever they say."""
+    if logits.shape[1] < 2:
+        raise ContractError("classes of a softmax", 1, "at least two", "regions=True")
+    return logits
 
 
 def as_volume(counts: Counts, like: Volume) -> Volume:
     """Weights 0 and 1 with the shape of `like` that occupy one channel of memory."""
     return counts[:, None].to(like.dtype).expand_as(like)
-
-
-def positive(what: str, value: float) -> float:
-    """Return `value`; ContractError unless it is above 0."""
-    if not value > 0:
-        raise ContractError(what, value, "a number above 0", f"the default of `{what}`")
-    return value
 
 
 def _correlation(

@@ -8,6 +8,7 @@ those to the optimizer and to the checkpoint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -184,6 +185,13 @@ def in_chunks(
     if step >= size or not torch.is_grad_enabled():
         return torch.stack([loss(*part) for part in parts]).sum()
     return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def positive(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
+    return value
 
 
 def _in_float32(output: Output, *, detach: bool = False) -> Output:
