@@ -215,15 +215,15 @@ def in_chunks(
     return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
 
 
-def _in_float32(output: Output, *, detach: bool = False) -> Output:
-    def cast(x: Tensor) -> Tensor:
-        return at_least_float32(x.detach() if detach else x)
-
-    return Output(cast(output.logits), tuple(map(cast, output.stages)), ())
-
-
 def positive(what: str, value: float) -> float:
     """Return `value`; ContractError unless it is a finite number above 0."""
     if not 0 < value < math.inf:
         raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
     return value
+
+
+def _in_float32(output: Output, *, detach: bool = False) -> Output:
+    def cast(x: Tensor) -> Tensor:
+        return at_least_float32(x.detach() if detach else x)
+
+    return Output(cast(output.logits), tuple(map(cast, output.stages)), ())

@@ -114,7 +114,11 @@ class Matrix:
         rows = []
         for arm, options in self.arms.items():
             weight, chosen = self.calibration(arm).weight, self.strength(arm)
-            published = getattr(rivals.METHODS[options["method"]], "weight", math.nan)
+            study, own = self.study, {k: v for k, v in options.items() if k != "method"}
+            method = rivals.build(
+                options["method"], study.student_channels, study.teacher_channels, **own
+            )
+            published = getattr(method, "weight", math.nan)
             for strength, job in self.tuning(arm).items():
                 dice = job.result().tune_dice
                 rows.append((arm, strength, strength * weight, dice, strength == chosen, published))

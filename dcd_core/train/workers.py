@@ -6,13 +6,14 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from dcd_core.records import capacity, progress
 
 
+@runtime_checkable
 class Unit(Protocol):
     """Work that is done once and kept in a folder of its own."""
 
