@@ -260,8 +260,8 @@ def test_coarse_band_finest_band_and_published_bands_add_up_to_the_mse():
 
 
 def test_random_bands_are_drawn_once_and_are_as_many_as_the_published_ones():
-    drawn = [build("random-bands", NARROW, WIDE, seed=seed).bands for seed in range(200)]
-    assert drawn[3] == build("random-bands", NARROW, WIDE, seed=3).bands
+    drawn = [build("random-bands", NARROW, WIDE, draw=seed).bands for seed in range(200)]
+    assert drawn[3] == build("random-bands", NARROW, WIDE, draw=3).bands
     assert len(set(drawn)) == 27
     assert PUBLISHED not in drawn
     assert all(len(set(bands) & set(BANDS)) == len(PUBLISHED) for bands in drawn)
@@ -270,12 +270,12 @@ def test_random_bands_are_drawn_once_and_are_as_many_as_the_published_ones():
 
 def test_random_bands_are_dcd_with_these_bands_and_the_other_options_given():
     options = {"wavelet": "haar", "levels": 2, "stages": [1], "stage_reduction": "sum"}
-    control = made("random-bands", WIDE, WIDE, projection="none", seed=4, **options)
+    control = made("random-bands", WIDE, WIDE, projection="none", draw=4, **options)
     arguments = double(WIDE), double(WIDE, seed=9)
     same = DCD(WIDE, WIDE, projection="none", bands=control.bands, **options)
     assert torch.equal(control(*arguments), same(*arguments))
-    released = made("random-bands", WIDE, WIDE, projection="none", convention="released", seed=4)
-    assert released(*arguments) != made("random-bands", WIDE, WIDE, projection="none", seed=4)(
+    released = made("random-bands", WIDE, WIDE, projection="none", convention="released", draw=4)
+    assert released(*arguments) != made("random-bands", WIDE, WIDE, projection="none", draw=4)(
         *arguments
     )
 

@@ -123,7 +123,7 @@ def random_bands(
     student_channels: Sequence[int],
     teacher_channels: Sequence[int],
     *,
-    seed: int = 0,
+    draw: int = 0,
     wavelet: Wavelet = "db4",
     levels: int = 3,
     stages: Sequence[int] | None = None,
@@ -131,7 +131,7 @@ def random_bands(
     stage_reduction: Literal["mean", "sum"] = "mean",
     convention: Convention = "orthonormal",
 ) -> DCD:
-    """DCD of as many bands as published, but drawn once from `seed`: do these six matter?
+    """DCD of as many bands as published, but drawn once from `draw`: do these six matter?
 
     One of the 27 other choices of six, all equally likely. 21 of them hold the coarse band, which
     has most of the energy; name the bands (`.bands`) with every result. Other options as in DCD.
@@ -140,7 +140,7 @@ def random_bands(
     return DCD(
         student_channels,
         teacher_channels,
-        bands=random.Random(seed).choice(others),
+        bands=random.Random(draw).choice(others),
         wavelet=wavelet,
         levels=levels,
         stages=stages,
