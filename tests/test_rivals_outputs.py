@@ -87,6 +87,15 @@ def test_temperatures_are_above_zero(name, temperature):
         build(name, (1,), (1,), temperature=temperature)
 
 
+@pytest.mark.parametrize("name", ["logits", "dist"])
+def test_a_sample_without_a_voxel_that_counts_is_not_in_the_mean(name):
+    student, teacher = pair(2, 3, 4, 4, 4)
+    target = labels(size=4)
+    target[1] = -1
+    alone = loss(name, student[:1], teacher[:1], target[:1]).item()
+    assert loss(name, student, teacher, target).item() == pytest.approx(alone, rel=1e-12)
+
+
 # --- logits ---------------------------------------------------------------------------------------
 
 

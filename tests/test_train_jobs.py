@@ -27,6 +27,7 @@ from dcd_core.train import (
     run_all,
     scores,
 )
+from dcd_core.train.workers import at_work
 from dcd_core.types import ISLES, Case, ContractError
 
 RECIPE = Recipe(
@@ -259,7 +260,7 @@ def test_an_error_in_a_worker_arrives_whole_and_stops_the_others(cohort):
 def test_progress_names_what_is_running(cohort):
     running, waiting = make_job(cohort, "running"), make_job(cohort, "waiting")
     running.folder.mkdir(parents=True)
-    assert jobs._running([running, waiting]) == "running"
+    assert at_work([running, waiting]) == "running"
 
 
 # --- studies --------------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ def test_options_that_are_sequences_count_by_content_and_reach_the_loss(cohort):
         make(stages=[1]),
     ]
     assert len({each.identity for each in [job, *others]}) == 5
-    method = jobs._method(job, (4, 4, 8), (6, 6, 8))
+    method = rivals.build(job.method, (4, 4, 8), (6, 6, 8), **job.options)
     assert (method.wavelet, method.bands, method.stages) == (
         ("haar", "haar", "db2"),
         ("aaa", "aad"),
@@ -386,10 +387,10 @@ def test_arms_are_methods_and_methods_with_frozen_adapters():
     assert arms(["at", "dcd"], frozen=["dcd", "fitnets"]) == {
         "at": {"method": "at"},
         "dcd": {"method": "dcd"},
-        "dcd, frozen": {"method": "dcd", "projection": "frozen"},
-        "fitnets, frozen": {"method": "fitnets", "adapters": "frozen"},
+        "dcd frozen": {"method": "dcd", "projection": "frozen"},
+        "fitnets frozen": {"method": "fitnets", "adapters": "frozen"},
     }
-    with pytest.raises(ContractError, match="frozen: got 'at', expected a method with adapters"):
+    with pytest.raises(ContractError, match="frozen: got 'at'; expected a method with adapters"):
         arms([], frozen=["at"])
 
 
@@ -426,7 +427,7 @@ def test_the_tune_split_chooses_the_strength_on_a_seed_that_is_not_compared(matr
     assert choices.groupby("method").chosen.sum().tolist() == [1, 1, 1]
     assert choices.groupby("method").published.first().to_dict() == {
         "feature-mse": 1.0,
-        "feature-mse, frozen": 1.0,
+        "feature-mse frozen": 1.0,
         "logits": 1.0,
     }
 

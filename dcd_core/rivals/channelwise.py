@@ -110,6 +110,6 @@ def channelwise(student: Volume, teacher: Volume, *weights: Volume, temperature:
 
 def _log_distribution(x: Tensor, *weights: Tensor) -> Tensor:
     for w in weights:
-        # Half of the lowest number: probability 0, and differences of its logarithms stay finite.
-        x = x.masked_fill(w == 0, torch.finfo(x.dtype).min / 2)
+        # Not -inf: the probability is 0 as well, but differences of its logarithms stay finite.
+        x = x.masked_fill(w == 0, torch.finfo(x.dtype).min)
     return log_softmax(x.flatten(2), -1)

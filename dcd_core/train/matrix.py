@@ -160,5 +160,5 @@ def arms(methods: Iterable[str], *, frozen: Iterable[str] = ()) -> dict[str, dic
         option = rivals.adapter_option(name)
         if option is None:
             raise ContractError("frozen", repr(name), "a method with adapters", "leave it out")
-        found[f"{name}, frozen"] = {"method": name, option: "frozen"}
+        found[f"{name} frozen"] = {"method": name, option: "frozen"}
     return found

@@ -61,10 +61,14 @@ def run_each(
             done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
-            at_work = [u.label for u in waiting if u.folder.is_dir() and not u.done]
-            progress(what, total - len(pending), total, ", ".join(at_work))
+            progress(what, total - len(pending), total, at_work(waiting))
     finally:
         if pending:  # an error: a worker would finish its unit before it heard of it
             for process in list((pool._processes or {}).values()):
                 process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def at_work(units: Iterable[Unit]) -> str:
+    """The labels of units that were begun and are not done."""
+    return ", ".join(unit.label for unit in units if unit.folder.is_dir() and not unit.done)
