@@ -10,7 +10,7 @@ from dcd_core.train.calibration import Calibration, measure
 from dcd_core.train.distiller import Distiller, Losses, segmentation_loss
 from dcd_core.train.jobs import Job, check_teacher, run, run_all
 from dcd_core.train.loop import Fit, fit, read_fit
-from dcd_core.train.matrix import Matrix, arms
+from dcd_core.train.matrix import Matrix, arms, matrices
 from dcd_core.train.recipe import EMA, Recipe
 from dcd_core.train.study import Study, histories, lesions, scores
 
@@ -32,6 +32,7 @@ __all__ = [
     "gradient_ratio",
     "histories",
     "lesions",
+    "matrices",
     "measure",
     "read_fit",
     "run",

@@ -17,12 +17,16 @@ from typing import Any
 import pandas as pd
 
 from dcd_core import rivals
+from dcd_core.data import cohort
 from dcd_core.train.calibration import Calibration, measure
 from dcd_core.train.jobs import Job, run, run_all
+from dcd_core.train.recipe import Recipe
 from dcd_core.train.study import Study
 from dcd_core.train.workers import run_each
-from dcd_core.types import ContractError
+from dcd_core.types import BRATS, ISLES, ContractError
 
+PREFIXES = {ISLES.name: "stroke", BRATS.name: "glioma"}
+"""How the parameters of a task begin."""
 UNDISTILLED = "undistilled"
 
 
@@ -161,4 +165,52 @@ def arms(methods: Iterable[str], *, frozen: Iterable[str] = ()) -> dict[str, dic
         if option is None:
             raise ContractError("frozen", repr(name), "a method with adapters", "leave it out")
         found[f"{name} frozen"] = {"method": name, option: "frozen"}
+    return found
+
+
+def matrices(parameters: Mapping[str, Any]) -> dict[str, Matrix]:
+    """The matrices that a profile asks for, by task; `parameters` are those of notebook 07.
+
+    Notebook and cluster both get theirs here, so that they mean the same runs. Raises ContractError
+    for an unknown task, and as `cohort` and `arms` do.
+    """
+    found, given = {}, parameters
+    for task in given["tasks"]:
+        if task not in PREFIXES:
+            raise ContractError(
+                "tasks", repr(task), f"names out of {list(PREFIXES)}", "'isles2022'"
+            )
+        split, patch, spacing, steps = (
+            given[f"{PREFIXES[task]}_{name}"] for name in ("split", "patch", "spacing_mm", "steps")
+        )
+        cases = cohort(
+            given["data_source"],
+            task,
+            **dict(zip(("train", "tune", "test"), split, strict=True)),
+            seed=given["cohort_seed"],
+            spacing_mm=spacing,
+            workers=given["workers"],
+        )
+        same = {name: given[name] for name in ("batch", "learning_rate", "ema")}
+        recipe = Recipe(steps=steps, patch=tuple(patch), **same, **given["training"])
+        study = Study(
+            task,
+            cases,
+            recipe,
+            tuple(given["teacher_channels"]),
+            tuple(given["student_channels"]),
+            architecture=given["architecture"],
+            network=given["network"],
+            teacher_floor=given["teacher_floor"],
+        )
+        found[task] = Matrix(
+            study,
+            arms(given["methods"] or rivals.METHODS, frozen=given["frozen"]),
+            tuple(given["seeds"]),
+            steps=given["rival_steps"],
+            strengths=tuple(given["strengths"]),
+            tuning_seed=given["tuning_seed"],
+            warm_steps=given["warm_steps"],
+            batches=given["calibration_batches"],
+        )
     return found
