@@ -150,6 +150,15 @@ def test_the_source_of_what_trains_counts_and_of_what_tests_names_the_table(coho
     assert ("infer", "metrics") in asked
 
 
+def test_a_new_method_retrains_no_student_without_one(cohort, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jobs, "source_hash", lambda *names: asked.append(names) or "changed")
+    for job, has_method in ((make_job(cohort), False), (distilled(cohort), True)):
+        asked.clear()
+        assert job.identity
+        assert ("rivals" in asked[-1]) == has_method
+
+
 def test_a_job_crosses_process_boundaries(cohort):
     job = distilled(cohort)
     again = pickle.loads(pickle.dumps(job))

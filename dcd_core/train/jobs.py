@@ -28,7 +28,7 @@ from dcd_core.train.recipe import Recipe
 from dcd_core.train.workers import run_each
 from dcd_core.types import TASKS, ContractError
 
-_TRAINING = ("types", "wavelet", "dcd", "rivals", "models", "data", "train")
+_TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
 _TESTING = ("infer", "metrics")
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
@@ -65,7 +65,7 @@ class Job:
             self.method,
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
-            source_hash(*_TRAINING),
+            source_hash(*_TRAINING, *([] if self.method == "none" else ["rivals"])),
         )
 
     @property
