@@ -76,6 +76,7 @@ bench: setup ## time loss, metrics and preparation against their peers: minutes,
 	$(BIN)/python benchmarks/loss.py $(ARGS)
 	$(BIN)/python benchmarks/metrics.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/preparation.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/deployment.py $(filter --quick,$(ARGS))
 
 # A failed build forgets its cache: Sphinx repeats no warning for pages it has already read, and the
 # next build would pass by silence.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,66 @@ class _ResidualEncoderUNet(nn.Module):
         return logits[::-1] if len(logits) > 1 else logits[0]
 
 
-ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {"dynunet": dynunet, "resenc": resenc}
+def pruned(
+    in_channels: int,
+    classes: int,
+    *,
+    channels: Sequence[int],
+    base: Mapping[str, Any],
+    kept: Mapping[str, Mapping[str, Sequence[int]]],
+) -> Segmenter:
+    """A segmenter of which only some channels are left, as `compress.prune` makes them.
+
+    `base`: what `build` needs for the whole network, its channel counts of the task apart; `kept`:
+    for every layer that lost channels the indices left on its sides "in" and "out"; `channels`: of
+    the encoder stages that result, finest first.
+    """
+    whole = build(in_channels=in_channels, classes=classes, **base)
+    cut(whole.network, kept)
+    plain = {name: {side: list(i) for side, i in sides.items()} for name, sides in kept.items()}
+    spec = _spec("pruned", in_channels, classes, channels, base=dict(base), kept=plain)
+    return Segmenter(whole.network, whole.stages, channels, spec)
+
+
+def cut(network: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+    """Keep of the named layers the channels with these indices, on the sides "in" and "out".
+
+    Weights are cut in place, the order of the indices is that of the channels afterwards.
+    """
+    names = {"in": ("in_channels",), "out": ("out_channels", "num_features")}
+    for name, sides in kept.items():
+        layer = network.get_submodule(name)
+        held: list[tuple[str, Tensor]] = [*layer.named_parameters(recurse=False)]
+        held += [(key, b) for key, b in layer.named_buffers(recurse=False) if b.ndim]
+        for key, old in held:
+            new = old.detach()
+            for side, indices in sides.items():
+                axis = channel_axis(layer, new, side)
+                if axis is not None:
+                    new = new.index_select(axis, torch.tensor(indices, device=new.device))
+            if isinstance(old, nn.Parameter):
+                setattr(layer, key, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
+            else:
+                setattr(layer, key, new.clone())
+        for side, indices in sides.items():
+            for attribute in names[side]:
+                if hasattr(layer, attribute):
+                    setattr(layer, attribute, len(indices))
+
+
+def channel_axis(layer: nn.Module, weight: Tensor, side: str) -> int | None:
+    """The axis of a layer's weight that runs over its channels of a side; None where none does."""
+    if weight.ndim == 1:  # a bias, or what a norm holds of every channel
+        return 0 if side == "out" else None
+    # Transposed convolutions keep their weights as (in, out, ...), the others as (out, in, ...).
+    return int((side == "in") != isinstance(layer, nn.ConvTranspose3d))
+
+
+ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
+    "dynunet": dynunet,
+    "resenc": resenc,
+    "pruned": pruned,
+}
 
 
 def build(architecture: str, in_channels: int, classes: int, **options: Any) -> Segmenter:

@@ -19,7 +19,7 @@ LAYERS = (
     {"types", "records"},
     {"wavelet", "metrics", "stats", "phantom"},
     {"dcd", "models", "data"},
-    {"rivals", "infer", "deploy", "flow"},
+    {"rivals", "infer", "deploy", "compress", "flow"},
     {"train", "plots"},
     {"__main__"},
 )

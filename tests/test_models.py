@@ -157,7 +157,7 @@ def test_build_is_the_function_of_that_name():
     two = resenc(2, 3, channels=(4, 6), blocks=(1, 1))
     assert one.spec == two.spec
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert set(models.ARCHITECTURES) == {"dynunet", "resenc"}
+    assert set(models.ARCHITECTURES) == {"dynunet", "resenc", "pruned"}
 
 
 def test_unknown_architecture_lists_the_known_ones():

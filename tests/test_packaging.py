@@ -71,7 +71,7 @@ def test_pins_are_exact_and_portable() -> None:
 def test_the_base_install_is_the_loss_alone() -> None:
     names = {requirement.name for requirement in requirements()}
     assert names == {"torch", "PyWavelets", "numpy", "jaxtyping"}
-    assert set(EXTRAS) == {"study", "book", "nnunet", "deploy", "scale", "dev"}
+    assert set(EXTRAS) == {"study", "book", "nnunet", "deploy", "compress", "scale", "dev"}
 
 
 def test_what_runs_here_is_what_is_pinned() -> None:

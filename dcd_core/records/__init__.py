@@ -5,6 +5,7 @@ was kept. Every file is written under a temporary name and then renamed, so that
 leaves either the old file or the new one, never half of one.
 """
 
+from dcd_core.records.extras import require
 from dcd_core.records.identity import (
     capacity,
     facts,
@@ -43,6 +44,7 @@ __all__ = [
     "published",
     "read_yaml",
     "real_cases",
+    "require",
     "root",
     "run_dir",
     "save",

@@ -24,7 +24,8 @@ class Distiller(nn.Module):
     `method`: a module `forward(student: Output, teacher: Output, target) -> scalar`, or None for
     the undistilled student. `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar.
     The teacher is frozen, in eval mode, and only its encoder runs, unless the method says
-    `needs_logits = True`; at weight 0 it does not run at all.
+    `needs_logits = True`; at weight 0 it does not run at all. A method that says
+    `needs_teacher = False`, such as a penalty on weights, may do without one.
     """
 
     def __init__(
@@ -54,10 +55,13 @@ class Distiller(nn.Module):
         """Losses of a batch: image (b, c, d, h, w), integer target (b, 1, d, h, w)."""
         student = self.student(image)
         segmentation = self._segmentation(student, target)
-        if not distil or self.method is None or self.teacher is None:
+        alone = self.teacher is None and getattr(self.method, "needs_teacher", True)
+        if not distil or self.method is None or alone:
             return Losses(segmentation, None)
         with torch.no_grad():
-            if getattr(self.method, "needs_logits", False):
+            if self.teacher is None:
+                teacher = Output(image.new_empty(0), ())
+            elif getattr(self.method, "needs_logits", False):
                 teacher = self.teacher(image)
             else:
                 teacher = Output(image.new_empty(0), self.teacher.encode(image))

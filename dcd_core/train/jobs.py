@@ -7,6 +7,7 @@ an interrupted job resumes, and editing a plot retrains nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from dcd_core import models, rivals
+from dcd_core.compress import ReweightedGroupLasso
 from dcd_core.data import Cohort, Patches, read
 from dcd_core.infer import predict_case
 from dcd_core.metrics import challenge, lesions, score
@@ -30,6 +32,10 @@ from dcd_core.types import TASKS, ContractError
 
 _TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
 _TESTING = ("infer", "metrics")
+PENALTY = "group-lasso"
+"""The method of a job that trains with `compress.ReweightedGroupLasso`."""
+# A new rival retrains no student without one.
+_METHODS = {"none": (), PENALTY: ("compress",)}
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
@@ -38,10 +44,12 @@ class Job:
     """One training run and its test.
 
     `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
-    "none" or a name out of `rivals.METHODS` with its `options`; `teacher`: the job that
-    trains the teacher, whose tune Dice must reach `teacher_floor`. `label` names the folder, `arm`
-    the line in tables, and without `tested` nothing of the test split is read: these decide
-    nothing.
+    "none", a name out of `rivals.METHODS`, or "group-lasso", a penalty that prepares for
+    pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
+    whose tune Dice must reach `teacher_floor`; `start`: a file of `models.save` whose network is
+    trained on, in the place of a `model` with weights drawn from the seed. `label` names the
+    folder, `arm` the line in tables, and without `tested` nothing of the test split is read: these
+    decide nothing.
     """
 
     label: str
@@ -52,6 +60,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     teacher: Job | None = None
     teacher_floor: float = 0.3
+    start: str | Path | None = None
     arm: str = ""
     tested: bool = True
 
@@ -65,7 +74,8 @@ class Job:
             self.method,
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
-            source_hash(*_TRAINING, *([] if self.method == "none" else ["rivals"])),
+            None if self.start is None else _content(Path(self.start)),
+            source_hash(*_TRAINING, *_METHODS.get(self.method, ("rivals",))),
         )
 
     @property
@@ -112,7 +122,7 @@ def run(job: Job) -> Path:
     """
     if job.done:
         return job.folder
-    if job.method != "none" and job.teacher is None:
+    if job.method not in ("none", PENALTY) and job.teacher is None:
         raise ContractError(
             f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
         )
@@ -124,10 +134,13 @@ def run(job: Job) -> Path:
     # Weights are drawn from the seed alone: equal seeds start every method from the same student.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        student = models.build(
-            in_channels=len(task.channels), classes=len(task.labels), **job.model
-        )
-        method = None if teacher is None else build_method(job, student, teacher)
+        if job.start is not None:
+            student = models.load(job.start)
+        else:
+            student = models.build(
+                in_channels=len(task.channels), classes=len(task.labels), **job.model
+            )
+        method = build_method(job, student, teacher)
     distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
     patches = patches_of(job)
     result = fit(distiller, patches, cohort.cases("tune"), recipe, run_dir=job.folder)
@@ -164,12 +177,15 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     return result
 
 
-def build_method(job: Job, student: Segmenter, teacher: Segmenter) -> nn.Module | None:
+def build_method(job: Job, student: Segmenter, teacher: Segmenter | None) -> nn.Module | None:
     """The job's method for these networks, with new adapters, and with what it learns beforehand.
 
     That is from the teacher alone, on the first `kd_prepare` batches.
     """
-    if job.method == "none":
+    if job.method == PENALTY:
+        example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
+        return ReweightedGroupLasso(student, example, **job.options)
+    if teacher is None or job.method == "none":
         return None
     method = rivals.build(job.method, student.channels, teacher.channels, **job.options)
     if isinstance(method, rivals.Method):
@@ -188,6 +204,15 @@ def patches_of(job: Job) -> Patches:
         seed=recipe.seed,
         foreground=recipe.foreground,
     )
+
+
+def _content(path: Path) -> str:
+    """What is in the file a job starts from: the same path may hold other weights later."""
+    if not path.is_file():
+        raise ContractError(
+            "start of a job", f"nothing at {path}", "a file of models.save", "save it first"
+        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _test(job: Job, result: Fit) -> None:
