@@ -186,6 +186,33 @@ def test_the_example_of_using_the_loss_runs() -> None:
     assert float(features["distance"]) > 0
 
 
+def test_the_example_of_adding_a_method_is_a_method() -> None:
+    import numpy as np
+    import torch
+
+    from dcd_core.models import dynunet
+    from dcd_core.train import Distiller
+    from dcd_core.types import Output
+
+    example, line, _ = [body for _, body in FENCE.findall(_prose("howto/add-a-method"))]
+    code = [text for text in example.splitlines() if text.strip()]
+    assert len(code) <= 20
+    space: dict[str, Any] = {}
+    exec(example, space)
+    made = eval(f"{{{line}}}", space)["channel-correlation"]
+    torch.manual_seed(0)
+    one, other = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 3, 4, 4, 4)
+    found = made((3,), (3,), adapters="none")(Output(one, (one,)), Output(other, (other,)))
+    pairs = [[np.corrcoef(x.flatten(1)) for x in volume] for volume in (one, other)]
+    assert float(found) == pytest.approx(np.square(np.subtract(*pairs)).mean(), rel=1e-4)
+
+    student, teacher = dynunet(1, 2, channels=(4, 4, 8)), dynunet(1, 2, channels=(6, 8, 8))
+    distiller = Distiller(student, teacher, made(student.channels, teacher.channels)).train()
+    losses = distiller(torch.randn(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 8).long(), distil=True)
+    losses.distillation.backward()
+    assert all(p.grad.abs().max() > 0 for p in distiller.method.parameters())
+
+
 # --- the extensions -----------------------------------------------------------------------------
 
 

@@ -132,6 +132,7 @@ FIGURES = {
     "one seed": lambda: plots.forest(comparisons(1)),
     "by_volume": lambda: plots.by_volume(scores()),
     "features": lambda: plots.features(PATCH, maps(), label=LESION),
+    "gallery": lambda: plots.gallery(PATCH, {"a": PATCH, "b": -PATCH}, label=LESION),
     "no label": lambda: plots.features(PATCH, maps(), title="Features"),
     "subbands": lambda: plots.subbands({"one": bands_of(), "two": bands_of(1)}, marked=["aad"]),
     "by_stage": lambda: plots.by_stage(by_stage(), "share", "network", label="share (0–1)"),
@@ -289,6 +290,18 @@ def test_features_show_one_slice_of_every_network_and_stage():
         points = [path.vertices for path in column[0].collections[0].get_paths()]
         x, y = np.concatenate(points).T
         np.testing.assert_allclose([x.min(), x.max(), y.min(), y.max()], [2, 5, 1, 4], atol=0.01)
+
+
+def test_a_gallery_shows_one_slice_of_every_map_on_its_own_scale():
+    found = {"one": PATCH, "ten": 10 * PATCH, "three": 3 * PATCH}
+    figure = plots.gallery(PATCH, found, label=LESION, columns=3)
+    panels = figure.axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles == ["image", "one", "ten", "three"]
+    for axes, volume in zip(panels[1:], found.values(), strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), volume[:, :, 3].T)
+    low, high = panels[1].images[0].get_clim()
+    assert panels[2].images[0].get_clim() == pytest.approx((10 * low, 10 * high))
 
 
 def test_subbands_share_one_slice_and_one_scale():

@@ -10,19 +10,24 @@ import pandas as pd
 import pytest
 import torch
 
+from dcd_core import rivals
 from dcd_core.data import Cohort, write
 from dcd_core.train import (
     Job,
+    Matrix,
     Recipe,
     Study,
+    arms,
     check_teacher,
     histories,
     jobs,
     lesions,
+    measure,
     run,
     run_all,
     scores,
 )
+from dcd_core.train.workers import at_work
 from dcd_core.types import ISLES, Case, ContractError
 
 RECIPE = Recipe(
@@ -93,6 +98,7 @@ OTHER = {
     "kd_start": 0.1,
     "kd_ramp": 0.4,
     "kd_balance": "fixed",
+    "kd_prepare": 3,
     "deep_weights": 0.4,
     "overlap": 0.5,
     "precision": "auto",
@@ -142,6 +148,15 @@ def test_the_source_of_what_trains_counts_and_of_what_tests_names_the_table(coho
     assert job.table("scores").name != table.name
     assert {"wavelet", "dcd", "models", "data", "train"} <= set(asked[0])
     assert ("infer", "metrics") in asked
+
+
+def test_a_new_method_retrains_no_student_without_one(cohort, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jobs, "source_hash", lambda *names: asked.append(names) or "changed")
+    for job, has_method in ((make_job(cohort), False), (distilled(cohort), True)):
+        asked.clear()
+        assert job.identity
+        assert ("rivals" in asked[-1]) == has_method
 
 
 def test_a_job_crosses_process_boundaries(cohort):
@@ -254,7 +269,7 @@ def test_an_error_in_a_worker_arrives_whole_and_stops_the_others(cohort):
 def test_progress_names_what_is_running(cohort):
     running, waiting = make_job(cohort, "running"), make_job(cohort, "waiting")
     running.folder.mkdir(parents=True)
-    assert jobs._running([running, waiting]) == "running"
+    assert at_work([running, waiting]) == "running"
 
 
 # --- studies --------------------------------------------------------------------------------------
@@ -306,7 +321,7 @@ def test_options_that_are_sequences_count_by_content_and_reach_the_loss(cohort):
         make(stages=[1]),
     ]
     assert len({each.identity for each in [job, *others]}) == 5
-    method = jobs._method(job, (4, 4, 8), (6, 6, 8))
+    method = rivals.build(job.method, (4, 4, 8), (6, 6, 8), **job.options)
     assert (method.wavelet, method.bands, method.stages) == (
         ("haar", "haar", "db2"),
         ("aaa", "aad"),
@@ -365,3 +380,123 @@ def test_an_unknown_method_is_refused(cohort):
     run(job.teacher)
     with pytest.raises(ContractError, match="method: got 'magic'"):
         run(job)
+
+
+# --- the matrix -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def matrix(cohort):
+    study = Study("tiny", cohort, RECIPE, (6, 6, 8), (4, 4, 8), teacher_floor=0.0)
+    chosen = arms(["feature-mse", "logits"], frozen=["feature-mse"])
+    return Matrix(study, chosen, (0, 1), steps=6, strengths=(0.1, 0.5), warm_steps=4, batches=2)
+
+
+def test_arms_are_methods_and_methods_with_frozen_adapters():
+    assert arms(["at", "dcd"], frozen=["dcd", "fitnets"]) == {
+        "at": {"method": "at"},
+        "dcd": {"method": "dcd"},
+        "dcd frozen": {"method": "dcd", "projection": "frozen"},
+        "fitnets frozen": {"method": "fitnets", "adapters": "frozen"},
+    }
+    with pytest.raises(ContractError, match="frozen: got 'at'; expected a method with adapters"):
+        arms([], frozen=["at"])
+
+
+def test_no_option_of_a_method_is_a_field_of_the_recipe():
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    assert not fields & {option for name in rivals.METHODS for option in rivals.options_of(name)}
+
+
+def test_a_matrix_gives_every_arm_the_same_budget(matrix):
+    compared = matrix.run()
+    assert len(compared) == 2 * (1 + 3)
+    plain, *distilled = (job.recipe for job in compared[::2])
+    for recipe in distilled:
+        assert recipe.kd_balance == "fixed"
+        assert dataclasses.replace(recipe, kd_balance=plain.kd_balance, kd_peak=0.2) == plain
+    assert {job.recipe.steps for job in compared} == {6}
+    table = scores(compared)
+    assert set(table.method) == {"undistilled", *matrix.arms}
+    assert sorted(set(table.seed)) == [0, 1]
+
+
+def test_the_tune_split_chooses_the_strength_on_a_seed_that_is_not_compared(matrix):
+    matrix.run()
+    for arm in matrix.arms:
+        tuned = matrix.tuning(arm)
+        assert all(job.recipe.seed == 1000 and not job.tested for job in tuned.values())
+        assert not any(job.table("scores").exists() for job in tuned.values())
+        best = max(job.result().tune_dice for job in tuned.values())
+        chosen = matrix.strength(arm)
+        assert tuned[chosen].result().tune_dice == best
+        expected = chosen * matrix.calibration(arm).weight
+        assert matrix.student(arm, 1).recipe.kd_peak == pytest.approx(expected)
+    choices = matrix.choices()
+    assert choices.groupby("method").chosen.sum().tolist() == [1, 1, 1]
+    assert choices.groupby("method").published.first().to_dict() == {
+        "feature-mse": 1.0,
+        "feature-mse frozen": 1.0,
+        "logits": 1.0,
+    }
+
+
+def test_the_measured_weight_makes_both_losses_pull_alike(matrix):
+    matrix.prepare()
+    found = measure(matrix.calibration("feature-mse"))
+    assert matrix.calibration("feature-mse").weight == found > 0
+    # Half the loss needs twice the weight.
+    doubled = {"half": {"method": "feature-mse", "stages": [0]}}
+    other = dataclasses.replace(matrix, arms=matrix.arms | doubled)
+    assert other.calibration("feature-mse").weight == found
+    assert measure(other.calibration("half")) != found
+
+
+def test_a_pull_close_to_the_strength_is_seen_in_training(matrix):
+    matrix.run()
+    pulls = matrix.pulls()
+    assert list(pulls.columns) == [0.25, 0.5, 0.75, 1.0]
+    assert set(pulls.index) == set(matrix.arms)
+    assert (pulls[1.0] > 0).all()
+
+
+def test_a_second_run_of_a_matrix_does_nothing(matrix, monkeypatch):
+    matrix.run()
+    monkeypatch.setattr(jobs, "fit", None)
+    assert all(job.done for job in matrix.run())
+
+
+def test_a_matrix_refuses_a_tuning_seed_it_compares(matrix):
+    with pytest.raises(ContractError, match="tuning_seed: got 1"):
+        dataclasses.replace(matrix, tuning_seed=1)
+    with pytest.raises(ContractError, match="arm: got 'at'"):
+        matrix.calibration("at")
+    with pytest.raises(ContractError, match="weight that was not measured"):
+        matrix.tuning("logits")
+
+
+def test_an_untested_job_is_the_same_run_and_can_be_tested_later(cohort):
+    job = dataclasses.replace(make_job(cohort), tested=False)
+    folder = run(job)
+    assert job.done
+    with pytest.raises(ContractError, match="was not tested"):
+        job.read()
+    tested = dataclasses.replace(job, tested=True)
+    assert not tested.done
+    weights = (folder / "student.safetensors").read_bytes()
+    assert run(tested) == folder
+    assert tested.done
+    assert (folder / "student.safetensors").read_bytes() == weights
+
+
+def test_a_method_learns_of_the_teacher_before_the_first_step(cohort, monkeypatch):
+    seen = []
+
+    def prepare(self, teacher, batches):
+        seen.append((teacher.channels, len(list(batches))))
+
+    monkeypatch.setattr(rivals.METHODS["logits"], "prepare", prepare)
+    recipe = dataclasses.replace(RECIPE, steps=2, kd_prepare=3)
+    job = distilled(cohort, method="logits", options={}, recipe=recipe)
+    run_all([job])
+    assert seen == [((6, 6, 8), 3)]

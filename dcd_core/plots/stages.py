@@ -73,6 +73,41 @@ _FEATURES_NOTE = "One grey scale per column. Outline: lesion. Axes as stored."
 
 
 @styled
+def gallery(
+    image: Float[np.ndarray, "d h w"],
+    maps: Mapping[str, Float[np.ndarray, "d h w"]],
+    *,
+    label: Integer[np.ndarray, "d h w"] | None = None,
+    title: str | None = None,
+    columns: int = 6,
+) -> Page:
+    """One slice of every map on the grid of the image, `columns` in a row, after the image itself.
+
+    Maps are told apart by where they are bright, not by how much: each has its own grey scale. The
+    slice along w is where `label` is largest, or the middle one; the label is outlined.
+    """
+    panels = {"image": image, **maps}
+    index = image.shape[2] // 2 if label is None else int(label.astype(bool).sum((0, 1)).argmax())
+    rows = -(-len(panels) // columns)
+    tall = WIDTH_IN / columns * image.shape[1] / image.shape[0] + 0.3
+    figure = page(rows * tall + 0.4 + (0.3 if title else 0), title, _GALLERY_NOTE)
+    figure.of_slices = True
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, volume) in zip(places, panels.items(), strict=False):
+        plate = volume[:, :, index]
+        _plate(axes, plate, scaled_by=plate, size=image.shape)
+        if label is not None:
+            _outline(axes, label[:, :, index])
+        axes.set_title(name)
+    for axes in list(figure.axes)[len(panels) :]:
+        axes.remove()
+    return figure
+
+
+_GALLERY_NOTE = "Each panel has its own grey scale. Outline: lesion. Axes as stored."
+
+
+@styled
 def subbands(
     volumes: Mapping[str, Float[np.ndarray, "8 d h w"]],
     *,

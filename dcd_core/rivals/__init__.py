@@ -15,11 +15,55 @@ from torch import nn
 
 from dcd_core.dcd import DCD
 from dcd_core.records import nearest
+from dcd_core.rivals.attention import AttentionTransfer
+from dcd_core.rivals.channelwise import ChannelWiseFeatures, ChannelWiseLogits
+from dcd_core.rivals.controls import (
+    FourierHighPass,
+    GaussianHighPass,
+    aaa_only,
+    ddd_only,
+    random_bands,
+)
+from dcd_core.rivals.features import FeatureMSE, FitNets
+from dcd_core.rivals.frequency import FreeKD, PromptFreeFreeKD
+from dcd_core.rivals.logits import DIST, LogitsKD, WaveletOutputs
+from dcd_core.rivals.masks import ACAMKD
 from dcd_core.rivals.method import LogitMethod, Method, StageMethod
+from dcd_core.rivals.regions import IFVD, ReCo
+from dcd_core.rivals.relations import CrossImage, PairwiseAffinity, RelationalKD
 from dcd_core.types import ContractError
 
 METHODS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"dcd": DCD, "dcd-released": DCD.released}
+    {
+        "dcd": DCD,
+        "dcd-released": DCD.released,
+        # outputs
+        "logits": LogitsKD,
+        "dist": DIST,
+        "wavelet-outputs": WaveletOutputs,
+        "cwd-logits": ChannelWiseLogits,
+        # features
+        "feature-mse": FeatureMSE,
+        "fitnets": FitNets,
+        "at": AttentionTransfer,
+        "cwd-features": ChannelWiseFeatures,
+        # relations, regions, sub-bands and masks
+        "skd": PairwiseAffinity,
+        "rkd": RelationalKD,
+        "cirkd": CrossImage,
+        "ifvd": IFVD,
+        "reco": ReCo,
+        "reco-released": ReCo.released,
+        "freekd": FreeKD,
+        "freekd-prompt-free": PromptFreeFreeKD,
+        "acam": ACAMKD,
+        # controls
+        "aaa-only": aaa_only,
+        "ddd-only": ddd_only,
+        "random-bands": random_bands,
+        "gaussian-highpass": GaussianHighPass,
+        "fourier-highpass": FourierHighPass,
+    }
 )
 """Methods by name; "none" is no method."""
 
@@ -33,13 +77,34 @@ def build(
     """
     if name not in METHODS:
         raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
-    made = METHODS[name]
-    known = [p for p in inspect.signature(made).parameters if not p.endswith("_channels")]
+    known = options_of(name)
     for option in options:
         if option not in known:
             attempt = nearest(option, known) if known else "no options"
             raise ContractError(f"option of {name}", repr(option), f"one of {known}", attempt)
-    return made(student_channels, teacher_channels, **options)
+    return METHODS[name](student_channels, teacher_channels, **options)
 
 
-__all__ = ["METHODS", "LogitMethod", "Method", "StageMethod", "build"]
+def options_of(name: str) -> list[str]:
+    """The options of a method; what its name already decides is none."""
+    made = METHODS[name]
+    decided = getattr(made, "keywords", {})
+    found = inspect.signature(made).parameters
+    return [p for p in found if not p.endswith("_channels") and p not in decided]
+
+
+def adapter_option(name: str) -> str | None:
+    """The option that says whether a method's adapters learn, None for methods without any."""
+    found = [option for option in options_of(name) if option in ("adapters", "projection")]
+    return found[0] if found else None
+
+
+__all__ = [
+    "METHODS",
+    "LogitMethod",
+    "Method",
+    "StageMethod",
+    "adapter_option",
+    "build",
+    "options_of",
+]

@@ -8,7 +8,8 @@ those to the optimizer and to the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcd_core.dcd import Projection, projection_of
+from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.transform import at_least_float32
 
@@ -32,6 +34,14 @@ class Method(nn.Module):
     """
 
     needs_logits: ClassVar[bool] = False
+
+    def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """What must be learnt from the teacher alone; called once, before the first step.
+
+        `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w), all of them used.
+        Nothing, for most methods. What is learnt is a buffer, so that a checkpoint holds it, and a
+        second call, after a restart say, changes nothing. The teacher stays as it is.
+        """
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
         """The loss of a batch, a scalar; `target` (b, 1, d, h, w) integer, where it is needed."""
@@ -89,6 +99,8 @@ class StageMethod(Method):
         losses = []
         for index, number in enumerate(self.stages):
             s, t = student.stages[number], teacher.stages[number]
+            if not self.compares(t.shape[2:]):
+                continue
             if len(s) != len(t) or s.shape[2:] != t.shape[2:]:
                 raise ContractError(
                     f"grid of encoder stage {number}",
@@ -97,7 +109,18 @@ class StageMethod(Method):
                     "teacher and student with the same strides, fed the same patch",
                 )
             losses.append(self.unadapted(index, s, t, target))
+        if not losses:
+            raise ContractError(
+                f"stages of {type(self).__name__}",
+                f"grids {[tuple(teacher.stages[i].shape[2:]) for i in self.stages]}",
+                "one that is compared at least",
+                "deeper stages",
+            )
         return torch.stack(losses).mean()
+
+    def compares(self, size: Sequence[int]) -> bool:
+        """Whether a stage in use is compared on a grid (D, H, W): replaced where some are not."""
+        return True
 
     def unadapted(
         self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
@@ -166,6 +189,12 @@ def labels_at(target: Tensor | None, size: Sequence[int], method: str) -> Labels
     return moved[:, 0].long()
 
 
+def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
+    """Means of features over a grid of regions, at most `most` of them along an axis."""
+    d, h, w = (min(most, n) for n in features.shape[2:])
+    return nn.functional.adaptive_avg_pool3d(features, (d, h, w))
+
+
 def in_chunks(
     loss: Callable[..., Tensor],
     *volumes: Float[Tensor, "_ _ _ _ _"],
@@ -184,6 +213,13 @@ def in_chunks(
     if step >= size or not torch.is_grad_enabled():
         return torch.stack([loss(*part) for part in parts]).sum()
     return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def positive(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
+    return value
 
 
 def _in_float32(output: Output, *, detach: bool = False) -> Output:

@@ -5,24 +5,35 @@ trained; `fit` is the loop, resumable batch for batch; a `Job` describes a whole
 that notebooks share trained models through `runs/` and several are trained at a time.
 """
 
+from dcd_core.train.balance import encoder_parameters, equal_weight, gradient_ratio
+from dcd_core.train.calibration import Calibration, measure
 from dcd_core.train.distiller import Distiller, Losses, segmentation_loss
 from dcd_core.train.jobs import Job, check_teacher, run, run_all
 from dcd_core.train.loop import Fit, fit, read_fit
+from dcd_core.train.matrix import Matrix, arms, matrices
 from dcd_core.train.recipe import EMA, Recipe
 from dcd_core.train.study import Study, histories, lesions, scores
 
 __all__ = [
     "EMA",
+    "Calibration",
     "Distiller",
     "Fit",
     "Job",
     "Losses",
+    "Matrix",
     "Recipe",
     "Study",
+    "arms",
     "check_teacher",
+    "encoder_parameters",
+    "equal_weight",
     "fit",
+    "gradient_ratio",
     "histories",
     "lesions",
+    "matrices",
+    "measure",
     "read_fit",
     "run",
     "run_all",

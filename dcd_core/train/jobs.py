@@ -8,9 +8,7 @@ an interrupted job resumes, and editing a plot retrains nothing.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,19 @@ from dcd_core.data import Cohort, Patches, read
 from dcd_core.infer import predict_case
 from dcd_core.metrics import challenge, lesions, score
 from dcd_core.models import Segmenter
-from dcd_core.records import atomic, capacity, fingerprint, progress, run_dir, source_hash
+from dcd_core.records import atomic, fingerprint, run_dir, source_hash
 from dcd_core.train.distiller import Distiller
 from dcd_core.train.loop import Fit, fit, read_fit
 from dcd_core.train.recipe import Recipe
+from dcd_core.train.workers import run_each
 from dcd_core.types import TASKS, ContractError
 
-_TRAINING = ("types", "wavelet", "dcd", "rivals", "compress", "models", "data", "train")
+_TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
 _TESTING = ("infer", "metrics")
 PENALTY = "group-lasso"
 """The method of a job that trains with `compress.ReweightedGroupLasso`."""
+# A new rival retrains no student without one.
+_METHODS = {"none": (), PENALTY: ("compress",)}
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
@@ -47,7 +48,8 @@ class Job:
     pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
     whose tune Dice must reach `teacher_floor`; `start`: a file of `models.save` whose network is
     trained on, in the place of a `model` with weights drawn from the seed. `label` names the
-    folder, `arm` the line in tables; neither decides anything.
+    folder, `arm` the line in tables, and without `tested` nothing of the test split is read: these
+    decide nothing.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Job:
     teacher_floor: float = 0.3
     start: str | Path | None = None
     arm: str = ""
+    tested: bool = True
 
     @property
     def identity(self) -> str:
@@ -72,7 +75,7 @@ class Job:
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
             None if self.start is None else _content(Path(self.start)),
-            source_hash(*_TRAINING),
+            source_hash(*_TRAINING, *_METHODS.get(self.method, ("rivals",))),
         )
 
     @property
@@ -82,8 +85,9 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run is trained and tested."""
-        return self.table("scores").is_file() and (self.folder / "fit.json").is_file()
+        """Whether the run is trained and, if it is to be, tested."""
+        trained = (self.folder / "fit.json").is_file()
+        return trained and (not self.tested or self.table("scores").is_file())
 
     def table(self, name: str) -> Path:
         """File of a test table: "scores" (row: case, region) or "lesions" (row: case, lesion)."""
@@ -98,10 +102,10 @@ class Job:
 
         Raises ContractError when the job has not run.
         """
-        if not self.done:
+        if not self.done or not self.tested:
             raise ContractError(
                 f"{name} of {self.label}",
-                "a job that has not run",
+                "a job that has not run, or was not tested",
                 "a finished job",
                 "run_all([job])",
             )
@@ -136,21 +140,12 @@ def run(job: Job) -> Path:
             student = models.build(
                 in_channels=len(task.channels), classes=len(task.labels), **job.model
             )
-        method = None
-        if job.method == PENALTY:
-            method = _penalty(job, student)
-        elif teacher is not None:
-            method = _method(job, student.channels, teacher.channels)
+        method = build_method(job, student, teacher)
     distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
-    patches = Patches(
-        cohort.cases("train"),
-        patch=recipe.patch,
-        batch=recipe.batch,
-        seed=recipe.seed,
-        foreground=recipe.foreground,
-    )
+    patches = patches_of(job)
     result = fit(distiller, patches, cohort.cases("tune"), recipe, run_dir=job.folder)
-    _test(job, result)
+    if job.tested:
+        _test(job, result)
     return job.folder
 
 
@@ -158,14 +153,11 @@ def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
     """Run jobs and the teachers they need, `workers` processes at a time; returns the jobs.
 
     Finished jobs are skipped; on an error the others are stopped and keep their checkpoints.
-    Threads are shared out among the workers: on small networks two processes of one thread each do
-    about 1.7 times the work of one process with two.
     """
     jobs = list(jobs)
     teachers = {job.teacher.identity: job.teacher for job in jobs if job.teacher is not None}
     for batch in (list(teachers.values()), jobs):
-        # By folder: two workers in one folder would overwrite each other's checkpoints.
-        _run_batch(list({job.folder: job for job in batch if not job.done}.values()), workers)
+        run_each(batch, run, workers=workers, what="training runs")
     return jobs
 
 
@@ -185,15 +177,33 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     return result
 
 
-def _method(job: Job, student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:
-    if job.method == "none":
+def build_method(job: Job, student: Segmenter, teacher: Segmenter | None) -> nn.Module | None:
+    """The job's method for these networks, with new adapters, and with what it learns beforehand.
+
+    That is from the teacher alone, on the first `kd_prepare` batches.
+    """
+    if job.method == PENALTY:
+        example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
+        return ReweightedGroupLasso(student, example, **job.options)
+    if teacher is None or job.method == "none":
         return None
-    return rivals.build(job.method, student, teacher, **job.options)
+    method = rivals.build(job.method, student.channels, teacher.channels, **job.options)
+    if isinstance(method, rivals.Method):
+        patches = patches_of(job)
+        method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
+    return method
 
 
-def _penalty(job: Job, student: Segmenter) -> nn.Module:
-    example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
-    return ReweightedGroupLasso(student, example, **job.options)
+def patches_of(job: Job) -> Patches:
+    """The batches a job trains on."""
+    recipe = job.recipe
+    return Patches(
+        job.cohort.cases("train"),
+        patch=recipe.patch,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        foreground=recipe.foreground,
+    )
 
 
 def _content(path: Path) -> str:
@@ -238,33 +248,3 @@ def _test(job: Job, result: Fit) -> None:
 def _write_table(table: pd.DataFrame, path: Path) -> None:
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-
-
-def _run_batch(jobs: list[Job], workers: int) -> None:
-    if workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            run(job)
-        return
-    # Spawned, not forked: a forked child inherits OpenMP's locks without its threads.
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, capacity()["cores"] // workers)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
-    )
-    try:
-        pending: set[Future[Path]] = {pool.submit(run, job) for job in jobs}
-        total = len(jobs)
-        while pending:
-            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            progress("training runs", total - len(pending), total, _running(jobs))
-    finally:
-        if pending:  # an error: a worker would finish its run before it heard of it
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _running(jobs: Sequence[Job]) -> str:
-    return ", ".join(job.label for job in jobs if job.folder.is_dir() and not job.done)

@@ -48,6 +48,8 @@ class Recipe:
     """"gradient": the weight is the ratio of the gradient norms (distillation / segmentation) on
     the student's encoder, so that one number means the same for every method; "fixed": it
     multiplies the loss. Both log the ratio, as `pull`."""
+    kd_prepare: int = 50
+    """Batches on which a method may learn of the teacher alone, before the first step."""
     deep_weights: float = 0.5
     """Deep supervision: each coarser head counts this much of the next finer one."""
     overlap: float = 0.25

@@ -1,0 +1,216 @@
+"""The matrix: every method at every seed on one task, each at a strength that was chosen alike.
+
+Weights from papers belong to other reductions, sizes and networks; copied, they make some methods
+silent. Here each method gets the weight at which it pulls as hard as the segmentation, times a
+strength out of a short list that is the same for all. The tune split chooses the strength, on a
+seed that is not compared; the test split is scored once, with what was chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from dcd_core import rivals
+from dcd_core.data import cohort
+from dcd_core.train.calibration import Calibration, measure
+from dcd_core.train.jobs import Job, run, run_all
+from dcd_core.train.recipe import Recipe
+from dcd_core.train.study import Study
+from dcd_core.train.workers import run_each
+from dcd_core.types import BRATS, ISLES, ContractError
+
+PREFIXES = {ISLES.name: "stroke", BRATS.name: "glioma"}
+"""How the parameters of a task begin."""
+UNDISTILLED = "undistilled"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Methods, seeds and a budget on one study.
+
+    `arms`: by name, a method out of `rivals.METHODS` under "method" and its options; `steps` of
+    every student; `strengths`: gradients of the segmentation that a method's may amount to;
+    `tuning_seed` must not be among `seeds`; `warm_steps`: training of the student on which weights
+    are measured, over `batches`.
+    """
+
+    study: Study
+    arms: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    steps: int
+    strengths: tuple[float, ...] = (0.03, 0.1, 0.3)
+    tuning_seed: int = 1000
+    warm_steps: int = 100
+    batches: int = 50
+
+    def __post_init__(self) -> None:
+        if self.tuning_seed in self.seeds:
+            raise ContractError(
+                "tuning_seed", self.tuning_seed, f"none of the seeds {self.seeds}", "1000"
+            )
+        if UNDISTILLED in self.arms:
+            raise ContractError("arms", UNDISTILLED, "names of distilled students", "another name")
+
+    def undistilled(self, seed: int) -> Job:
+        """The job of the student without a teacher."""
+        return self.study.student(UNDISTILLED, seed, steps=self.steps)
+
+    def calibration(self, arm: str) -> Calibration:
+        """The measurement of an arm's weight."""
+        warmed = self.study.student("warmed", self.tuning_seed, steps=self.warm_steps)
+        return Calibration(
+            self._job(arm, self.tuning_seed, 1.0), replace(warmed, tested=False), self.batches
+        )
+
+    def tuning(self, arm: str) -> dict[float, Job]:
+        """The jobs that choose an arm's strength, by strength; its weight must be measured."""
+        weight = self.calibration(arm).weight
+        return {
+            strength: replace(self._job(arm, self.tuning_seed, strength * weight), tested=False)
+            for strength in self.strengths
+        }
+
+    def strength(self, arm: str) -> float:
+        """The strength with the best Dice on the tune cases; the tuning jobs must be done."""
+        found = {strength: job.result().tune_dice for strength, job in self.tuning(arm).items()}
+        return max(found, key=found.__getitem__)
+
+    def student(self, arm: str, seed: int) -> Job:
+        """The job of one compared student; the arm must be tuned."""
+        return self._job(arm, seed, self.strength(arm) * self.calibration(arm).weight)
+
+    def prepare(self, *, workers: int = 1) -> None:
+        """Train the teacher and the student on which weights are measured."""
+        first = self.calibration(next(iter(self.arms)))
+        run_all([self.study.teacher(), first.warmed], workers=workers)
+
+    def tune(self, arms: Iterable[str], *, workers: int = 1) -> None:
+        """Measure the weights of arms and choose their strengths; `prepare` comes first."""
+        arms = list(arms)
+        run_each(map(self.calibration, arms), measure, workers=workers, what="weights")
+        jobs = [job for arm in arms for job in self.tuning(arm).values()]
+        run_each(jobs, run, workers=workers, what="strengths")
+
+    def run(self, *, workers: int = 1) -> list[Job]:
+        """Everything there is to do, and the jobs that are compared, undistilled first."""
+        if self.arms:
+            self.prepare(workers=workers)
+            self.tune(self.arms, workers=workers)
+        return run_all(self.jobs(), workers=workers)
+
+    def jobs(self) -> list[Job]:
+        """The jobs that are compared; all arms must be tuned."""
+        compared = [self.student(arm, seed) for arm in self.arms for seed in self.seeds]
+        return [*map(self.undistilled, self.seeds), *compared]
+
+    def choices(self) -> pd.DataFrame:
+        """What was tried and chosen: method, strength, weight, tune_dice, chosen, published.
+
+        `published` is the weight that the method's own reduction was published with, NaN where
+        none is known.
+        """
+        rows = []
+        for arm, options in self.arms.items():
+            weight, chosen = self.calibration(arm).weight, self.strength(arm)
+            study, own = self.study, {k: v for k, v in options.items() if k != "method"}
+            method = rivals.build(
+                options["method"], study.student_channels, study.teacher_channels, **own
+            )
+            published = getattr(method, "weight", math.nan)
+            for strength, job in self.tuning(arm).items():
+                dice = job.result().tune_dice
+                rows.append((arm, strength, strength * weight, dice, strength == chosen, published))
+        columns = ["method", "strength", "weight", "tune_dice", "chosen", "published"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def pulls(self) -> pd.DataFrame:
+        """How hard each arm pulled while it was trained: its pull by quarters, median over seeds.
+
+        One row per arm; columns 0.25, 0.5, 0.75 and 1, shares of the training.
+        """
+        quarters = (0.25, 0.5, 0.75, 1.0)
+        rows = {}
+        for arm in self.arms:
+            found: dict[float, list[float]] = {quarter: [] for quarter in quarters}
+            for seed in self.seeds:
+                history = self.student(arm, seed).result().history
+                for quarter in quarters:
+                    until = quarter * self.steps
+                    part = history.step.between(until - self.steps / 4, until, inclusive="right")
+                    found[quarter] += history[part].pull.tolist()
+            rows[arm] = {quarter: median(values) for quarter, values in found.items()}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _job(self, arm: str, seed: int, weight: float) -> Job:
+        if arm not in self.arms:
+            raise ContractError("arm", repr(arm), f"one of {list(self.arms)}", "its exact name")
+        options = {"kd_balance": "fixed", "kd_peak": weight, **self.arms[arm]}
+        return self.study.student(arm, seed, steps=self.steps, **options)
+
+
+def arms(methods: Iterable[str], *, frozen: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Arms for a matrix: `methods` as they are, those in `frozen` with adapters that never learn.
+
+    Raises ContractError for a method in `frozen` that has no adapters.
+    """
+    found: dict[str, dict[str, Any]] = {name: {"method": name} for name in methods}
+    for name in frozen:
+        option = rivals.adapter_option(name)
+        if option is None:
+            raise ContractError("frozen", repr(name), "a method with adapters", "leave it out")
+        found[f"{name} frozen"] = {"method": name, option: "frozen"}
+    return found
+
+
+def matrices(parameters: Mapping[str, Any]) -> dict[str, Matrix]:
+    """The matrices that a profile asks for, by task; `parameters` are those of notebook 07.
+
+    Notebook and cluster both get theirs here, so that they mean the same runs. Raises ContractError
+    for an unknown task, and as `cohort` and `arms` do.
+    """
+    found, given = {}, parameters
+    for task in given["tasks"]:
+        if task not in PREFIXES:
+            raise ContractError(
+                "tasks", repr(task), f"names out of {list(PREFIXES)}", "'isles2022'"
+            )
+        split, patch, spacing, steps = (
+            given[f"{PREFIXES[task]}_{name}"] for name in ("split", "patch", "spacing_mm", "steps")
+        )
+        cases = cohort(
+            given["data_source"],
+            task,
+            **dict(zip(("train", "tune", "test"), split, strict=True)),
+            seed=given["cohort_seed"],
+            spacing_mm=spacing,
+            workers=given["workers"],
+        )
+        same = {name: given[name] for name in ("batch", "learning_rate", "ema")}
+        recipe = Recipe(steps=steps, patch=tuple(patch), **same, **given["training"])
+        study = Study(
+            task,
+            cases,
+            recipe,
+            tuple(given["teacher_channels"]),
+            tuple(given["student_channels"]),
+            architecture=given["architecture"],
+            network=given["network"],
+            teacher_floor=given["teacher_floor"],
+        )
+        found[task] = Matrix(
+            study,
+            arms(given["methods"] or rivals.METHODS, frozen=given["frozen"]),
+            tuple(given["seeds"]),
+            steps=given["rival_steps"],
+            strengths=tuple(given["strengths"]),
+            tuning_seed=given["tuning_seed"],
+            warm_steps=given["warm_steps"],
+            batches=given["calibration_batches"],
+        )
+    return found

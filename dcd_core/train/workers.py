@@ -1,0 +1,74 @@
+"""Workers: units of work in several processes, with progress, stopped together on an error."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+
+from dcd_core.records import capacity, progress
+
+
+@runtime_checkable
+class Unit(Protocol):
+    """Work that is done once and kept in a folder of its own."""
+
+    @property
+    def label(self) -> str:
+        """What progress calls it."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it is there already."""
+
+
+SomeUnit = TypeVar("SomeUnit", bound=Unit)
+
+
+def run_each(
+    units: Iterable[SomeUnit], run: Callable[[SomeUnit], object], *, workers: int, what: str
+) -> None:
+    """Call `run` on every unit that is not done, `workers` processes at a time.
+
+    On an error the others are stopped; what they keep in their folders lets them resume. Threads
+    are shared out among the workers: on small networks two processes of one thread each do about
+    1.7 times the work of one process with two.
+    """
+    # By folder: two workers in one folder would overwrite each other's checkpoints.
+    waiting = list({unit.folder: unit for unit in units if not unit.done}.values())
+    if workers <= 1 or len(waiting) <= 1:
+        for unit in waiting:
+            run(unit)
+        return
+    # Spawned, not forked: a forked child inherits OpenMP's locks without its threads.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, capacity()["cores"] // workers)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    try:
+        pending: set[Future[object]] = {pool.submit(run, unit) for unit in waiting}
+        total = len(waiting)
+        while pending:
+            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            progress(what, total - len(pending), total, at_work(waiting))
+    finally:
+        if pending:  # an error: a worker would finish its unit before it heard of it
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def at_work(units: Iterable[Unit]) -> str:
+    """The labels of units that were begun and are not done."""
+    return ", ".join(unit.label for unit in units if unit.folder.is_dir() and not unit.done)
