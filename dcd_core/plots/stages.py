@@ -79,7 +79,7 @@ def gallery(
     *,
     label: Integer[np.ndarray, "d h w"] | None = None,
     title: str | None = None,
-    columns: int = 6,
+    columns: int = 5,
 ) -> Page:
     """One slice of every map on the grid of the image, `columns` in a row, after the image itself.
 
@@ -98,7 +98,7 @@ def gallery(
         _plate(axes, plate, scaled_by=plate, size=image.shape)
         if label is not None:
             _outline(axes, label[:, :, index])
-        axes.set_title(name)
+        axes.set_title(name, fontsize="small")
     for axes in list(figure.axes)[len(panels) :]:
         axes.remove()
     return figure
