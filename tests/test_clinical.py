@@ -31,6 +31,12 @@ TINY = {
     "student_channels": [2, 4, 8],
     "teacher_floor": 0.0,
     "seeds": [0],
+    "methods": ["feature-mse"],
+    "frozen": [],
+    "rival_steps": 4,
+    "strengths": [0.1],
+    "warm_steps": 2,
+    "calibration_batches": 2,
     "workers": 2,
 }
 """What the profile paper is cut down to; everything else stays as it is for the real data."""
@@ -56,12 +62,22 @@ def clinical_data(tmp_path_factory):
 
 
 def test_the_pages_of_the_paper_run_on_real_layouts(clinical_data, project, tmp_path):
-    """`run.py --profile paper`, cut down by `--set` alone: the data, and both distillations."""
+    """`run.py --profile paper`, cut down by `--set` alone: the data, both distillations, rivals."""
     shutil.copytree(project / "notebooks", tmp_path / "notebooks")
     shutil.copy(project / "pyproject.toml", tmp_path)
     settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
     done = subprocess.run(
-        [sys.executable, "notebooks/run.py", "--profile", "paper", "03", "05", "06", *settings],
+        [
+            sys.executable,
+            "notebooks/run.py",
+            "--profile",
+            "paper",
+            "03",
+            "05",
+            "06",
+            "07",
+            *settings,
+        ],
         cwd=tmp_path,
         env={**os.environ, "DCD_DATA": str(clinical_data), "DCD_ROOT": str(tmp_path)},
         capture_output=True,
@@ -77,6 +93,9 @@ def test_the_pages_of_the_paper_run_on_real_layouts(clinical_data, project, tmp_
     assert set(gliomas.region) == set(BRATS.regions)
     for scores, cases in ((gliomas, 3), (strokes, 3)):
         assert scores.case.nunique() == cases  # a fifth of fourteen patients
+    rivals = pd.read_csv(results / "07-rivals-scores.csv")
+    assert set(rivals.task) == {BRATS.name, ISLES.name}
+    assert set(rivals.method) == {"undistilled", "feature-mse"}
     said = (tmp_path / "runs" / "executed" / "paper" / "06-isles.ipynb").read_text("utf-8")
     assert "clinical cases" in said
 
