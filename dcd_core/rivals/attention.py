@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from dcd_core.rivals.method import Narrow, Scalar, StageMethod
+from dcd_core.rivals.method import Narrow, Scalar, UnadaptedMethod
 from dcd_core.types import Volume
 
 
-class AttentionTransfer(StageMethod):
+class AttentionTransfer(UnadaptedMethod):
     """The student is active where the teacher is, whatever the channels.
 
     With q = vec(mean_c features_c^2) over the voxels, divided by its Euclidean norm,
@@ -32,18 +31,6 @@ class AttentionTransfer(StageMethod):
     """
 
     weight: ClassVar[float] = 1.0
-
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        stages: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters="none")
-
-    def adapter(self, student: int, teacher: int, kind: str) -> nn.Module:
-        return nn.Identity()
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         return (_attention(student) - _attention(teacher)).square().sum(1).mean()

@@ -133,6 +133,22 @@ class StageMethod(Method):
         raise NotImplementedError
 
 
+class UnadaptedMethod(StageMethod):
+    """A loss of encoder features taken within each network, whose channels may differ."""
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        *,
+        stages: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(student_channels, teacher_channels, stages=stages, adapters="none")
+
+    def adapter(self, student: int, teacher: int, kind: Projection) -> nn.Module:
+        return nn.Identity()
+
+
 class LogitMethod(Method):
     """A loss of full-resolution logits (b, k, d, h, w).
 

@@ -11,11 +11,19 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from dcd_core.dcd import Projection
-from dcd_core.rivals.method import Narrow, Scalar, StageMethod, in_chunks, labels_at, positive
+from dcd_core.rivals.method import (
+    Narrow,
+    Scalar,
+    StageMethod,
+    UnadaptedMethod,
+    in_chunks,
+    labels_at,
+    positive,
+)
 from dcd_core.types import ContractError, Volume
 
 
-class IFVD(StageMethod):
+class IFVD(UnadaptedMethod):
     """The voxels of a class are as alike among themselves for the student as for the teacher.
 
     With mu_k the mean of the features of class k in a sample, y the labels, and cosines over the
@@ -47,11 +55,8 @@ class IFVD(StageMethod):
         ignore: int | None = -1,
         stages: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters="none")
+        super().__init__(student_channels, teacher_channels, stages=stages)
         self.side, self.ignore = int(positive("side", side)), ignore
-
-    def adapter(self, student: int, teacher: int, kind: str) -> nn.Module:
-        return nn.Identity()
 
     def compares(self, size: Sequence[int]) -> bool:
         return max(size) <= self.side

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import log_softmax, normalize, smooth_l1_loss
 
-from dcd_core.rivals.method import Narrow, Scalar, StageMethod, averaged, positive
+from dcd_core.rivals.method import Narrow, Scalar, UnadaptedMethod, averaged, positive
 from dcd_core.types import ContractError, Volume
 
 Nodes = Float[Tensor, "b n _"]
@@ -24,7 +24,7 @@ SMALL = 1e-6
 """Norms below this count as it: the direction of a node of zeros has no gradient that explodes."""
 
 
-class RelationMethod(StageMethod):
+class RelationMethod(UnadaptedMethod):
     """A loss of the relations among nodes; subclasses say which in `relations`.
 
     `nodes`: regions along each axis, or as many as the axis has voxels, if fewer.
@@ -38,13 +38,10 @@ class RelationMethod(StageMethod):
         nodes: int,
         stages: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters="none")
+        super().__init__(student_channels, teacher_channels, stages=stages)
         if nodes < 1:
             raise ContractError("nodes", nodes, "an integer of at least 1", "the default")
         self.nodes = nodes
-
-    def adapter(self, student: int, teacher: int, kind: str) -> nn.Module:
-        return nn.Identity()
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         return self.relations(pooled(student, self.nodes), pooled(teacher, self.nodes))
