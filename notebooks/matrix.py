@@ -24,13 +24,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcd_core import records, rivals, train
+from dcd_core.train.jobs import TESTING, TRAINING
 from dcd_core.train.matrix import UNDISTILLED
 from dcd_core.types import ContractError
 from runner.parameters import assignments, refuse, resolve
 from runner.sources import discover
 
 PAGE = "07-rivals"
-CODE = ("types", "wavelet", "dcd", "rivals", "models", "data", "train", "infer", "metrics")
 
 
 def parameters(profile: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def units(given: Mapping[str, Any]) -> dict[str, Any]:
     arms = [UNDISTILLED, *train.arms(given["methods"] or rivals.METHODS, frozen=given["frozen"])]
     decided = {name: value for name, value in given.items() if name != "workers"}
     return {
-        "key": records.fingerprint(decided, records.source_hash(*CODE)),
+        "key": records.fingerprint(decided, records.source_hash(*TRAINING, "rivals", *TESTING)),
         "tasks": given["tasks"],
         "arms": arms,
         "seeds": given["seeds"],

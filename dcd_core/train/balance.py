@@ -25,6 +25,7 @@ SILENT = 1e-12
 def encoder_parameters(student: Segmenter, image: Volume) -> list[nn.Parameter]:
     """The weights that the encoder stages of an image (b, c, d, h, w) depend on."""
     known = [p for p in student.parameters() if p.requires_grad]
+    image = image.to(known[0].device)
     with torch.enable_grad():
         total = torch.stack([stage.float().sum() for stage in student.encode(image)]).sum()
     found = torch.autograd.grad(total, known, allow_unused=True)
@@ -54,7 +55,7 @@ def equal_weight(distiller: Distiller, patches: Patches, *, batches: int = 50) -
     """
     device = next(distiller.student.parameters()).device
     distiller.train()
-    encoder = encoder_parameters(distiller.student, patches[0][0].to(device))
+    encoder = encoder_parameters(distiller.student, patches[0][0])
     found = []
     for step in range(batches):
         image, target = (part.to(device) for part in patches[step])

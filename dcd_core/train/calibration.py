@@ -72,11 +72,12 @@ def measure(calibration: Calibration) -> float:
     assert job.teacher is not None
     teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
     student = calibration.warmed.result().student.requires_grad_(True)
+    patches = patches_of(job)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.recipe.seed)
-        method = build_method(job, student, teacher)
+        method = build_method(job, student, teacher, patches)
         distiller = Distiller(student, teacher, method, deep_weights=job.recipe.deep_weights)
-        weight = equal_weight(distiller, patches_of(job), batches=calibration.batches)
+        weight = equal_weight(distiller, patches, batches=calibration.batches)
     with atomic(calibration._file) as temporary:
         temporary.write_text(json.dumps({"weight": weight}), "utf-8")
     return weight

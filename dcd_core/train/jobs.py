@@ -30,8 +30,10 @@ from dcd_core.train.recipe import Recipe
 from dcd_core.train.workers import run_each
 from dcd_core.types import TASKS, ContractError
 
-_TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
-_TESTING = ("infer", "metrics")
+TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
+"""Modules whose source decides trained weights; those of the method are added."""
+TESTING = ("infer", "metrics")
+"""Modules whose source decides scores."""
 PENALTY = "group-lasso"
 """The method of a job that trains with `compress.ReweightedGroupLasso`."""
 # A new rival retrains no student without one.
@@ -75,7 +77,7 @@ class Job:
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
             None if self.start is None else _content(Path(self.start)),
-            source_hash(*_TRAINING, *_METHODS.get(self.method, ("rivals",))),
+            source_hash(*TRAINING, *_METHODS.get(self.method, ("rivals",))),
         )
 
     @property
@@ -91,7 +93,7 @@ class Job:
 
     def table(self, name: str) -> Path:
         """File of a test table: "scores" (row: case, region) or "lesions" (row: case, lesion)."""
-        return self.folder / f"{name}-{fingerprint(source_hash(*_TESTING))}.csv"
+        return self.folder / f"{name}-{fingerprint(source_hash(*TESTING))}.csv"
 
     def result(self) -> Fit:
         """The trained student and its history; raises ContractError when the job has not run."""
@@ -131,6 +133,7 @@ def run(job: Job) -> Path:
     teacher = None
     if job.teacher is not None:
         teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
+    patches = patches_of(job)
     # Weights are drawn from the seed alone: equal seeds start every method from the same student.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -140,9 +143,8 @@ def run(job: Job) -> Path:
             student = models.build(
                 in_channels=len(task.channels), classes=len(task.labels), **job.model
             )
-        method = build_method(job, student, teacher)
+        method = build_method(job, student, teacher, patches)
     distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
-    patches = patches_of(job)
     result = fit(distiller, patches, cohort.cases("tune"), recipe, run_dir=job.folder)
     if job.tested:
         _test(job, result)
@@ -177,10 +179,12 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     return result
 
 
-def build_method(job: Job, student: Segmenter, teacher: Segmenter | None) -> nn.Module | None:
+def build_method(
+    job: Job, student: Segmenter, teacher: Segmenter | None, patches: Patches
+) -> nn.Module | None:
     """The job's method for these networks, with new adapters, and with what it learns beforehand.
 
-    That is from the teacher alone, on the first `kd_prepare` batches.
+    That is from the teacher alone, on the first `kd_prepare` of `patches`.
     """
     if job.method == PENALTY:
         example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
@@ -189,7 +193,6 @@ def build_method(job: Job, student: Segmenter, teacher: Segmenter | None) -> nn.
         return None
     method = rivals.build(job.method, student.channels, teacher.channels, **job.options)
     if isinstance(method, rivals.Method):
-        patches = patches_of(job)
         method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
     return method
 

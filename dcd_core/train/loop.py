@@ -100,7 +100,8 @@ def fit(
     if (folder / "checkpoint.pt").is_file():
         _restore(folder / "checkpoint.pt", distiller, optimizer, ema, state, recipe)
     _rehearse(distiller.student, val, recipe)
-    encoder = _encoder(distiller, train)
+    # What the two losses are compared on; nothing where there is one loss.
+    encoder = [] if distiller.method is None else encoder_parameters(distiller.student, train[0][0])
     while state.step < recipe.steps:
         _step(fabric, distiller, optimizer, ema, state, train, recipe, folder, encoder)
         progress(folder.name, state.step, recipe.steps, _note(state))
@@ -203,14 +204,6 @@ def _step(
     if state.step % _log_every(recipe) == 0 or state.step == recipe.steps:
         state.rows.append(_row(state, recipe, losses, weight, norm.item()))
         state.recent.clear()
-
-
-def _encoder(distiller: Distiller, train: Patches) -> list[nn.Parameter]:
-    """The weights on which the two losses are compared; none where there is one loss."""
-    if distiller.method is None:
-        return []
-    device = next(distiller.student.parameters()).device
-    return encoder_parameters(distiller.student, train[0][0].to(device))
 
 
 def _smoothed(previous: float, ratio: float | None) -> float:

@@ -78,12 +78,20 @@ class Matrix:
 
     def strength(self, arm: str) -> float:
         """The strength with the best Dice on the tune cases; the tuning jobs must be done."""
-        found = {strength: job.result().tune_dice for strength, job in self.tuning(arm).items()}
-        return max(found, key=found.__getitem__)
+        return _best(self._tuned(arm))
+
+    def weight(self, arm: str) -> float:
+        """The weight of an arm's loss in the comparison; the arm must be tuned."""
+        return self.strength(arm) * self.calibration(arm).weight
 
     def student(self, arm: str, seed: int) -> Job:
         """The job of one compared student; the arm must be tuned."""
-        return self._job(arm, seed, self.strength(arm) * self.calibration(arm).weight)
+        return self._job(arm, seed, self.weight(arm))
+
+    def students(self, arm: str) -> list[Job]:
+        """The jobs of an arm's compared students, by seed; the arm must be tuned."""
+        weight = self.weight(arm)
+        return [self._job(arm, seed, weight) for seed in self.seeds]
 
     def prepare(self, *, workers: int = 1) -> None:
         """Train the teacher and the student on which weights are measured."""
@@ -106,7 +114,7 @@ class Matrix:
 
     def jobs(self) -> list[Job]:
         """The jobs that are compared; all arms must be tuned."""
-        compared = [self.student(arm, seed) for arm in self.arms for seed in self.seeds]
+        compared = [job for arm in self.arms for job in self.students(arm)]
         return [*map(self.undistilled, self.seeds), *compared]
 
     def choices(self) -> pd.DataFrame:
@@ -117,14 +125,14 @@ class Matrix:
         """
         rows = []
         for arm, options in self.arms.items():
-            weight, chosen = self.calibration(arm).weight, self.strength(arm)
+            weight, tuned = self.calibration(arm).weight, self._tuned(arm)
+            chosen = _best(tuned)
             study, own = self.study, {k: v for k, v in options.items() if k != "method"}
             method = rivals.build(
                 options["method"], study.student_channels, study.teacher_channels, **own
             )
             published = getattr(method, "weight", math.nan)
-            for strength, job in self.tuning(arm).items():
-                dice = job.result().tune_dice
+            for strength, dice in tuned.items():
                 rows.append((arm, strength, strength * weight, dice, strength == chosen, published))
         columns = ["method", "strength", "weight", "tune_dice", "chosen", "published"]
         return pd.DataFrame(rows, columns=columns)
@@ -138,8 +146,8 @@ class Matrix:
         rows = {}
         for arm in self.arms:
             found: dict[float, list[float]] = {quarter: [] for quarter in quarters}
-            for seed in self.seeds:
-                history = self.student(arm, seed).result().history
+            for job in self.students(arm):
+                history = job.result().history
                 for quarter in quarters:
                     until = quarter * self.steps
                     part = history.step.between(until - self.steps / 4, until, inclusive="right")
@@ -147,11 +155,19 @@ class Matrix:
             rows[arm] = {quarter: median(values) for quarter, values in found.items()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
+    def _tuned(self, arm: str) -> dict[float, float]:
+        """Dice on the tune cases, by strength."""
+        return {strength: job.result().tune_dice for strength, job in self.tuning(arm).items()}
+
     def _job(self, arm: str, seed: int, weight: float) -> Job:
         if arm not in self.arms:
             raise ContractError("arm", repr(arm), f"one of {list(self.arms)}", "its exact name")
         options = {"kd_balance": "fixed", "kd_peak": weight, **self.arms[arm]}
         return self.study.student(arm, seed, steps=self.steps, **options)
+
+
+def _best(tuned: Mapping[float, float]) -> float:
+    return max(tuned, key=tuned.__getitem__)
 
 
 def arms(methods: Iterable[str], *, frozen: Iterable[str] = ()) -> dict[str, dict[str, Any]]:

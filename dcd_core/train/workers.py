@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -55,13 +55,12 @@ def run_each(
         workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
     )
     try:
-        pending: set[Future[object]] = {pool.submit(run, unit) for unit in waiting}
-        total = len(waiting)
+        pending = {pool.submit(run, unit): unit for unit in waiting}
         while pending:
-            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in wait(pending, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                del pending[future]
                 future.result()
-            progress(what, total - len(pending), total, at_work(waiting))
+            progress(what, len(waiting) - len(pending), len(waiting), at_work(pending.values()))
     finally:
         if pending:  # an error: a worker would finish its unit before it heard of it
             for process in list((pool._processes or {}).values()):
