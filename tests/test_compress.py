@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from networks import builders
 from torch import nn
 
 from dcd_core import models
@@ -22,12 +23,7 @@ from dcd_core.types import ISLES, Case, ContractError, Output
 pytest.importorskip("torch_pruning", reason="needs the extra [compress]")
 
 CHANNELS = (8, 12, 16)
-BUILDERS = {
-    "dynunet": lambda: dynunet(2, 3, channels=CHANNELS),
-    "plain": lambda: dynunet(2, 3, channels=CHANNELS, residual=False),
-    "resenc": lambda: resenc(2, 3, channels=CHANNELS, blocks=(1, 2, 1)),
-    "deep": lambda: resenc(2, 3, channels=CHANNELS, blocks=(1, 1, 1), deep_supervision=True),
-}
+BUILDERS = builders(CHANNELS)
 EACH = pytest.mark.parametrize("make", BUILDERS.values(), ids=BUILDERS)
 RECIPE = Recipe(
     steps=6,

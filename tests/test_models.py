@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from networks import builders
 from torch import nn
 
 from dcd_core import models
@@ -14,12 +15,7 @@ from dcd_core.models import Segmenter, build, dynunet, load, parameters, resenc,
 from dcd_core.types import ContractError
 
 CHANNELS = (4, 6, 8)
-BUILDERS = {
-    "dynunet": lambda: dynunet(2, 3, channels=CHANNELS),
-    "plain": lambda: dynunet(2, 3, channels=CHANNELS, residual=False),
-    "resenc": lambda: resenc(2, 3, channels=CHANNELS, blocks=(1, 2, 1)),
-    "deep": lambda: resenc(2, 3, channels=CHANNELS, blocks=(1, 1, 1), deep_supervision=True),
-}
+BUILDERS = builders(CHANNELS)
 EACH = pytest.mark.parametrize("make", BUILDERS.values(), ids=BUILDERS)
 
 
