@@ -1,11 +1,10 @@
-"""Clocks and counters: calls that take turns, copies beside them, what moves, what is held."""
+"""Clocks and counters: calls that take turns, copies to compare them with, what a call moves."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,13 +43,6 @@ def clock(call: Call, device: torch.device) -> float:
     call()
     _wait(device)
     return 1e3 * (time.perf_counter() - start)
-
-
-def resident_peak() -> int:
-    """Bytes of memory this program has held at most, unlike `ru_maxrss` without its parent's."""
-    status = Path("/proc/self/status").read_text("ascii", errors="replace")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(line.split()[1])
 
 
 def _wait(device: torch.device) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 from contenders import Grid, contenders, features, training_pass
-from measure import resident_peak
 from peers import Layout
+
+from dcd_core.records import resident_bytes
 
 CLEAR = Path("/proc/self/clear_refs")
 
@@ -49,9 +50,9 @@ def peak(call: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     CLEAR.write_text("5", "ascii")
-    before = resident_peak()
+    before = resident_bytes("VmHWM")
     call()
-    return resident_peak() - before
+    return resident_bytes("VmHWM") - before
 
 
 def _child(asked: str) -> int:

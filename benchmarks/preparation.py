@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from measure import resident_peak, spread
+from measure import spread
 
 from dcd_core import data, records
 from dcd_core.types import BRATS, Case, Size3
@@ -75,7 +75,7 @@ def measured(folder: Path, rounds: int) -> dict[str, list[float]]:
             start = time.process_time()
             step()
             found[name].append(1e3 * (time.process_time() - start))
-    return {**found, "peak": [resident_peak() / 2**30]}
+    return {**found, "peak": [records.resident_bytes("VmHWM") / 2**30]}
 
 
 def run(size: Size3, rounds: int, out: str) -> Path:

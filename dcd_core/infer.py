@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dcd_core.data import prepare, resample
 from dcd_core.metrics import dice
-from dcd_core.models import Segmenter
+from dcd_core.models import Segmenter, evaluating
 from dcd_core.records import native_bfloat16
 from dcd_core.types import Case, ContractError, Precision, Size3, Task
 
@@ -59,14 +59,12 @@ def predict(
 
     flips = _FLIPS if mirror else ((),)
     total = torch.zeros((), device=device)
-    was_training = model.training
-    model.eval()
-    for axes in flips:
-        result = sliding_window_inference(
-            volume.flip(axes), patch, batch, probabilities, overlap=overlap, mode="gaussian"
-        )
-        total = total + torch.as_tensor(result).flip(axes)
-    model.train(was_training)
+    with evaluating(model):
+        for axes in flips:
+            result = sliding_window_inference(
+                volume.flip(axes), patch, batch, probabilities, overlap=overlap, mode="gaussian"
+            )
+            total = total + torch.as_tensor(result).flip(axes)
     return total[0] / len(flips)
 
 

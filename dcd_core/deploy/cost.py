@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from dcd_core.deploy.export import Exported
-from dcd_core.models import Segmenter, parameters
+from dcd_core.models import Segmenter, evaluating, parameters
+from dcd_core.records import resident_bytes
 from dcd_core.types import ContractError
 
 _CLEAR = Path("/proc/self/clear_refs")
@@ -92,16 +93,14 @@ def latency_ms(model: nn.Module, shape: Sequence[int], *, rounds: int = 11) -> l
     """Milliseconds of each of `rounds` passes over noise of `shape`, after one that warms up."""
     device = next(model.parameters()).device
     patch = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
-    was_training = model.training
-    model.eval()
     samples = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        model(patch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        samples.append(1e3 * (time.perf_counter() - start))
-    model.train(was_training)
+    with evaluating(model):
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            model(patch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            samples.append(1e3 * (time.perf_counter() - start))
     return samples[1:]
 
 
@@ -156,18 +155,12 @@ def _child() -> None:
     with torch.inference_mode():
         # Kernels load and thread pools start on the first call.
         nn.Conv3d(4, 4, 3)(torch.zeros(1, 4, 8, 8, 8))
-        before = _resident("VmRSS")
+        before = resident_bytes("VmRSS")
         model = pickle.loads(Path(path).read_bytes()).eval()
         patch = torch.zeros(*map(int, shape))
         _CLEAR.write_text("5", "ascii")  # the peak starts anew: reading the file is none of it
         model(patch)
-    print(_resident("VmHWM") - before)
-
-
-def _resident(key: str) -> int:
-    status = Path("/proc/self/status").read_text("ascii", errors="replace")
-    line = next(line for line in status.splitlines() if line.startswith(f"{key}:"))
-    return 1024 * int(line.split()[1])
+    print(resident_bytes("VmHWM") - before)
 
 
 @contextmanager

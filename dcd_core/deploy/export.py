@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcd_core.models import Segmenter
+from dcd_core.models import Segmenter, evaluating
 from dcd_core.records import atomic, require
 from dcd_core.types import ContractError
 
@@ -42,9 +42,7 @@ def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Pat
     free: dict[int, Any] = {0: torch.export.Dim("batch")}
     for axis, (name, step) in enumerate(zip("dhw", steps, strict=True), start=2):
         free[axis] = step * torch.export.Dim(name)
-    was_training = model.training
-    model.eval()
-    with atomic(path) as temporary, quiet():
+    with evaluating(model), atomic(path) as temporary, quiet():
         torch.onnx.export(
             model.network,
             (example,),
@@ -57,7 +55,6 @@ def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Pat
             dynamic_shapes=(free,),
         )
         _rename(temporary, model.network)
-    model.train(was_training)
     return Path(path)
 
 
@@ -93,15 +90,12 @@ def check_export(
     """
     other = exported if isinstance(exported, Segmenter) else load(exported)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     errors, scales = [], []
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for patch in patches:
             expected = model(patch.to(device)).logits.float().cpu()
             errors.append((other(patch).logits.cpu() - expected).abs().max())
             scales.append(expected.abs().max())
-    model.train(was_training)
     error, scale = torch.stack(errors).max().item(), torch.stack(scales).max().item()
     if not error <= tolerance * scale:
         raise ContractError(

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from dcd_core.deploy.export import IMAGE, LOGITS, quiet
-from dcd_core.records import atomic, require
+from dcd_core.records import atomic, nearest, require
 from dcd_core.types import ContractError
 
 
@@ -72,21 +72,23 @@ def _floats(exported: Path, keep_float: Sequence[str] | Literal["edges"]) -> dic
             if IMAGE in node.input or LOGITS in node.output
         }
         return {f"{name}.weight": node.name for name, node in found.items()}
-    unknown = [part for part in keep_float if not any(within(name, part) for name in weights)]
+    kept = layers_of(weights, keep_float)
+    return {f"{name}.weight": weights[name].name for name in kept}
+
+
+def layers_of(layers: Iterable[str], parts: Sequence[str]) -> list[str]:
+    """The `layers` that are the named parts of a network, or within them.
+
+    Raises ContractError for a part that has none.
+    """
+    layers = list(layers)
+    held = {part: [n for n in layers if n == part or n.startswith(f"{part}.")] for part in parts}
+    unknown = [part for part, names in held.items() if not names]
     if unknown:
         raise ContractError(
-            "keep_float", unknown, f"names out of {sorted(weights)}", "keep_float='edges'"
+            "keep_float", unknown, f"names out of {sorted(layers)}", nearest(unknown[0], layers)
         )
-    return {
-        f"{name}.weight": node.name
-        for name, node in weights.items()
-        if any(within(name, part) for part in keep_float)
-    }
-
-
-def within(name: str, part: str) -> bool:
-    """Whether a layer is the named part of a network, or within it."""
-    return name == part or name.startswith(f"{part}.")
+    return [name for name in layers if any(name in names for names in held.values())]
 
 
 def _openvino(

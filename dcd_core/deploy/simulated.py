@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.deploy.int8 import within
+from dcd_core.deploy.int8 import layers_of
 from dcd_core.models import Segmenter, channel_axis
 from dcd_core.types import ContractError
 
@@ -43,10 +43,7 @@ def simulate_int8(
         for name, layer in rounded.network.named_modules()
         if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
     }
-    unknown = [part for part in keep_float if not any(within(name, part) for name in layers)]
-    if unknown:
-        raise ContractError("keep_float", unknown, f"names out of {sorted(layers)}", "()")
-    kept = [name for name in layers if any(within(name, part) for part in keep_float)]
+    kept = layers_of(layers, keep_float)
     chosen = [layer for name, layer in layers.items() if name not in kept]
     ranges = _ranges(rounded, chosen, patches, percentile)
     for layer, (low, high) in ranges.items():

@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcd_core.records.places import nearest, plain, root
 from dcd_core.types import ContractError
@@ -186,6 +186,16 @@ def _first_line(path: str) -> str:
         return Path(path).read_text("utf-8").split("\n", 1)[0]
     except OSError:
         return ""
+
+
+def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
+    """Memory that this process holds ("VmRSS") or has held at most ("VmHWM"), on Linux.
+
+    Unlike `ru_maxrss`, which begins at the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text("ascii", errors="replace")
+    line = next(line for line in status.splitlines() if line.startswith(f"{which}:"))
+    return 1024 * int(line.split()[1])
 
 
 def run_dir(label: str, *key: object) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from dcd_core.dcd import Projection
-from dcd_core.models import Segmenter
+from dcd_core.models import Segmenter, evaluating
 from dcd_core.rivals.masks import overlap
 from dcd_core.rivals.method import Scalar, StageMethod, in_chunks
 from dcd_core.types import ContractError, Output, Volume
@@ -256,11 +256,9 @@ def _edited(
 
     modules = [teacher.network.get_submodule(teacher.stages[number]) for number in stages]
     handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(modules)]
-    was_training = teacher.training
-    teacher.eval()
     try:
-        yield
+        with evaluating(teacher):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        teacher.train(was_training)
