@@ -25,7 +25,16 @@ from scipy import stats as distributions
 
 from dcd_core.types import ContractError
 
-__all__ = ["Comparison", "Interval", "compare", "detectable", "holm", "interval", "summarise"]
+__all__ = [
+    "Comparison",
+    "Interval",
+    "compare",
+    "detectable",
+    "holm",
+    "interval",
+    "spread",
+    "summarise",
+]
 
 # Columns that say which row it is; every other numeric column is a metric.
 KEYS = ("task", "profile", "method", "seed", "case", "fold", "region", "lesion", "epoch", "step")
@@ -83,6 +92,38 @@ class Comparison(NamedTuple):
     sd_residual: float
     detectable: float
     seed_is_random: bool
+
+
+class Spread(NamedTuple):
+    """Standard deviations of mean scores, in the metric's unit.
+
+    `methods`: of the methods' means over seeds; `seeds`: of the seeds' means over methods;
+    `chance`: what `methods` would be about if no method mattered, from seeds that suit one method
+    and not another. With one seed `seeds` is NaN and `chance` 0: nothing is known of it.
+    """
+
+    methods: float
+    seeds: float
+    chance: float
+    n_methods: int
+
+
+def spread(table: pd.DataFrame, metric: str) -> Spread:
+    """How far methods lie apart, and how far seeds alone would put them, from paired seeds.
+
+    (methods / chance)^2 is the F of a two-way analysis of variance without replication.
+
+    Raises:
+        ContractError: a column is missing.
+    """
+    _columns(table, ["method", "seed", metric])
+    runs = table.groupby(["method", "seed"])[metric].mean().unstack("seed")
+    centred = runs.sub(runs.mean(axis=1), axis=0)
+    rest = (centred - centred.mean()).to_numpy()
+    n_methods, n_seeds = runs.shape
+    free = max(1, (n_methods - 1) * (n_seeds - 1))
+    chance = math.sqrt((rest**2).sum() / free / n_seeds)
+    return Spread(runs.mean(axis=1).std(), runs.mean().std(), chance, n_methods)
 
 
 def summarise(

@@ -258,3 +258,28 @@ def test_errors_say_what_exists(name):
     call, words = BROKEN[name]
     with pytest.raises(ContractError, match=words):
         call()
+
+
+# --- the spread of many methods -------------------------------------------------------------------
+
+
+def test_the_spread_of_two_methods_is_their_paired_t_test():
+    d = draw(3, 1, 6, 5, (0.03, 0.05, 0.02), mean=0.02)[0]
+    table = table_of(d)
+    found = stats.spread(table, "dice")
+    runs = table.groupby(["method", "seed"]).dice.mean().unstack("method")
+    t = scipy_stats.ttest_rel(runs.dcd, runs.none).statistic
+    assert found.n_methods == 2
+    assert (found.methods / found.chance) ** 2 == pytest.approx(t**2)
+    assert found.seeds == pytest.approx(runs.mean(axis=1).std())
+
+
+def test_methods_that_differ_equally_at_every_seed_leave_nothing_to_chance():
+    table = table_of(np.full((3, 4), 0.1))
+    found = stats.spread(table, "dice")
+    assert found.methods == pytest.approx(0.1 / 2**0.5)
+    assert found.chance == pytest.approx(0, abs=1e-12)
+    one_seed = stats.spread(table[table.seed == 0], "dice")
+    assert math.isnan(one_seed.seeds)
+    with pytest.raises(ContractError, match="dice"):
+        stats.spread(table.drop(columns="dice"), "dice")
