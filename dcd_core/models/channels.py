@@ -1,0 +1,42 @@
+"""Channels of a layer: on which axis of a weight they lie, and how some of them are cut away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def cut(network: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+    """Keep of the named layers the channels with these indices, on the sides "in" and "out".
+
+    Weights are cut in place, the order of the indices is that of the channels afterwards.
+    """
+    names = {"in": ("in_channels",), "out": ("out_channels", "num_features")}
+    for name, sides in kept.items():
+        layer = network.get_submodule(name)
+        held: list[tuple[str, Tensor]] = [*layer.named_parameters(recurse=False)]
+        held += [(key, b) for key, b in layer.named_buffers(recurse=False) if b.ndim]
+        for key, old in held:
+            new = old.detach()
+            for side, indices in sides.items():
+                axis = channel_axis(layer, new, side)
+                if axis is not None:
+                    new = new.index_select(axis, torch.tensor(indices, device=new.device))
+            if isinstance(old, nn.Parameter):
+                setattr(layer, key, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
+            else:
+                setattr(layer, key, new.clone())
+        for side, indices in sides.items():
+            for attribute in names[side]:
+                if hasattr(layer, attribute):
+                    setattr(layer, attribute, len(indices))
+
+
+def channel_axis(layer: nn.Module, weight: Tensor, side: str) -> int | None:
+    """The axis of a layer's weight that runs over its channels of a side; None where none does."""
+    if weight.ndim == 1:  # a bias, or what a norm holds of every channel
+        return 0 if side == "out" else None
+    # Transposed convolutions keep their weights as (in, out, ...), the others as (out, in, ...).
+    return int((side == "in") != isinstance(layer, nn.ConvTranspose3d))

@@ -1,0 +1,178 @@
+"""The U-Nets of teachers and students: nnU-Net's plain and its residual-encoder network.
+
+Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain U-Net); Isensee et al., nnU-Net
+Revisited, MICCAI 2024, arXiv 2404.09556 (residual encoder); blocks from Cardoso et al., MONAI,
+arXiv 2211.02701.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcd_core.models.segmenter import Segmenter
+from dcd_core.types import ContractError
+
+BLOCKS = (1, 3, 4, 6, 6, 6)
+"""Residual blocks per encoder stage in nnU-Net's ResEnc presets."""
+
+
+def dynunet(
+    in_channels: int,
+    classes: int,
+    *,
+    channels: Sequence[int] = (16, 32, 64, 128),
+    residual: bool = True,
+) -> Segmenter:
+    """MONAI's DynUNet, the plain (or one-block residual) nnU-Net.
+
+    `channels` per stage, finest first; every stage after the first halves the grid, so the patch
+    must be divisible by 2 ** (stages - 1).
+    """
+    from monai.networks.nets import DynUNet
+
+    _check_channels(channels, at_least=3)
+    depth = len(channels)
+    network = DynUNet(
+        spatial_dims=3,
+        in_channels=in_channels,
+        out_channels=classes,
+        kernel_size=[3] * depth,
+        strides=[1] + [2] * (depth - 1),
+        upsample_kernel_size=[2] * (depth - 1),
+        filters=list(channels),
+        res_block=residual,
+    )
+    stages = [
+        "input_block",
+        *(f"downsamples.{i}" for i in range(depth - 2)),
+        "bottleneck",
+    ]
+    return Segmenter(
+        network,
+        stages,
+        channels,
+        _spec("dynunet", in_channels, classes, channels, residual=residual),
+    )
+
+
+def resenc(
+    in_channels: int,
+    classes: int,
+    *,
+    channels: Sequence[int] = (32, 64, 128, 256),
+    blocks: Sequence[int] | None = None,
+    deep_supervision: bool = False,
+) -> Segmenter:
+    """The residual-encoder U-Net of nnU-Net's ResEnc presets, from MONAI's residual blocks.
+
+    `blocks`: residual blocks per stage, `BLOCKS` by default. The stem is not a stage, as in the
+    release of DCD. With `deep_supervision` the decoder stages return logits while training.
+    """
+    _check_channels(channels)
+    counts = tuple(BLOCKS[: len(channels)] if blocks is None else blocks)
+    if len(counts) != len(channels):
+        raise ContractError(
+            "blocks", counts, f"one count per stage {tuple(channels)}", "blocks=None"
+        )
+    network = _ResidualEncoderUNet(in_channels, classes, tuple(channels), counts, deep_supervision)
+    stages = [f"encoder.{i}" for i in range(len(channels))]
+    spec = _spec(
+        "resenc",
+        in_channels,
+        classes,
+        channels,
+        blocks=list(counts),
+        deep_supervision=deep_supervision,
+    )
+    return Segmenter(network, stages, channels, spec)
+
+
+class _ResidualEncoderUNet(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        from monai.networks.blocks.dynunet_block import UnetResBlock, get_conv_layer
+
+        norm = ("instance", {"affine": True})
+        act = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
+        self.deep_supervision = deep_supervision
+        self.stem = get_conv_layer(
+            3, in_channels, channels[0], act=act, norm=norm, conv_only=False, bias=True
+        )
+        self.encoder = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    UnetResBlock(
+                        3,
+                        channels[max(i - 1, 0)] if first else channels[i],
+                        channels[i],
+                        kernel_size=3,
+                        stride=2 if first and i else 1,
+                        norm_name=norm,
+                        act_name=act,
+                    )
+                    for first in [True] + [False] * (blocks[i] - 1)
+                )
+            )
+            for i in range(len(channels))
+        )
+        pairs = list(pairwise(channels))
+        self.up = nn.ModuleList(nn.ConvTranspose3d(deep, fine, 2, 2) for fine, deep in pairs)
+        self.decoder = nn.ModuleList(
+            get_conv_layer(3, 2 * fine, fine, act=act, norm=norm, conv_only=False, bias=True)
+            for fine, _ in pairs
+        )
+        heads = channels[:-1] if deep_supervision else channels[:1]
+        self.heads = nn.ModuleList(nn.Conv3d(fine, classes, 1) for fine in heads)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        x = self.stem(x)
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        logits = []
+        for i in reversed(range(len(self.decoder))):
+            x = self.decoder[i](torch.cat([self.up[i](x), skips[i]], dim=1))
+            if i == 0 or (self.deep_supervision and self.training):
+                logits.append(self.heads[i](x))
+        return logits[::-1] if len(logits) > 1 else logits[0]
+
+
+def shrink(channels: Sequence[int], factor: int, floor: int = 8) -> tuple[int, ...]:
+    """Channels of the student: the teacher's divided by `factor`, never below `floor`."""
+    if factor < 1 or floor < 1:
+        raise ContractError(
+            "factor, floor", (factor, floor), "integers >= 1", "shrink(channels, 4)"
+        )
+    return tuple(max(floor, width // factor) for width in channels)
+
+
+def _spec(
+    architecture: str, in_channels: int, classes: int, channels: Sequence[int], **options: Any
+) -> dict[str, Any]:
+    return {
+        "architecture": architecture,
+        "in_channels": in_channels,
+        "classes": classes,
+        "channels": list(channels),
+        **options,
+    }
+
+
+def _check_channels(channels: Sequence[int], at_least: int = 2) -> None:
+    if len(channels) < at_least or any(width < 1 for width in channels):
+        raise ContractError(
+            "channels", tuple(channels), f"at least {at_least} positive widths", "(16, 32, 64, 128)"
+        )
