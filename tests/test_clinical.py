@@ -37,6 +37,9 @@ TINY = {
     "strengths": [0.1],
     "warm_steps": 2,
     "calibration_batches": 2,
+    "lasso_steps": 4,
+    "divisor": 1,
+    "rounds": 1,
     "workers": 2,
 }
 """What the profile paper is cut down to; everything else stays as it is for the real data."""
@@ -62,7 +65,7 @@ def clinical_data(tmp_path_factory):
 
 
 def test_the_pages_of_the_paper_run_on_real_layouts(clinical_data, project, tmp_path):
-    """`run.py --profile paper`, cut down by `--set` alone: the data, both distillations, rivals."""
+    """`run.py --profile paper`, cut down by `--set` alone: data, distillations, rivals, cost."""
     shutil.copytree(project / "notebooks", tmp_path / "notebooks")
     shutil.copy(project / "pyproject.toml", tmp_path)
     settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
@@ -76,6 +79,7 @@ def test_the_pages_of_the_paper_run_on_real_layouts(clinical_data, project, tmp_
             "05",
             "06",
             "07",
+            "10",
             *settings,
         ],
         cwd=tmp_path,
@@ -96,6 +100,10 @@ def test_the_pages_of_the_paper_run_on_real_layouts(clinical_data, project, tmp_
     rivals = pd.read_csv(results / "07-rivals-scores.csv")
     assert set(rivals.task) == {BRATS.name, ISLES.name}
     assert set(rivals.method) == {"undistilled", "feature-mse"}
+    sizes = pd.read_csv(results / "10-cost-sizes.csv").set_index("method").parameters
+    assert sizes["pruned"] == pytest.approx(sizes["DCD"], rel=0.05)
+    assert sizes["teacher"] > 3 * sizes["DCD"]
+    assert sizes["undistilled"] == sizes["DCD"]
     said = (tmp_path / "runs" / "executed" / "paper" / "06-isles.ipynb").read_text("utf-8")
     assert "clinical cases" in said
 

@@ -165,6 +165,20 @@ def test_an_export_is_a_segmenter_that_survives_pickling(exported):
     assert (output.stages, output.deep) == ((), ())
 
 
+@needs_extra
+def test_either_runtime_reads_an_export(exported):
+    model, path = exported
+    network = deploy.load(path, runtime="openvino")
+    assert pickle.loads(pickle.dumps(network)).network.runtime == "openvino"
+    assert relative_error(model, network) < 1e-4
+
+
+def test_a_runtime_that_cannot_read_the_file_is_refused(tmp_path):
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(ContractError, match=r"runtime of \.xml"):
+        deploy.load(tmp_path / "a.xml", runtime="onnxruntime")
+
+
 def test_a_file_that_is_no_export_is_named(tmp_path):
     for path in (tmp_path / "absent.onnx", tmp_path):
         with pytest.raises(ContractError, match=r"\.onnx or \.xml"):

@@ -81,6 +81,12 @@ def grown(x: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def deployed() -> pd.DataFrame:
+    rows = [("teacher", "float32", 80.0, 0.7), ("teacher", "int8", 20.0, 0.6)]
+    rows += [("student", "float32", 10.0, 0.5), ("student", "int8", np.nan, 0.5)]
+    return pd.DataFrame(rows, columns=["method", "precision", "latency_ms", "dice"])
+
+
 def comparisons(seeds: int = 3) -> list[stats.Comparison]:
     table = scores(seeds)
     return [stats.compare(table, "dice", m, "none", resamples=50) for m in ("MSE", "DCD")]
@@ -139,6 +145,7 @@ FIGURES = {
     "panels": lambda: plots.by_stage(
         by_stage(), "share", "network", "part", label="share (0–1)", log_y=True, title="Shares"
     ),
+    "tradeoff": lambda: plots.tradeoff(deployed(), "latency_ms", "dice", title="Cost"),
     "schedule": lambda: plots.schedule({"ISLES": np.linspace(0, 0.05, 20)}, marks={"ramp": 5}),
     "matrix": lambda: plots.matrix(
         np.array([[0.1, np.nan], [0.3, 0.4]]), ["haar", "db4"], ["1", "2"], label="Dice (0–1)"
@@ -417,6 +424,18 @@ def test_by_volume_is_logarithmic_and_leaves_zero_out():
     assert figure.get_supylabel() == "Dice (0–1)"
 
 
+def test_tradeoff_joins_the_variants_of_a_network_on_a_log_axis():
+    figure = plots.tradeoff(deployed(), "latency_ms", "dice")
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "latency (ms)")
+    joined = [line.get_xdata().tolist() for line in axes.lines if line.get_linestyle() == "-"]
+    assert joined == [[80.0, 20.0], [10.0]]
+    circles = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    squares = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "s"]
+    assert (circles, squares) == ([[80.0], [10.0]], [[20.0], []])
+    assert legend_of(figure) == ["teacher", "student", "float32", "int8"]
+
+
 def test_schedule_marks_epochs():
     weights = np.linspace(0, 0.05, 20)
     (axes,) = plots.schedule({"ISLES": weights}, marks={"ramp starts": 5}).axes
@@ -515,6 +534,7 @@ BROKEN = {
     ),
     "odd grid": (lambda: plots.features(PATCH, maps([(5, 4, 2)])), r"divisor of \(12, 8, 4\)"),
     "no stage": (lambda: plots.by_stage(scores(), "dice", "method", label=""), "'stage'"),
+    "no precision": (lambda: plots.tradeoff(scores(), "volume_ml", "dice"), "'precision'"),
     "no levels": (lambda: plots.growth(grown("voxels"), grown("voxels")), "levels"),
     "no comparison": (lambda: plots.forest([]), "none"),
     "two metrics": (

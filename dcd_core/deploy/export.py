@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from dcd_core.models import Segmenter, evaluating
 from dcd_core.records import atomic, require
 from dcd_core.types import ContractError
 
+Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
+"""Packages that execute an exported network."""
 IMAGE, LOGITS = "image", "logits"
 """Names of the exported network's input (b, c, d, h, w) and output (b, k, d, h, w)."""
 
@@ -58,22 +61,27 @@ def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Pat
     return Path(path)
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Segmenter:
+def load(
+    path: str | Path, *, threads: int | None = None, runtime: Runtime | None = None
+) -> Segmenter:
     """Read an exported network: .onnx for ONNX Runtime, .xml for OpenVINO, on the CPU.
 
     Its output has logits and no stages, its module no parameters: it predicts, and that is all.
-    `threads`: how many it computes with, the runtime's choice if None. Raises ContractError for a
-    missing file or another ending, and without the extra [deploy].
+    `threads`: how many it computes with, the runtime's choice if None. `runtime` "openvino" takes
+    .onnx as well. Raises ContractError for a missing file or another ending, and without the extra
+    [deploy].
     """
     path = Path(path)
-    if path.suffix not in _RUNTIMES or not path.is_file():
+    if path.suffix not in _USUAL or not path.is_file():
         raise ContractError(
             "exported network",
             path,
-            f"an existing file ending with {' or '.join(_RUNTIMES)}",
+            f"an existing file ending with {' or '.join(_USUAL)}",
             "export_onnx or quantize",
         )
-    return Segmenter(Exported(path, threads), (), ()).eval()
+    if (path.suffix, runtime) == (".xml", "onnxruntime"):
+        raise ContractError("runtime of .xml", runtime, "openvino", "the .onnx it was made of")
+    return Segmenter(Exported(path, threads, runtime or _USUAL[path.suffix]), (), ()).eval()
 
 
 def check_export(
@@ -113,19 +121,18 @@ class Exported(nn.Module):
     `runtime`: the package that executes it.
     """
 
-    def __init__(self, path: Path, threads: int | None) -> None:
+    def __init__(self, path: Path, threads: int | None, runtime: Runtime) -> None:
         super().__init__()
-        self.path, self.threads = path, threads
+        self.path, self.threads, self.runtime = path, threads, runtime
         # Prediction asks a model's parameters for their device.
         self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)
-        self.runtime, start = _RUNTIMES[path.suffix]
-        self._run = start(path, threads)
+        self._run = _START[runtime](path, threads)
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.from_numpy(self._run(image.float().contiguous().numpy()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.threads)
+        return type(self), (self.path, self.threads, self.runtime)
 
 
 def _onnxruntime(path: Path, threads: int | None) -> Callable[[Any], Any]:
@@ -150,9 +157,10 @@ def _openvino(path: Path, threads: int | None) -> Callable[[Any], Any]:
     return lambda image: network(image)[0]
 
 
-_RUNTIMES: dict[str, tuple[str, Callable[[Path, int | None], Callable[[Any], Any]]]] = {
-    ".onnx": ("onnxruntime", _onnxruntime),
-    ".xml": ("openvino", _openvino),
+_USUAL: dict[str, Runtime] = {".onnx": "onnxruntime", ".xml": "openvino"}
+_START: dict[Runtime, Callable[[Path, int | None], Callable[[Any], Any]]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
 }
 
 
@@ -161,8 +169,14 @@ def quiet() -> Iterator[None]:
     """What exporters and quantisers print and warn about themselves is no news to their users."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    silence: AbstractContextManager[object] = redirect_stdout(io.StringIO())
+    if "IPython" in sys.modules:
+        # In a notebook progress bars are displays, not text.
+        from IPython.utils.capture import capture_output
+
+        silence = capture_output(stderr=False)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), silence:
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -9,7 +9,7 @@ notebook that draws hundreds keeps none of them.
 from dcd_core.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
 from dcd_core.plots.scaling import growth
 from dcd_core.plots.stages import by_stage, features, gallery, subbands
-from dcd_core.plots.tables import by_volume, curves, forest, matrix, schedule, seeds
+from dcd_core.plots.tables import by_volume, curves, forest, matrix, schedule, seeds, tradeoff
 from dcd_core.plots.volumes import bands, compare_cases, segmentation, slices
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "segmentation",
     "slices",
     "subbands",
+    "tradeoff",
 ]

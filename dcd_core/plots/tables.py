@@ -8,6 +8,7 @@ from typing import SupportsFloat
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -189,6 +190,45 @@ def by_volume(
         axes.tick_params(labelbottom=True)
     figure.supxlabel(axis_label(x), fontsize=11)
     figure.supylabel(axis_label(y), fontsize=11)
+    return figure
+
+
+@styled
+def tradeoff(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str = "method",
+    variant: str = "precision",
+    *,
+    title: str | None = None,
+) -> Page:
+    """What is gained (`y`) against what it costs (`x`, log axis), one dot per row.
+
+    Colour tells `by`, the marker tells `variant`; the variants of one `by` are joined. Rows without
+    a value are left out. Raises ContractError for a missing column.
+    """
+    _require(table, x, y, by, variant)
+    figure = page(4.0 + (0.35 if title else 0), title)
+    axes = figure.subplots()
+    tones, kinds = colors(table[by]), list(dict.fromkeys(table[variant]))
+    rows = table.dropna(subset=[x, y])
+    for name, tone in tones.items():
+        own = rows[rows[by].astype(str) == name]
+        axes.plot(own[x], own[y], color=tone, linewidth=0.9, alpha=0.5, zorder=1)
+        for kind, marker in zip(kinds, MARKERS, strict=False):
+            dots = own[own[variant] == kind]
+            axes.plot(dots[x], dots[y], marker, color=tone, markersize=8, zorder=2)
+    handles = [Line2D([], [], color=tone, linewidth=4, label=name) for name, tone in tones.items()]
+    handles += [
+        Line2D([], [], color=GREY, marker=marker, markersize=7, linestyle="", label=str(kind))
+        for kind, marker in zip(kinds, MARKERS, strict=False)
+    ]
+    axes.set(xscale="log", xlabel=axis_label(x), ylabel=axis_label(y))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    grid(axes)
+    figure.legend(handles=handles, loc="outside lower left", ncols=3)
     return figure
 
 

@@ -8,6 +8,7 @@ that notebooks share trained models through `runs/` and several are trained at a
 from dcd_core.train.balance import encoder_parameters, equal_weight, gradient_ratio
 from dcd_core.train.calibration import Calibration, measure
 from dcd_core.train.distiller import Distiller, Losses, segmentation_loss
+from dcd_core.train.evaluation import Evaluation, evaluate
 from dcd_core.train.jobs import Job, check_teacher, run, run_all
 from dcd_core.train.loop import Fit, fit, read_fit
 from dcd_core.train.matrix import Matrix, arms, matrices
@@ -18,6 +19,7 @@ __all__ = [
     "EMA",
     "Calibration",
     "Distiller",
+    "Evaluation",
     "Fit",
     "Job",
     "Losses",
@@ -28,6 +30,7 @@ __all__ = [
     "check_teacher",
     "encoder_parameters",
     "equal_weight",
+    "evaluate",
     "fit",
     "gradient_ratio",
     "histories",

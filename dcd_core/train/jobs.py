@@ -19,12 +19,11 @@ from torch import nn
 
 from dcd_core import models, rivals
 from dcd_core.compress import ReweightedGroupLasso
-from dcd_core.data import Cohort, Patches, read
-from dcd_core.infer import predict_case
-from dcd_core.metrics import challenge, lesions, score
+from dcd_core.data import Cohort, Patches
 from dcd_core.models import Segmenter
 from dcd_core.records import atomic, fingerprint, run_dir, source_hash
 from dcd_core.train.distiller import Distiller
+from dcd_core.train.evaluation import evaluate
 from dcd_core.train.loop import Fit, fit, read_fit
 from dcd_core.train.recipe import Recipe
 from dcd_core.train.workers import run_each
@@ -32,13 +31,12 @@ from dcd_core.types import TASKS, ContractError
 
 TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
 """Modules whose source decides trained weights; those of the method are added."""
-TESTING = ("infer", "metrics")
+TESTING = ("infer", "metrics", "train.evaluation")
 """Modules whose source decides scores."""
 PENALTY = "group-lasso"
 """The method of a job that trains with `compress.ReweightedGroupLasso`."""
 # A new rival retrains no student without one.
 _METHODS = {"none": (), PENALTY: ("compress",)}
-_LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
 @dataclass(frozen=True)
@@ -219,33 +217,10 @@ def _content(path: Path) -> str:
 
 
 def _test(job: Job, result: Fit) -> None:
-    """Score the test cases on their own grids, where the challenges look at them."""
-    cohort, recipe = job.cohort, job.recipe
-    task = TASKS[cohort.task]
-    rows: list[dict[str, object]] = []
-    found_lesions: list[dict[str, object]] = []
-    for case in map(read, cohort.scans("test")):
-        assert case.label is not None
-        label = predict_case(
-            result.student,
-            case,
-            task,
-            patch=recipe.patch,
-            threshold=result.threshold,
-            spacing_mm=cohort.spacing_mm,
-            overlap=recipe.overlap,
-            precision=recipe.precision,
-        )
-        official = challenge(label, case.label, task, case.spacing_mm)
-        ours = score(label, case.label, task, case.spacing_mm)
-        # Of columns that both have, ours is kept: its worst distance is that of the case's volume.
-        for theirs, row in zip(official, ours, strict=True):
-            rows.append({"case": case.id, **theirs, **row})
-        for lesion in lesions(label > 0, case.label > 0, case.spacing_mm):
-            found_lesions.append({"case": case.id, **lesion})
+    found = evaluate(result.student, result.threshold, job.cohort, job.recipe)
     # The scores come last: their presence says that the job is done.
-    _write_table(pd.DataFrame(found_lesions, columns=list(_LESION_COLUMNS)), job.table("lesions"))
-    _write_table(pd.DataFrame(rows), job.table("scores"))
+    _write_table(found.lesions, job.table("lesions"))
+    _write_table(found.scores, job.table("scores"))
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
