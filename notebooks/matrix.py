@@ -45,8 +45,10 @@ def units(given: Mapping[str, Any]) -> dict[str, Any]:
     """All there is to do, as plain data; nothing is read or made for it."""
     arms = [UNDISTILLED, *train.arms(given["methods"] or rivals.METHODS, frozen=given["frozen"])]
     decided = {name: value for name, value in given.items() if name != "workers"}
+    # "train" whole: what plans the runs decides which of them there are.
+    code = records.source_hash(*TRAINING, "train", "rivals", *TESTING)
     return {
-        "key": records.fingerprint(decided, records.source_hash(*TRAINING, "rivals", *TESTING)),
+        "key": records.fingerprint(decided, code),
         "tasks": given["tasks"],
         "arms": arms,
         "seeds": given["seeds"],

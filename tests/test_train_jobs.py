@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,13 @@ import torch
 from dcd_core import rivals
 from dcd_core.data import Cohort, write
 from dcd_core.train import (
+    Calibration,
     Job,
     Matrix,
     Recipe,
     Study,
     arms,
+    calibration,
     check_teacher,
     histories,
     jobs,
@@ -146,8 +149,19 @@ def test_the_source_of_what_trains_counts_and_of_what_tests_names_the_table(coho
     monkeypatch.setattr(jobs, "source_hash", lambda *names: asked.append(names) or "changed")
     assert job.identity != identity
     assert job.table("scores").name != table.name
-    assert {"wavelet", "dcd", "models", "data", "train"} <= set(asked[0])
+    assert {"wavelet", "dcd", "models", "data", "train.loop", "train.jobs"} <= set(asked[0])
     assert ("infer", "metrics") in asked
+
+
+# They choose what stands in a job, and when and where it runs.
+PLANNING = {f"train.{name}" for name in ("__init__", "calibration", "matrix", "study", "workers")}
+
+
+def test_every_file_of_train_decides_weights_or_is_known_not_to():
+    package = Path(jobs.__file__).parent
+    names = [file.relative_to(package).with_suffix("").parts for file in package.rglob("*.py")]
+    deciding = [name for name in jobs.TRAINING if name.startswith("train")]
+    assert sorted([*deciding, *PLANNING]) == sorted(".".join(("train", *name)) for name in names)
 
 
 def test_a_new_method_retrains_no_student_without_one(cohort, monkeypatch):
@@ -157,6 +171,40 @@ def test_a_new_method_retrains_no_student_without_one(cohort, monkeypatch):
         asked.clear()
         assert job.identity
         assert ("rivals" in asked[-1]) == has_method
+
+
+# What of a job's recipe decides the weight that is measured.
+MEASURED = ("seed", "patch", "batch", "foreground", "kd_prepare", "deep_weights")
+
+
+def test_a_measured_weight_is_named_by_what_decides_it(cohort):
+    job, warmed = distilled(cohort), make_job(cohort, "warmed")
+
+    def other(**fields):
+        return Calibration(dataclasses.replace(job, **fields), warmed).folder
+
+    def recipe(field):
+        return dataclasses.replace(RECIPE, **{field: OTHER[field]})
+
+    changed = [
+        other(cohort=dataclasses.replace(cohort, identity="other")),
+        other(options={"wavelet": "db2"}),
+        other(teacher=make_job(cohort, "teacher")),
+        *(other(recipe=recipe(field)) for field in MEASURED),
+        Calibration(job, make_job(cohort, "warmed", recipe=recipe("steps"))).folder,
+        Calibration(job, warmed, batches=3).folder,
+    ]
+    one = Calibration(job, warmed).folder
+    assert len({one, *changed}) == 1 + len(changed)
+    assert one == other(recipe=recipe("kd_peak")) == other(recipe=recipe("steps"))
+
+
+def test_the_source_of_what_measures_and_of_the_method_counts(cohort, monkeypatch):
+    one, asked = Calibration(distilled(cohort), make_job(cohort, "warmed")), []
+    folder = one.folder
+    monkeypatch.setattr(calibration, "source_hash", lambda *names: asked.append(names) or "changed")
+    assert one.folder != folder
+    assert {"train.calibration", "train.balance", "rivals"} <= set(asked[0])
 
 
 def test_a_job_crosses_process_boundaries(cohort):
