@@ -6,9 +6,9 @@
     python notebooks/matrix.py --profile study student isles2022 fitnets 0
 
 `prepare` trains the teacher and the student on which weights are measured, `tune` chooses one arm's
-strength, `student` trains and tests one student. What is done is kept under runs/ and not repeated;
-the page then finds everything there. `list` prints the units as JSON, with a key that changes when
-parameters or code do.
+strength and tries its published weight, `student` trains and tests one student. What is done is
+kept under runs/ and not repeated; the page then finds everything there. `list` prints the units as
+JSON, with a key that changes when parameters or code do.
 """
 
 from __future__ import annotations
