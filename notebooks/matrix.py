@@ -6,9 +6,9 @@
     python notebooks/matrix.py --profile study student isles2022 fitnets 0
 
 `prepare` trains the teacher and the student on which weights are measured, `tune` chooses one arm's
-strength, `student` trains and tests one student. What is done is kept under runs/ and not repeated;
-the page then finds everything there. `list` prints the units as JSON, with a key that changes when
-parameters or code do.
+strength and tries its published weight, `student` trains and tests one student. What is done is
+kept under runs/ and not repeated; the page then finds everything there. `list` prints the units as
+JSON, with a key that changes when parameters or code do.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ def units(given: Mapping[str, Any]) -> dict[str, Any]:
     """All there is to do, as plain data; nothing is read or made for it."""
     arms = [UNDISTILLED, *train.arms(given["methods"] or rivals.METHODS, frozen=given["frozen"])]
     decided = {name: value for name, value in given.items() if name != "workers"}
+    # "train" whole: what plans the runs decides which of them there are.
+    code = records.source_hash(*TRAINING, "train", "rivals", *TESTING)
     return {
-        "key": records.fingerprint(decided, records.source_hash(*TRAINING, "rivals", *TESTING)),
+        "key": records.fingerprint(decided, code),
         "tasks": given["tasks"],
         "arms": arms,
         "seeds": given["seeds"],

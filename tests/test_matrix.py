@@ -66,6 +66,22 @@ def test_a_unit_that_is_none_or_comes_too_early_is_refused(arguments, message, t
     assert re.search(message, done.stderr), done.stderr
 
 
+def check_weights(root, arms):
+    """Each of the arms was tuned at the two strengths of the profile, and as it was published."""
+    for arm in arms:
+        fits = (root / "runs").glob(f"isles2022-{arm}-s1000-*/fit.json")
+        weights = [json.loads(fit.read_text())["recipe"]["kd_peak"] for fit in fits]
+        assert (len(weights), max(weights)) == (3, 1.0)
+
+
+def test_tuning_an_arm_tries_its_published_weight_too(tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for unit in (("prepare", "isles2022"), ("tune", "isles2022", "feature-mse")):
+        done = matrix(*unit, DCD_ROOT=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+    check_weights(tmp_path, {"feature-mse"})
+
+
 def snakemake(*arguments, root=ROOT):
     config = ["profile=smoke", f"python={sys.executable}", f"set={json.dumps(SMALL)}"]
     command = [str(SNAKEMAKE), "-s", "notebooks/Snakefile", *arguments, "--config", *config]
@@ -90,6 +106,7 @@ def test_snakemake_runs_the_matrix_and_a_second_time_nothing(tmp_path):
         "isles2022-feature-mse-s0",
         "isles2022-feature-mse-frozen-s0",
     }
+    check_weights(tmp_path, {"feature-mse", "feature-mse-frozen"})
     again = snakemake("--cores", "2", "students", root=tmp_path)
     assert "Nothing to be done" in again.stdout + again.stderr
 

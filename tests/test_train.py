@@ -22,6 +22,7 @@ from dcd_core.models import dynunet, resenc
 from dcd_core.train import EMA, Distiller, Losses, Recipe, fit, read_fit, segmentation_loss
 from dcd_core.train import loop as loop_module
 from dcd_core.train.balance import encoder_parameters, equal_weight, gradient_ratio
+from dcd_core.train.loop import diverged
 from dcd_core.types import Case, ContractError, Output
 
 CHANNELS, WIDE = (4, 4, 8), (6, 8, 8)
@@ -491,6 +492,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(balance, tm
     assert torch.equal(batch["image"], image)
     assert torch.equal(batch["target"], target)
     assert not (tmp_path / "fit.json").exists()
+    assert diverged(tmp_path)
+    with pytest.raises(Interrupted):
+        run(tmp_path, recipe, fail_at=0, resume=False)
+    assert not diverged(tmp_path)
+
+
+def test_a_run_that_diverged_and_was_finished_later_has_not_diverged(tmp_path):
+    with pytest.raises(FloatingPointError):
+        run(tmp_path, method=NotANumber())
+    (tmp_path / "checkpoint.pt").unlink()
+    run(tmp_path)
+    assert not diverged(tmp_path)
 
 
 def test_read_fit_needs_a_finished_run(tmp_path):

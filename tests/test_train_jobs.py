@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,11 +16,13 @@ import torch
 from dcd_core import rivals
 from dcd_core.data import Cohort, write
 from dcd_core.train import (
+    Calibration,
     Job,
     Matrix,
     Recipe,
     Study,
     arms,
+    calibration,
     check_teacher,
     histories,
     jobs,
@@ -27,6 +32,7 @@ from dcd_core.train import (
     run_all,
     scores,
 )
+from dcd_core.train import matrix as matrix_module
 from dcd_core.train.workers import at_work
 from dcd_core.types import ISLES, Case, ContractError
 
@@ -146,8 +152,19 @@ def test_the_source_of_what_trains_counts_and_of_what_tests_names_the_table(coho
     monkeypatch.setattr(jobs, "source_hash", lambda *names: asked.append(names) or "changed")
     assert job.identity != identity
     assert job.table("scores").name != table.name
-    assert {"wavelet", "dcd", "models", "data", "train"} <= set(asked[0])
+    assert {"wavelet", "dcd", "models", "data", "train.loop", "train.jobs"} <= set(asked[0])
     assert ("infer", "metrics") in asked
+
+
+# They choose what stands in a job, and when and where it runs.
+PLANNING = {f"train.{name}" for name in ("__init__", "calibration", "matrix", "study", "workers")}
+
+
+def test_every_file_of_train_decides_weights_or_is_known_not_to():
+    package = Path(jobs.__file__).parent
+    names = [file.relative_to(package).with_suffix("").parts for file in package.rglob("*.py")]
+    deciding = [name for name in jobs.TRAINING if name.startswith("train")]
+    assert sorted([*deciding, *PLANNING]) == sorted(".".join(("train", *name)) for name in names)
 
 
 def test_a_new_method_retrains_no_student_without_one(cohort, monkeypatch):
@@ -157,6 +174,40 @@ def test_a_new_method_retrains_no_student_without_one(cohort, monkeypatch):
         asked.clear()
         assert job.identity
         assert ("rivals" in asked[-1]) == has_method
+
+
+# What of a job's recipe decides the weight that is measured.
+MEASURED = ("seed", "patch", "batch", "foreground", "kd_prepare", "deep_weights")
+
+
+def test_a_measured_weight_is_named_by_what_decides_it(cohort):
+    job, warmed = distilled(cohort), make_job(cohort, "warmed")
+
+    def other(**fields):
+        return Calibration(dataclasses.replace(job, **fields), warmed).folder
+
+    def recipe(field):
+        return dataclasses.replace(RECIPE, **{field: OTHER[field]})
+
+    changed = [
+        other(cohort=dataclasses.replace(cohort, identity="other")),
+        other(options={"wavelet": "db2"}),
+        other(teacher=make_job(cohort, "teacher")),
+        *(other(recipe=recipe(field)) for field in MEASURED),
+        Calibration(job, make_job(cohort, "warmed", recipe=recipe("steps"))).folder,
+        Calibration(job, warmed, batches=3).folder,
+    ]
+    one = Calibration(job, warmed).folder
+    assert len({one, *changed}) == 1 + len(changed)
+    assert one == other(recipe=recipe("kd_peak")) == other(recipe=recipe("steps"))
+
+
+def test_the_source_of_what_measures_and_of_the_method_counts(cohort, monkeypatch):
+    one, asked = Calibration(distilled(cohort), make_job(cohort, "warmed")), []
+    folder = one.folder
+    monkeypatch.setattr(calibration, "source_hash", lambda *names: asked.append(names) or "changed")
+    assert one.folder != folder
+    assert {"train.calibration", "train.balance", "rivals"} <= set(asked[0])
 
 
 def test_a_job_crosses_process_boundaries(cohort):
@@ -434,11 +485,6 @@ def test_the_tune_split_chooses_the_strength_on_a_seed_that_is_not_compared(matr
         assert matrix.student(arm, 1).recipe.kd_peak == pytest.approx(expected)
     choices = matrix.choices()
     assert choices.groupby("method").chosen.sum().tolist() == [1, 1, 1]
-    assert choices.groupby("method").published.first().to_dict() == {
-        "feature-mse": 1.0,
-        "feature-mse frozen": 1.0,
-        "logits": 1.0,
-    }
 
 
 def test_the_measured_weight_makes_both_losses_pull_alike(matrix):
@@ -460,10 +506,112 @@ def test_a_pull_close_to_the_strength_is_seen_in_training(matrix):
     assert (pulls[1.0] > 0).all()
 
 
+def publish(monkeypatch, weight, method="logits"):
+    monkeypatch.setattr(rivals.METHODS[method], "weight", weight)
+
+
+@pytest.mark.parametrize(
+    ("weight", "tried"),
+    [(0.25, False), (0.249, True), (4.5, False), (4.51, True), (1.0, False), (math.nan, False)],
+)
+def test_a_published_weight_is_tried_if_more_than_threefold_from_all_others(
+    weight, tried, matrix, monkeypatch
+):
+    publish(monkeypatch, weight)
+    matrix = dataclasses.replace(matrix, strengths=(0.75, 1.5))
+    measured(matrix, "logits")
+    job = matrix.published_job("logits")
+    assert (job is not None) == tried
+    if job is not None:
+        like = matrix.tuning("logits")[1.5]
+        recipe = dataclasses.replace(like.recipe, kd_peak=weight)
+        assert job == dataclasses.replace(like, recipe=recipe)
+        assert (recipe.kd_balance, recipe.seed, job.tested) == ("fixed", 1000, False)
+
+
+def measured(matrix, arm, weight=1.0):
+    """As if the weight of an arm had been measured."""
+    folder = matrix.calibration(arm).folder
+    folder.mkdir(parents=True)
+    (folder / "weight.json").write_text(f'{{"weight": {weight}}}')
+
+
+def test_a_published_weight_between_two_strengths_may_be_far_from_both(matrix, monkeypatch):
+    publish(monkeypatch, 0.3)
+    matrix = dataclasses.replace(matrix, strengths=(0.03, 3.0))
+    measured(matrix, "logits")
+    assert matrix.published_job("logits").recipe.kd_peak == 0.3
+
+
+def test_a_method_without_a_published_weight_tries_none(matrix):
+    matrix = dataclasses.replace(matrix, arms=arms(["dcd"]))
+    measured(matrix, "dcd")
+    assert math.isnan(matrix.published_weight("dcd"))
+    assert matrix.published_job("dcd") is None
+    assert matrix.published().tried.tolist() == [False]
+
+
+def test_a_published_weight_is_tried_and_reported_but_never_chosen(matrix, monkeypatch):
+    publish(monkeypatch, 1e3)
+    matrix.prepare()
+    matrix.tune(["logits"])
+    job, chosen = matrix.published_job("logits"), matrix.strength("logits")
+    assert job.done
+    assert not job.table("scores").exists()
+    facts = json.loads((job.folder / "fit.json").read_text())
+    (job.folder / "fit.json").write_text(json.dumps(facts | {"tune_dice": 1.0}))  # the best by far
+    matrix = dataclasses.replace(matrix, arms=arms(["logits"]))
+    assert matrix.published().values.tolist() == [["logits", 1e3, True, 1.0]]
+    assert matrix.strength("logits") == chosen
+    assert matrix.choices().strength.tolist() == list(matrix.strengths)
+    assert matrix.choices().tune_dice.max() < 1
+    assert job.recipe.kd_peak not in {one.recipe.kd_peak for one in matrix.jobs()}
+
+
+DIVERGING = 1e39
+"""More than float32 holds."""
+
+
+def test_a_published_weight_that_diverges_stops_nothing(matrix, monkeypatch):
+    publish(monkeypatch, DIVERGING)
+    assert all(job.done for job in matrix.run(workers=2))
+    row = matrix.published().set_index("method").loc["logits"]
+    assert row.tried
+    assert math.isnan(row.tune_dice)
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("of other origin"), ContractError(*"abcd")])
+def test_other_errors_at_a_published_weight_are_not_hidden(error, matrix, monkeypatch):
+    publish(monkeypatch, 1e3)
+    measured(matrix, "logits")
+    published = matrix.published_job("logits")
+
+    def fail(job):
+        if job == published:
+            raise error
+
+    monkeypatch.setattr(matrix_module, "run", fail)
+    with pytest.raises(type(error)):
+        matrix.tune(["logits"])
+
+
+def test_a_strength_that_diverges_is_an_error(matrix):
+    matrix = dataclasses.replace(matrix, strengths=(DIVERGING,))
+    matrix.prepare()
+    with pytest.raises(FloatingPointError):
+        matrix.tune(["logits"])
+
+
 def test_a_second_run_of_a_matrix_does_nothing(matrix, monkeypatch):
+    publish(monkeypatch, DIVERGING)
+    publish(monkeypatch, 1e3, "feature-mse")
     matrix.run()
-    monkeypatch.setattr(jobs, "fit", None)
+    published = matrix.published()
+    assert published.tried.all()
+    assert published.tune_dice.notna().tolist() == [True, False, True]
+    monkeypatch.setattr(jobs, "fit", None)  # would fail if it were called
     assert all(job.done for job in matrix.run())
+    pd.testing.assert_frame_equal(matrix.published(), published)
 
 
 def test_a_matrix_refuses_a_tuning_seed_it_compares(matrix):

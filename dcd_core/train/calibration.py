@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from dcd_core.records import atomic, fingerprint, run_dir
+from dcd_core.records import atomic, fingerprint, run_dir, source_hash
 from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller
-from dcd_core.train.jobs import Job, build_method, check_teacher, patches_of
+from dcd_core.train.jobs import Job, build_method, check_teacher, patches_of, sources
 from dcd_core.types import ContractError
 
 
@@ -41,9 +41,12 @@ class Calibration:
         """Where it is kept: recipe fields that decide nothing here do not name it."""
         job, recipe = self.job, self.job.recipe
         assert job.teacher is not None
-        method = (job.method, dict(job.options), job.teacher.identity, recipe.kd_prepare)
-        batches = (self.batches, recipe.seed, recipe.patch, recipe.batch, recipe.foreground)
-        return run_dir(self.label, fingerprint(self.warmed.identity, *method, *batches))
+        networks = (self.warmed.identity, job.teacher.identity, recipe.deep_weights)
+        method = (job.method, dict(job.options), recipe.kd_prepare)
+        batches = (job.cohort.identity, self.batches, recipe.seed, recipe.patch, recipe.batch)
+        code = source_hash("train.calibration", *sources(job.method))
+        found = fingerprint(*networks, *method, *batches, recipe.foreground, code)
+        return run_dir(self.label, found)
 
     @property
     def done(self) -> bool:

@@ -29,8 +29,22 @@ from dcd_core.train.recipe import Recipe
 from dcd_core.train.workers import run_each
 from dcd_core.types import TASKS, ContractError
 
-TRAINING = ("types", "wavelet", "dcd", "models", "data", "train")
-"""Modules whose source decides trained weights; those of the method are added."""
+TRAINING = (
+    "types",
+    "wavelet",
+    "dcd",
+    "models",
+    "data",
+    "train.recipe",  # optimizer, schedule and average
+    "train.distiller",  # the losses
+    "train.balance",  # the gradient ratio that may scale the distillation
+    "train.loop",  # the steps
+    "train.jobs",  # what is made of a job: seed, networks, method, batches
+)
+"""Modules whose source decides trained weights; those of the method are added (`sources`).
+
+The rest of `train` plans and shares out: what it decides stands in the job.
+"""
 TESTING = ("infer", "metrics", "train.evaluation")
 """Modules whose source decides scores."""
 PENALTY = "group-lasso"
@@ -75,7 +89,7 @@ class Job:
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
             None if self.start is None else _content(Path(self.start)),
-            source_hash(*TRAINING, *_METHODS.get(self.method, ("rivals",))),
+            source_hash(*sources(self.method)),
         )
 
     @property
@@ -113,6 +127,11 @@ class Job:
         table.insert(0, "method", self.arm or self.label)
         table.insert(1, "seed", self.recipe.seed)
         return table
+
+
+def sources(method: str) -> tuple[str, ...]:
+    """Modules whose source decides what a job of `method` trains to."""
+    return (*TRAINING, *_METHODS.get(method, ("rivals",)))
 
 
 def run(job: Job) -> Path:

@@ -30,6 +30,8 @@ from dcd_core.types import Case, ContractError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+OFFENDING = "offending-batch.pt"
+"""File of the batch at which a loss was not finite."""
 BALANCE_EVERY = 20
 """Steps between measurements of the gradient ratio; each costs about two more backward passes."""
 
@@ -88,7 +90,7 @@ def fit(
         return _read_same(folder, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:  # what is left of an older run must not pass for this one's later
-        for name in ("fit.json", "checkpoint.pt", "method.safetensors"):
+        for name in ("fit.json", "checkpoint.pt", "method.safetensors", OFFENDING):
             (folder / name).unlink(missing_ok=True)
     fabric = fabric or _fabric(recipe)
     if recipe.channels_last:
@@ -126,6 +128,12 @@ def read_fit(run_dir: str | Path) -> Fit:
     student = models.load(folder / "student.safetensors")
     method = _read_method(folder / "method.safetensors")
     return Fit(student, facts["threshold"], facts["tune_dice"], history, facts["seconds"], method)
+
+
+def diverged(run_dir: str | Path) -> bool:
+    """Whether the last word of the run in `run_dir` is a loss that was not finite."""
+    folder = Path(run_dir)
+    return (folder / OFFENDING).is_file() and not (folder / "fit.json").is_file()
 
 
 def _read_same(folder: Path, recipe: Recipe) -> Fit:
@@ -356,11 +364,11 @@ def _restore(
 
 def _report_nan(folder: Path, step: int, image: Tensor, target: Tensor, losses: Losses) -> None:
     batch = {"step": step, "image": image, "target": target}
-    with atomic(folder / "offending-batch.pt") as temporary:
+    with atomic(folder / OFFENDING) as temporary:
         torch.save(batch, temporary)
     kd = losses.distillation
     raise FloatingPointError(
         f"loss not finite at step {step}: segmentation {losses.segmentation.item()}, distillation "
-        f"{None if kd is None else kd.item()}; the batch is in {folder / 'offending-batch.pt'}. "
+        f"{None if kd is None else kd.item()}; the batch is in {folder / OFFENDING}. "
         "Try a lower learning_rate or kd_peak, or precision='32-true'."
     )

@@ -3,7 +3,9 @@
 Weights from papers belong to other reductions, sizes and networks; copied, they make some methods
 silent. Here each method gets the weight at which it pulls as hard as the segmentation, times a
 strength out of a short list that is the same for all. The tune split chooses the strength, on a
-seed that is not compared; the test split is scored once, with what was chosen.
+seed that is not compared; the test split is scored once, with what was chosen. The published weight
+is tried on that seed too where it lies far from all others, but cannot be chosen: every method
+chooses among equally many.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dcd_core import rivals
 from dcd_core.data import cohort
 from dcd_core.train.calibration import Calibration, measure
 from dcd_core.train.jobs import Job, run, run_all
+from dcd_core.train.loop import diverged
 from dcd_core.train.recipe import Recipe
 from dcd_core.train.study import Study
 from dcd_core.train.workers import run_each
@@ -28,6 +31,8 @@ from dcd_core.types import BRATS, ISLES, ContractError
 PREFIXES = {ISLES.name: "stroke", BRATS.name: "glioma"}
 """How the parameters of a task begin."""
 UNDISTILLED = "undistilled"
+FAR = 3
+"""Factor from every weight that is tried beyond which a published weight is tried as well."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,25 @@ class Matrix:
     def tuning(self, arm: str) -> dict[float, Job]:
         """The jobs that choose an arm's strength, by strength; its weight must be measured."""
         weight = self.calibration(arm).weight
-        return {
-            strength: replace(self._job(arm, self.tuning_seed, strength * weight), tested=False)
-            for strength in self.strengths
-        }
+        return {strength: self._untested(arm, strength * weight) for strength in self.strengths}
+
+    def published_weight(self, arm: str) -> float:
+        """The weight of an arm's method in its paper or code, for our reduction; NaN if unknown."""
+        job, study = self._untested(arm, 1.0), self.study
+        channels = study.student_channels, study.teacher_channels
+        method = rivals.build(job.method, *channels, **job.options)
+        return float(getattr(method, "weight", math.nan))
+
+    def published_job(self, arm: str) -> Job | None:
+        """The job that tries an arm's published weight; the arm's weight must be measured.
+
+        None where the published weight is unknown, or within a factor of `FAR` of one in `tuning`.
+        """
+        weight = self.published_weight(arm)
+        tried = [job.recipe.kd_peak for job in self.tuning(arm).values()]
+        # An unknown weight, NaN, is far from none.
+        far = all(max(weight / other, other / weight) > FAR for other in tried)
+        return self._untested(arm, weight) if far else None
 
     def strength(self, arm: str) -> float:
         """The strength with the best Dice on the tune cases; the tuning jobs must be done."""
@@ -99,11 +119,18 @@ class Matrix:
         run_all([self.study.teacher(), first.warmed], workers=workers)
 
     def tune(self, arms: Iterable[str], *, workers: int = 1) -> None:
-        """Measure the weights of arms and choose their strengths; `prepare` comes first."""
+        """Measure the weights of arms and choose their strengths; `prepare` comes first.
+
+        The published weights that are to be tried are tried here; one under which training diverges
+        stops nothing.
+        """
         arms = list(arms)
         run_each(map(self.calibration, arms), measure, workers=workers, what="weights")
         jobs = [job for arm in arms for job in self.tuning(arm).values()]
         run_each(jobs, run, workers=workers, what="strengths")
+        published = [job for job in map(self.published_job, arms) if job is not None]
+        waiting = [job for job in published if not diverged(job.folder)]
+        run_each(waiting, _run_or_diverge, workers=workers, what="published weights")
 
     def run(self, *, workers: int = 1) -> list[Job]:
         """Everything there is to do, and the jobs that are compared, undistilled first."""
@@ -118,24 +145,29 @@ class Matrix:
         return [*map(self.undistilled, self.seeds), *compared]
 
     def choices(self) -> pd.DataFrame:
-        """What was tried and chosen: method, strength, weight, tune_dice, chosen, published.
-
-        `published` is the weight that the method's own reduction was published with, NaN where
-        none is known.
-        """
+        """What was tried and chosen: method, strength, weight, tune_dice, chosen."""
         rows = []
-        for arm, options in self.arms.items():
+        for arm in self.arms:
             weight, tuned = self.calibration(arm).weight, self._tuned(arm)
             chosen = _best(tuned)
-            study, own = self.study, {k: v for k, v in options.items() if k != "method"}
-            method = rivals.build(
-                options["method"], study.student_channels, study.teacher_channels, **own
-            )
-            published = getattr(method, "weight", math.nan)
             for strength, dice in tuned.items():
-                rows.append((arm, strength, strength * weight, dice, strength == chosen, published))
-        columns = ["method", "strength", "weight", "tune_dice", "chosen", "published"]
+                rows.append((arm, strength, strength * weight, dice, strength == chosen))
+        columns = ["method", "strength", "weight", "tune_dice", "chosen"]
         return pd.DataFrame(rows, columns=columns)
+
+    def published(self) -> pd.DataFrame:
+        """What the published weights gave, a row per arm: method, weight, tried, tune_dice.
+
+        `tune_dice` is NaN where the weight was not `tried` (see `published_job`) and where training
+        diverged under it.
+        """
+        rows = []
+        for arm in self.arms:
+            job, dice = self.published_job(arm), math.nan
+            if job is not None and not diverged(job.folder):
+                dice = job.result().tune_dice
+            rows.append((arm, self.published_weight(arm), job is not None, dice))
+        return pd.DataFrame(rows, columns=["method", "weight", "tried", "tune_dice"])
 
     def pulls(self) -> pd.DataFrame:
         """How hard each arm pulled while it was trained: its pull by quarters, median over seeds.
@@ -159,6 +191,10 @@ class Matrix:
         """Dice on the tune cases, by strength."""
         return {strength: job.result().tune_dice for strength, job in self.tuning(arm).items()}
 
+    def _untested(self, arm: str, weight: float) -> Job:
+        """A job on the tuning seed that reads nothing of the test split."""
+        return replace(self._job(arm, self.tuning_seed, weight), tested=False)
+
     def _job(self, arm: str, seed: int, weight: float) -> Job:
         if arm not in self.arms:
             raise ContractError("arm", repr(arm), f"one of {list(self.arms)}", "its exact name")
@@ -168,6 +204,15 @@ class Matrix:
 
 def _best(tuned: Mapping[float, float]) -> float:
     return max(tuned, key=tuned.__getitem__)
+
+
+def _run_or_diverge(job: Job) -> None:
+    """Run a job; that its weight makes training diverge is an answer, too."""
+    try:
+        run(job)
+    except FloatingPointError:
+        if not diverged(job.folder):  # of other origin
+            raise
 
 
 def arms(methods: Iterable[str], *, frozen: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
