@@ -183,6 +183,7 @@ def run(plan: Plan, threads: int, out: str) -> Path:
             "over_features": digits(needed.get(name, np.nan) / features),
             **spread(samples[name]),
             "over_mse": digits(float(np.median(samples[name])) / least),
+            "threads": threads,
         }
         for name in rivals.METHODS
     ]
@@ -192,7 +193,6 @@ def run(plan: Plan, threads: int, out: str) -> Path:
         "rivals",
         "cost",
         plan=plan._asdict(),
-        threads=threads,
         student_mib=features / 2**20,
         samples_ms=samples,
         failed=failed,

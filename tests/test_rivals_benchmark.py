@@ -35,7 +35,8 @@ def test_a_quick_benchmark_writes_its_table(workspace):
     assert (table["time_ms"] <= table["high_ms"]).all()
     assert table.loc["feature-mse", "over_mse"] == 1
     assert {len(samples) for samples in sidecar["samples_ms"].values()} == {benchmark.QUICK.rounds}
-    assert (sidecar["failed"], sidecar["threads"]) == ({}, 1)
+    assert sidecar["failed"] == {}
+    assert set(table["threads"]) == {1}
     if memory.CLEAR.exists():
         measured = table.dropna(subset=["peak_mib"])
         assert sorted(measured.index) == sorted(benchmark.QUICK.measured)
