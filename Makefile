@@ -72,11 +72,12 @@ smoke demo study paper: setup ## run the notebooks of a profile: seconds, minute
 figures: setup ## draw every figure of PROFILE again (finished training in runs/ is used, not repeated)
 	$(run) --profile $(PROFILE) --force $(ARGS)
 
-bench: setup ## time loss, metrics and preparation against their peers: minutes, on an idle machine
+bench: setup ## time loss, metrics, preparation, methods against their peers: minutes, on an idle machine
 	$(BIN)/python benchmarks/loss.py $(ARGS)
 	$(BIN)/python benchmarks/metrics.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/preparation.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/deployment.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/rivals.py $(filter --quick,$(ARGS))
 
 # A failed build forgets its cache: Sphinx repeats no warning for pages it has already read, and the
 # next build would pass by silence.

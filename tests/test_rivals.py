@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
-import pkgutil
 
 import pytest
 import torch
 from outputs import labels, leaves, output
+from torch.utils.checkpoint import checkpoint
 
-from dcd_core import rivals
 from dcd_core.models import dynunet
 from dcd_core.rivals import METHODS, Method, build
+from dcd_core.rivals import method as shared
 from dcd_core.rivals.frequency import FreeKD
-from dcd_core.rivals.method import in_chunks
 from dcd_core.train import Distiller, Recipe
 from dcd_core.types import ContractError
 
 NARROW, WIDE = (4, 6), (8, 12)
 each = pytest.mark.parametrize("name", METHODS)
+adapting = pytest.mark.parametrize("name", ["feature-mse", "cwd-features", "reco"])
 PAPERS = [n for n, made in METHODS.items() if isinstance(made, type) and issubclass(made, Method)]
 
 # Where the formula itself says otherwise.
 DEPENDS_ON_SIZE = {"dcd-released": "its zero padding loses the signal of small grids"}
 CHUNKED = ("logits", "cwd-logits", "cwd-features", "feature-mse", "fitnets")
+CHUNKED += ("reco", "reco-released", "freekd", "freekd-prompt-free", "acam")
 CHUNKED += ("gaussian-highpass", "fourier-highpass")
 
 
@@ -98,21 +98,51 @@ def test_chunks_change_neither_the_loss_nor_its_gradients(name, monkeypatch):
 
     whole, pieces = everything(), []
 
-    def in_small_chunks(loss, *volumes, **options):
-        def counted(*parts):
-            pieces.append(parts)
-            return loss(*parts)
+    def counted(*arguments, **options):
+        pieces.append(arguments)
+        return checkpoint(*arguments, **options)
 
-        return in_chunks(counted, *volumes, **options, values=2000)
-
-    for module in pkgutil.iter_modules(rivals.__path__):
-        loaded = importlib.import_module(f"dcd_core.rivals.{module.name}")
-        if module.name != "method" and hasattr(loaded, "in_chunks"):
-            monkeypatch.setattr(loaded, "in_chunks", in_small_chunks)
+    monkeypatch.setattr(shared, "CHUNK", 2000)
+    monkeypatch.setattr(shared, "checkpoint", counted)
     for one, other in zip(whole, everything(), strict=True):
-        assert torch.allclose(one, other, rtol=1e-6, atol=1e-12)
-    if name in CHUNKED:
-        assert len(pieces) > 2
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert (len(pieces) > 2) == (name in CHUNKED)
+
+
+@pytest.mark.parametrize("adapters", ["learned", "frozen", "orthogonal"])
+@adapting
+def test_adapted_chunk_by_chunk_is_adapted_before(name, adapters, monkeypatch):
+    method = made(name, adapters=adapters).double()
+    same = made(name, WIDE, WIDE, adapters="none").double()
+    same.load_state_dict(method.state_dict(), strict=False)  # all but the adapters
+    student = leaves(output(NARROW, dtype=torch.float64))
+    adapted = tuple(a(s) for a, s in zip(method.adapters, student.stages, strict=False))
+    teacher = output(WIDE, seed=9, dtype=torch.float64)
+    whole = same(student._replace(stages=adapted), teacher, labels())
+    monkeypatch.setattr(shared, "CHUNK", 2000)
+    pieces = method(student, teacher, labels())
+    learning = [*compared(method, student), *trained(method.adapters)]
+    gradients = [torch.autograd.grad(loss, learning) for loss in (whole, pieces)]
+    for one, other in [(whole, pieces), *zip(*gradients, strict=True)]:
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@adapting
+def test_the_adapted_student_never_exists_whole(name, monkeypatch):
+    """What autograd keeps until the way back is smaller than one adapted stage."""
+    monkeypatch.setattr(shared, "CHUNK", 2000)
+    student, teacher = leaves(output(NARROW)), output(WIDE, seed=9)
+    given = {x.untyped_storage().data_ptr() for out in (student, teacher) for x in out.stages}
+    sizes = [0]
+
+    def kept(x):
+        if x.untyped_storage().data_ptr() not in given:
+            sizes.append(x.untyped_storage().nbytes())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
+        made(name)(student, teacher, labels())
+    assert max(sizes) < teacher.stages[0].nbytes
 
 
 # --- precision ------------------------------------------------------------------------------------

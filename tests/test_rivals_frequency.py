@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
@@ -320,8 +319,7 @@ def test_in_pieces_is_as_a_whole_and_trains_all_it_owns(
     inputs = [s[1], *method.parameters()]
     whole = torch.autograd.grad(method(output(*s), output(*t)), inputs)
     assert all(g.abs().sum() > 0 for g in whole)
-    for module in (frequency, masks):
-        monkeypatch.setattr(module, "in_chunks", partial(shared.in_chunks, values=1000))
+    monkeypatch.setattr(shared, "CHUNK", 1000)
     loss = method(output(*s), output(*t))
     for a, b in zip(whole, torch.autograd.grad(loss, inputs, retain_graph=True), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)

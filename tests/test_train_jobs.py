@@ -153,18 +153,19 @@ def test_the_source_of_what_trains_counts_and_of_what_tests_names_the_table(coho
     assert job.identity != identity
     assert job.table("scores").name != table.name
     assert {"wavelet", "dcd", "models", "data", "train.loop", "train.jobs"} <= set(asked[0])
-    assert ("infer", "metrics") in asked
+    assert ("infer", "metrics", "train.evaluation") in asked
 
 
-# They choose what stands in a job, and when and where it runs.
-PLANNING = {f"train.{name}" for name in ("__init__", "calibration", "matrix", "study", "workers")}
+# They choose what stands in a job, when and where it runs, and score what it trained.
+OTHERS = ("__init__", "calibration", "evaluation", "matrix", "study", "workers")
 
 
 def test_every_file_of_train_decides_weights_or_is_known_not_to():
     package = Path(jobs.__file__).parent
     names = [file.relative_to(package).with_suffix("").parts for file in package.rglob("*.py")]
     deciding = [name for name in jobs.TRAINING if name.startswith("train")]
-    assert sorted([*deciding, *PLANNING]) == sorted(".".join(("train", *name)) for name in names)
+    others = [f"train.{name}" for name in OTHERS]
+    assert sorted([*deciding, *others]) == sorted(".".join(("train", *name)) for name in names)
 
 
 def test_a_new_method_retrains_no_student_without_one(cohort, monkeypatch):

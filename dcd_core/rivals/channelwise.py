@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch import Tensor, nn
+from torch.nn.functional import conv3d, log_softmax
 
 from dcd_core.dcd import Projection
 from dcd_core.rivals.logits import as_volume
-from dcd_core.rivals.method import LogitMethod, Scalar, StageMethod, in_chunks, positive
+from dcd_core.rivals.method import LogitMethod, Narrow, Scalar, StageMethod, in_chunks, positive
 from dcd_core.types import Volume
 
 
@@ -65,8 +65,9 @@ class ChannelWiseFeatures(StageMethod):
 
     Source: Shu, Liu, Gao, Yan, Shen, "Channel-wise knowledge distillation for dense prediction",
     ICCV 2021, arXiv 2011.13256.
-    3D change: all encoder stages, averaged; the softmax runs over the voxels of a patch, a few
-    channels at a time.
+    3D change: all encoder stages, averaged; the softmax runs over the voxels of a patch. A few of
+    the teacher's channels are adapted and compared at a time, so the adapted student never exists
+    whole.
     Differs from the authors' code: their adapter adds normalisation and ReLU; here it is the 1x1x1
     convolution all methods share. A well-known port divides by the student's channels, which makes
     the loss larger by the width factor; here by the teacher's.
@@ -90,8 +91,20 @@ class ChannelWiseFeatures(StageMethod):
         super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
         self.temperature = positive("temperature", temperature)
 
-    def stage(self, index: int, student: Volume, teacher: Volume, target: Tensor | None) -> Scalar:
-        return channelwise(student, teacher, temperature=self.temperature)
+    def unadapted(
+        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
+    ) -> Scalar:
+        adapter = self.adapters[index]
+        if isinstance(adapter, nn.Identity):
+            return channelwise(student, teacher, temperature=self.temperature)
+
+        def divergence(rows: Tensor, t: Tensor) -> Tensor:
+            return _divergence(conv3d(student, rows.transpose(0, 1)), t, self.temperature)
+
+        # A channel of the adapted student is made by one row of the adapter.
+        rows = adapter.get_parameter("weight").transpose(0, 1)
+        total = in_chunks(divergence, rows, teacher, dim=1)
+        return total / (teacher.shape[0] * teacher.shape[1])
 
 
 def channelwise(student: Volume, teacher: Volume, *weights: Volume, temperature: float) -> Scalar:
@@ -101,11 +114,16 @@ def channelwise(student: Volume, teacher: Volume, *weights: Volume, temperature:
     """
 
     def divergence(s: Tensor, t: Tensor, *w: Tensor) -> Tensor:
-        p, q = (_log_distribution(x / temperature, *w) for x in (s, t))
-        return (q.exp() * (q - p)).sum()
+        return _divergence(s, t, temperature, *w)
 
     total = in_chunks(divergence, student, teacher, *weights, dim=1)
-    return temperature**2 * total / (student.shape[0] * student.shape[1])
+    return total / (student.shape[0] * student.shape[1])
+
+
+def _divergence(student: Volume, teacher: Volume, temperature: float, *weights: Volume) -> Scalar:
+    """As `channelwise`, but the sum over samples and channels."""
+    p, q = (_log_distribution(x / temperature, *weights) for x in (student, teacher))
+    return temperature**2 * (q.exp() * (q - p)).sum()
 
 
 def _log_distribution(x: Tensor, *weights: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,10 @@ from dcd_core.wavelet.transform import at_least_float32
 Scalar = Float[Tensor, ""]
 Labels = Int[Tensor, "b d h w"]
 Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels of its own
+Result = TypeVar("Result")
+
+CHUNK = 1 << 24
+"""Numbers of a volume that are worked on at once, 64 MiB in float32."""
 
 
 class Method(nn.Module):
@@ -212,23 +216,30 @@ def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
 
 
 def in_chunks(
-    loss: Callable[..., Tensor],
-    *volumes: Float[Tensor, "_ _ _ _ _"],
-    dim: int = 2,
-    values: int = 1 << 24,
+    loss: Callable[..., Tensor], *volumes: Float[Tensor, "_ _ _ _ _"], dim: int = 2
 ) -> Tensor:
-    """The sum of `loss` over chunks of volumes along `dim`, at most `values` numbers in each.
+    """The sum of `loss`, a scalar sum of chunks of volumes along `dim`; chunks as in `each_chunk`.
 
-    The volumes (b, c, d, h, w) are equally long along `dim`. `loss` maps such chunks to a scalar
-    sum. While gradients are wanted a chunk is computed again on the way back, so that what it needs
-    in between never exists for all of them at once.
+    The volumes (b, c, d, h, w) are equally long along `dim`.
+    """
+    return torch.stack(each_chunk(loss, *volumes, dim=dim)).sum()
+
+
+def each_chunk(
+    function: Callable[..., Result], *volumes: Float[Tensor, "_ _ _ _ _"], dim: int = 2
+) -> list[Result]:
+    """What `function` makes of every chunk of volumes along `dim`, `CHUNK` numbers each at most.
+
+    The volumes (b, c, d, h, w) are equally long along `dim`. While gradients are wanted a chunk is
+    computed again on the way back, so that what it needs in between never exists for all of them at
+    once; what `function` returns does.
     """
     size = volumes[0].shape[dim]
-    step = max(1, values * size // max(v.numel() for v in volumes))
+    step = max(1, CHUNK * size // max(v.numel() for v in volumes))
     parts = zip(*(v.split(step, dim) for v in volumes), strict=True)
     if step >= size or not torch.is_grad_enabled():
-        return torch.stack([loss(*part) for part in parts]).sum()
-    return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+        return [function(*part) for part in parts]
+    return [checkpoint(function, *part, use_reentrant=False) for part in parts]
 
 
 def positive(what: str, value: float) -> float:
