@@ -24,6 +24,7 @@ from dcd_core.train import (
     arms,
     calibration,
     check_teacher,
+    evaluate,
     histories,
     jobs,
     lesions,
@@ -246,6 +247,18 @@ def test_a_job_is_run_once_and_read_back(cohort, monkeypatch):
     monkeypatch.setattr(jobs, "fit", None)  # would fail if it were called
     assert run(job) == folder
     assert run_all([job]) == [job]
+
+
+def test_a_network_that_is_scored_again_has_the_scores_of_its_job(cohort):
+    job = make_job(cohort)
+    run(job)
+    fitted = job.result()
+    again = evaluate(fitted.student, fitted.threshold, cohort, RECIPE)
+    for table, name in ((again.scores, "scores"), (again.lesions, "lesions")):
+        kept = job.read(name).drop(columns=["method", "seed"])
+        pd.testing.assert_frame_equal(table, kept, rtol=1e-5, check_dtype=False)
+    nothing = evaluate(fitted.student, 1.0, cohort, RECIPE).scores
+    assert nothing["volume_pred_ml"].tolist() == [0.0]
 
 
 def test_only_the_test_is_repeated_when_the_tests_source_changes(cohort, monkeypatch):
