@@ -217,6 +217,16 @@ def test_channels_last_weights_are_saved_like_others(tmp_path):
     assert torch.equal(again(patch()).logits, expected)
 
 
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+def test_equal_models_make_equal_files(tmp_path, kind):
+    model = BUILDERS[kind]()
+    files = {save(model, tmp_path / f"{i}.safetensors").read_bytes() for i in range(8)}
+    assert len(files) == 1
+    assert (
+        save(load(tmp_path / "0.safetensors"), tmp_path / "again.safetensors").read_bytes() in files
+    )
+
+
 def test_saving_replaces_a_file_and_a_failure_keeps_it(tmp_path, monkeypatch):
     path = save(BUILDERS["resenc"](), tmp_path / "model.safetensors")
     before = path.read_bytes()

@@ -17,6 +17,7 @@ from dcd_core.types import ContractError
 def save(model: Segmenter, path: str | Path) -> Path:
     """Write weights (safetensors) with the architecture in the file's own header; atomic.
 
+    Equal models make equal bytes, so a file can be known by its checksum.
     Raises ContractError for a segmenter without `spec`, which could not be built again.
     """
     from safetensors.torch import save_model
@@ -31,7 +32,21 @@ def save(model: Segmenter, path: str | Path) -> Path:
     with atomic(path) as temporary:
         # save_model knows that DynUNet lists its blocks under two names.
         save_model(plain, str(temporary), metadata={"spec": json.dumps(model.spec)})
+        _sort_header(temporary)
     return Path(path)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the header in order: safetensors writes its metadata in another one every time.
+
+    A file is the length of the header (8 bytes, little-endian), the header (JSON, padded with
+    spaces to a multiple of 8) and the numbers.
+    """
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
 
 
 def load(path: str | Path) -> Segmenter:
