@@ -57,7 +57,7 @@ import pandas as pd
 import tables
 import torch
 from contenders import SLOW, Grid, Loss, contenders, features, training_pass
-from measure import Call, clock, copying, interleaved, multiplying, spread, work
+from measure import Call, clock, convolving, copying, interleaved, multiplying, spread, work
 from peers import DenseDCD, Layout
 from tables import Timed
 from torch import Tensor, nn
@@ -323,6 +323,10 @@ def machine(plan: Plan, device: torch.device) -> pd.DataFrame:
         f"product of {m} × {m} matrices (GFLOP/s)": (multiplying(m, m, m, device), 2 * m**3),
         f"product of {n} × {n} by {n} × {many} (GFLOP/s)": (
             multiplying(n, n, many, device),
+            2 * n * n * many,
+        ),
+        "the same as a convolution of one voxel (GFLOP/s)": (
+            convolving(n, n, many, device),
             2 * n * n * many,
         ),
     }

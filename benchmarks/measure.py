@@ -70,6 +70,13 @@ def multiplying(m: int, k: int, n: int, device: torch.device) -> Call:
     return lambda: torch.matmul(a, b, out=out)
 
 
+def convolving(m: int, k: int, n: int, device: torch.device) -> Call:
+    """The same product as a convolution of one voxel, the k channels innermost, into new memory."""
+    a, b = torch.randn(m, k, 1, 1, device=device), torch.randn(n, k, device=device)
+    voxels = b.view(1, 1, n, k).permute(0, 3, 1, 2)
+    return lambda: torch.nn.functional.conv2d(voxels, a)
+
+
 class Work(NamedTuple):
     """What a call asks of a machine: bytes read and written, operations of products."""
 
