@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from contenders import Grid, contenders, features, training_pass
@@ -21,19 +22,26 @@ from dcd_core.records import resident_bytes
 
 CLEAR = Path("/proc/self/clear_refs")
 
+CHILDREN = 3
+"""Processes per number."""
+
 
 def extra_bytes(grid: Grid, name: str, layout: Layout, device: torch.device) -> float:
     """Bytes that a contender needs at its peak beyond features that exist; its gradient counts.
 
-    nan on a CPU whose system keeps no such record. Raises RuntimeError with the child's last words.
+    The median of some processes, since Linux counts pages in batches; nan on a CPU whose system
+    keeps no such record. Raises RuntimeError with a child's last words.
     """
     if device.type == "cpu" and not CLEAR.exists():
         return float("nan")
     asked = json.dumps([grid, name, layout, str(device), torch.get_num_threads()])
-    done = subprocess.run([sys.executable, __file__, asked], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"memory of {name} on {grid.name}:\n{done.stderr}")
-    return float(done.stdout)
+    found = []
+    for _ in range(CHILDREN):
+        done = subprocess.run([sys.executable, __file__, asked], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"memory of {name} on {grid.name}:\n{done.stderr}")
+        found.append(float(done.stdout))
+    return median(found)
 
 
 def peak(call: Callable[[], object], device: torch.device) -> int:

@@ -296,8 +296,8 @@ def _blocks(features: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
     batch, width, *size = features.shape
     volume = math.prod(size) * dtype.itemsize
     limit = _BLOCK_BYTES.get(features.device.type, 256 << 20)
-    if batch * width * volume > limit // 4:  # never all of a stage at once, unless it is tiny
-        limit = min(limit, batch * width * volume // 2)
+    if batch * width * volume > limit // 4:  # a third of a stage at once, unless it is tiny
+        limit = min(limit, batch * width * volume // 3)
     count = max(1, limit // volume)
     samples, channels = max(1, count // width), min(count, width)
     for i in range(0, batch, samples):
