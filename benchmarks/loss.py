@@ -402,7 +402,8 @@ def run(plan: Plan, found: list[torch.device], out: str) -> None:
     """Measure, then write everything at once: an interrupted run changes nothing."""
     measured = {title(device): times(plan, device) for device in found}
     first, device = measured[title(found[0])], found[0]
-    rates = machine(plan, device)  # now, since the roofline compares them with these times
+    # Now, since the page compares them with these times: a process that has trained is slower.
+    rates, changed = machine(plan, device), choices(plan, device)
     used = []
     for one in first[: plan.remembered]:
         names = contenders(one.grid.wavelet, one.layout)
@@ -430,7 +431,7 @@ def run(plan: Plan, found: list[torch.device], out: str) -> None:
     keep("step", step, samples_ms=step_ms)
     drawn = [keep("sizes", sizes), keep("levels", levels)]
     keep("roofline", tables.roofline(first))
-    keep("choices", choices(plan, device))
+    keep("choices", changed)
     keep("machine", rates)
     if device.type == "cpu":
         keep("targets", tables.targets(first, used, step, sizes))
