@@ -402,7 +402,7 @@ def run(plan: Plan, found: list[torch.device], out: str) -> None:
     """Measure, then write everything at once: an interrupted run changes nothing."""
     measured = {title(device): times(plan, device) for device in found}
     first, device = measured[title(found[0])], found[0]
-    # Now, since the page compares them with these times: a process that has trained is slower.
+    # Now, since the page compares them with these times, and speeds change while a process runs.
     rates, changed = machine(plan, device), choices(plan, device)
     used = []
     for one in first[: plan.remembered]:
