@@ -39,14 +39,15 @@ def save(model: Segmenter, path: str | Path) -> Path:
 def _sort_header(path: Path) -> None:
     """Put the header in order: safetensors writes its metadata in another one every time.
 
-    A file is the length of the header (8 bytes, little-endian), the header (JSON, padded with
-    spaces to a multiple of 8) and the numbers.
+    A file begins with the length of the header (8 bytes, little-endian) and the header, compact
+    JSON padded with spaces: in order it is as long, and the numbers behind it stay where they are.
     """
-    content = path.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(length))
 
 
 def load(path: str | Path) -> Segmenter:
