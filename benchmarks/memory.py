@@ -8,11 +8,11 @@ do, as a child inherits that of its parent. A GPU's allocator keeps its own peak
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import torch
 from contenders import Grid, contenders, features, training_pass
@@ -22,26 +22,33 @@ from dcd_core.records import resident_bytes
 
 CLEAR = Path("/proc/self/clear_refs")
 
-CHILDREN = 3
-"""Processes per number."""
-
 
 def extra_bytes(grid: Grid, name: str, layout: Layout, device: torch.device) -> float:
     """Bytes that a contender needs at its peak beyond features that exist; its gradient counts.
 
-    The median of some processes, since Linux counts pages in batches; nan on a CPU whose system
-    keeps no such record. Raises RuntimeError with a child's last words.
+    nan on a CPU whose system keeps no such record. Raises RuntimeError with the child's last words.
     """
     if device.type == "cpu" and not CLEAR.exists():
         return float("nan")
     asked = json.dumps([grid, name, layout, str(device), torch.get_num_threads()])
-    found = []
-    for _ in range(CHILDREN):
-        done = subprocess.run([sys.executable, __file__, asked], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"memory of {name} on {grid.name}:\n{done.stderr}")
-        found.append(float(done.stdout))
-    return median(found)
+    done = alone(__file__, asked)
+    if done.returncode:
+        raise RuntimeError(f"memory of {name} on {grid.name}:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def alone(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, whose peak is that of one call and of nothing before it.
+
+    All but the smallest blocks go back to the system once they are free: none that preparing left
+    behind is there to be used again, unseen.
+    """
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)},
+        capture_output=True,
+        text=True,
+    )
 
 
 def peak(call: Callable[[], object], device: torch.device) -> int:

@@ -26,9 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,14 +121,7 @@ def peaks(plan: Plan, threads: int) -> tuple[dict[str, float], dict[str, str]]:
     found, failed = {}, {}
     for number, name in enumerate(plan.measured, start=1):
         asked = json.dumps([name, plan, threads])
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", asked],
-            # All but the smallest blocks go back to the system once they are free: none that
-            # preparing left behind is there to be used again, unseen.
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)},
-            capture_output=True,
-            text=True,
-        )
+        done = memory.alone(__file__, "--child", asked)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:]
             failed[name] = last[0] if last else f"ended with {done.returncode}"
