@@ -57,7 +57,17 @@ import pandas as pd
 import tables
 import torch
 from contenders import SLOW, Grid, Loss, contenders, features, training_pass
-from measure import Call, clock, convolving, copying, interleaved, multiplying, spread, work
+from measure import (
+    Call,
+    clock,
+    convolving,
+    copying,
+    interleaved,
+    multiplying,
+    repeated,
+    spread,
+    work,
+)
 from peers import DenseDCD, Layout
 from tables import Timed
 from torch import Tensor, nn
@@ -312,22 +322,36 @@ def _changed(call: Call, change: Change) -> None:
 
 
 def machine(plan: Plan, device: torch.device) -> pd.DataFrame:
-    """What ran where, and rates that bound every loss: a large copy and matrix products."""
+    """What ran where, and rates that bound every loss: a large copy and matrix products.
+
+    A thin product is that of one axis of the first grid: once on the whole of it, and many times on
+    a part that caches hold. Both again by the library of convolutions.
+    """
     _, c, n, _, _ = plan.grids[0].shape
-    m, many = plan.square, c * n * n
+    m, whole, parts = plan.square, c * n * n, 8
+    part = whole // parts
+    thin, again = 2 * n * n * whole, f"{parts} times in a row"
     work = {
         f"copy of {4 * plan.copied // 2**20} MiB, read and write counted (GB/s)": (
             copying(plan.copied, device),
             8 * plan.copied,
         ),
         f"product of {m} × {m} matrices (GFLOP/s)": (multiplying(m, m, m, device), 2 * m**3),
-        f"product of {n} × {n} by {n} × {many} (GFLOP/s)": (
-            multiplying(n, n, many, device),
-            2 * n * n * many,
+        f"product of {n} × {n} by {n} × {whole} (GFLOP/s)": (
+            multiplying(n, n, whole, device),
+            thin,
         ),
-        "the same as a convolution of one voxel (GFLOP/s)": (
-            convolving(n, n, many, device),
-            2 * n * n * many,
+        f"product of {n} × {n} by {n} × {part}, {again} (GFLOP/s)": (
+            repeated(multiplying(n, n, part, device), parts),
+            thin,
+        ),
+        f"{n} × {n} by {n} × {whole} as a convolution of one voxel (GFLOP/s)": (
+            convolving(n, n, whole, device),
+            thin,
+        ),
+        f"{n} × {n} by {n} × {part} as a convolution, {again} (GFLOP/s)": (
+            repeated(convolving(n, n, part, device), parts),
+            thin,
         ),
     }
     calls = {name: call for name, (call, _) in work.items()}

@@ -77,6 +77,16 @@ def convolving(m: int, k: int, n: int, device: torch.device) -> Call:
     return lambda: torch.nn.functional.conv2d(voxels, a)
 
 
+def repeated(call: Call, times: int) -> Call:
+    """A call several times in a row: all but the first find their operands in the caches."""
+
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return calls
+
+
 class Work(NamedTuple):
     """What a call asks of a machine: bytes read and written, operations of products."""
 
