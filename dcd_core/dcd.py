@@ -248,8 +248,8 @@ class _Distance(torch.autograd.Function):
         return (*(None if g is None else g.mul_(factor) for g in gradients), None)
 
 
-_BLOCK_BYTES = {"cpu": 4 << 20}
-"""Bytes of differences in work at a time, at most; 256 MiB on other devices.
+_BLOCK_BYTES = {"cpu": 2 << 20}
+"""Bytes of differences in work at a time, for each thread, at most; 256 MiB on other devices.
 
 Smaller blocks pay more for calls than they gain in caches, larger ones only need more memory.
 """
@@ -295,10 +295,14 @@ _Block: TypeAlias = tuple[slice, slice]
 def _blocks(features: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
     batch, width, *size = features.shape
     volume = math.prod(size) * dtype.itemsize
-    limit = _BLOCK_BYTES.get(features.device.type, 256 << 20)
+    device = features.device.type
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    limit = threads * _BLOCK_BYTES.get(device, 256 << 20)
     if batch * width * volume > limit // 4:  # a third of a stage at once, unless it is tiny
         limit = min(limit, batch * width * volume // 3)
     count = max(1, limit // volume)
+    if count > threads:  # none idles while others work on the last channels
+        count -= count % threads
     samples, channels = max(1, count // width), min(count, width)
     for i in range(0, batch, samples):
         for j in range(0, width, channels):

@@ -319,7 +319,7 @@ def test_orthonormal_loss_of_every_discrete_wavelet(name):
 @pytest.mark.parametrize("size", [(131, 8, 4), (4, 200, 8), (9, 2, 114)])
 @pytest.mark.parametrize("name", ["db4", "bior2.2", "haar"])
 def test_long_axes_whose_matrices_are_kept_in_windows(size, name):
-    x = noise(1, 1, *size)
+    x = noise(1, 3, *size)
     for bands in (PUBLISHED, BANDS[1:], ("add",)):
         expected, _ = definition(x, name, 2, bands)
         value, (gradient,) = gradients(
@@ -732,7 +732,8 @@ def test_one_round_trip_is_the_same_as_level_by_level(
     value, gradient = diagonal.energy(x.clone(), selection)
     with mock.patch.object(diagonal, "is_diagonal", return_value=False):
         expected, its_gradient = energy(x.clone(), selection)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
+    # The tables of sym4 are orthonormal to twelve digits; heavy weights take some of them.
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
     assert torch.allclose(gradient, its_gradient, rtol=0, atol=1e-10 * (1 + coarse_weight))
 
 

@@ -2,8 +2,8 @@
 
 y = sum_(b in bands) S_b A_b x,    A_b analysis and S_b synthesis of band b.
 
-The synthesis need not invert the analysis, nor be its transpose. Bands that share a filter share
-its product. Where all axes are orthonormal, `diagonal` is faster.
+The synthesis need not invert the analysis, nor be its transpose. Where all axes are orthonormal,
+`diagonal` is faster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dcd_core.wavelet.contraction import Filter
+from dcd_core.wavelet.transform import BANDS
 
 
 class Axis(NamedTuple):
@@ -34,118 +35,89 @@ class Axis(NamedTuple):
     letters: str = "ad"
 
 
-AtCoarse: TypeAlias = Callable[[Tensor], Tensor | None]
-"""Given the coefficients of `aaa` (c, d, h, w), returns what to add to them, or None."""
-
-
 def bandpass(
-    x: Tensor, axes: Sequence[Axis], bands: Sequence[str], *, at_coarse: AtCoarse | None = None
-) -> tuple[Tensor, Tensor]:
-    """Energy of the selected bands of `x`, a scalar, and those bands brought back.
+    x: Tensor,
+    axes: Sequence[Axis],
+    bands: Sequence[str],
+    *,
+    at_coarse: Callable[[Tensor], Tensor | None] | None = None,
+    at_bands: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """The selected bands of `x`, brought back.
 
-    `x` (c, d, h, w), contiguous -> (c, d', h', w'); `axes` those of D, H and W. The energy is the
-    squared norm of the selected coefficients, without what `at_coarse` adds. `x` is used up: what
-    comes back may lie in its memory.
+    `x` (c, d, h, w), contiguous -> (c, d', h', w'); `axes` those of D, H and W. `at_coarse` is
+    given the coefficients of `aaa` (c, d, h, w), selected or not, and returns what is added to
+    them before they go back, or None; `at_bands` sees the selected coefficients without that. `x`
+    is used up: what comes back may lie in its memory.
     """
     plan = _plan(tuple(axes), tuple(bands), at_coarse is not None, x.dtype, x.device)
-    norms: list[Tensor] = []
-    back = _keep(x, plan, norms, at_coarse)
-    if back is None:
+    if plan is None:
         sizes = [axis.synthesis(axis.n, axis.name, "a").shape[1] for axis in axes]
-        back = x.new_zeros(len(x), *sizes)
-    energy = torch.cat(norms).square().sum() if norms else x.new_zeros(())
-    return energy, back
+        return x.new_zeros(len(x), *sizes)
+    y = x
+    for filter_ in plan.analysis:
+        y = filter_.analyse(y)
+    coarse = y[(slice(None), *plan.coarse)]
+    added = at_coarse(coarse.clone(memory_format=torch.contiguous_format)) if at_coarse else None
+    for block in plan.unselected:
+        y[(slice(None), *block)] = 0
+    if at_bands:
+        at_bands(y)
+    if added is not None:
+        coarse += added
+    for filter_ in reversed(plan.synthesis):
+        shape = (len(y), *y.shape[2:], filter_.shape[2])
+        last = filter_ is plan.synthesis[0] and x.shape == shape
+        y = filter_.synthesise(y, x if last else y.new_empty(shape))
+    return y
 
 
-# --- what to do, decided once ---------------------------------------------------------------------
+Block: TypeAlias = tuple[slice, ...]
+"""Where the coefficients (d, h, w) of one band are."""
 
 
-class Band(NamedTuple):
-    """The end of the way there: is this band selected, and is it the coarse one somebody awaits?"""
+class Plan(NamedTuple):
+    """Filters of W, H and D there and back, where `aaa` is, and what is reached but not selected.
 
-    selected: bool
-    awaited: bool
-
-
-class Split(NamedTuple):
-    """The last axis: its analysis, then for each half the synthesis and what to do with the rest.
-
-    The low half is the first. Without an analysis no band is left on this way.
+    Each axis has the letters of any band that is selected, and of `aaa` if somebody awaits it.
     """
 
-    analysis: Filter | None
-    halves: tuple[tuple[Filter, Split | Band], ...]
+    analysis: tuple[Filter, ...]
+    synthesis: tuple[Filter, ...]
+    coarse: Block
+    unselected: tuple[Block, ...]
 
 
 @lru_cache(maxsize=1024)
 def _plan(
     axes: tuple[Axis, ...],
     bands: tuple[str, ...],
-    coarse: bool,
+    awaited: bool,
     dtype: torch.dtype,
     device: torch.device,
-) -> Split | Band:
-    """How to keep `bands`, a letter for each of `axes`; `coarse` on the way to an awaited `aaa`."""
-    if not axes:
-        return Band(bool(bands), coarse)
+) -> Plan | None:
+    """How to keep `bands`, and reach `aaa` if it is `awaited`; None where no band is left."""
     every = ["".join(band) for band in product(*(axis.letters for axis in axes))]
-    kept = [band for band in every if band in bands]
-    letters = "".join(sorted({band[-1] for band in kept} | set("a" * coarse)))
-    if not letters:
-        return Split(None, ())
-    axis, halves = axes[-1], []
-    for letter in letters:
-        inner = tuple(band[:-1] for band in kept if band[-1] == letter)
-        back = Filter.of(axis.synthesis(axis.n, axis.name, letter), dtype, device)
-        plan = _plan(axes[:-1], inner, coarse and letter == "a", dtype, device)
-        halves.append((back, plan))
-    there = Filter.of(axis.analysis(axis.n, axis.name, letters), dtype, device)
-    return Split(there, tuple(halves))
-
-
-# --- doing it -------------------------------------------------------------------------------------
-
-
-def _keep(
-    x: Tensor, plan: Split | Band, norms: list[Tensor], at_coarse: AtCoarse | None
-) -> Tensor | None:
-    """The selected bands of `x` and what is added to the coarse one, brought back to its axes.
-
-    None stands for zero.
-    """
-    if isinstance(plan, Band):
-        return _coefficients(x, plan, norms, at_coarse)
-    if plan.analysis is None:
+    kept = {band for band in every if band in bands}
+    reached = kept | {BANDS[0]} if awaited else kept
+    if not reached:
         return None
-    kept: Tensor | None = None
-    parts = plan.analysis.analyse(x).split([back.shape[0] for back, _ in plan.halves])
-    for part, (back, inner) in zip(parts, plan.halves, strict=True):
-        found = _keep(part, inner, norms, at_coarse)
-        if found is not None:
-            kept = _back(back, found, onto=kept, room=x)
-    return kept
-
-
-def _coefficients(
-    x: Tensor, band: Band, norms: list[Tensor], at_coarse: AtCoarse | None
-) -> Tensor | None:
-    """The same at the end of the way there: `x` (d, h, w, c) is one band."""
-    kept = None
-    if band.selected:
-        norms.append(torch.linalg.vector_norm(x.flatten(1), dim=1))
-        kept = x
-    if not (band.awaited and at_coarse):
-        return kept
-    added = at_coarse(x.movedim(-1, 0).clone(memory_format=torch.contiguous_format))
-    if added is None:
-        return kept
-    added = added.movedim(0, -1)
-    return added if kept is None else kept + added
-
-
-def _back(back: Filter, y: Tensor, *, onto: Tensor | None, room: Tensor) -> Tensor:
-    """Synthesis, added to `onto`, or else in the memory of `room` where the shape is the same."""
-    if onto is not None:
-        return back.synthesise(y, onto, add=True)
-    shape = (*y.shape[1:], back.shape[1])
-    return back.synthesise(y, room if room.shape == shape else y.new_empty(shape))
+    analysis, synthesis, sides = [], [], []
+    for i, axis in enumerate(axes):
+        letters = "".join(sorted({band[i] for band in reached}))
+        there = axis.analysis(axis.n, axis.name, letters)
+        back = axis.synthesis(axis.n, axis.name, letters)
+        analysis.append(Filter.of(there[None], dtype, device))
+        synthesis.append(Filter.of(back[None], dtype, device))
+        half = len(there) // len(letters)
+        sides.append({x: slice(j * half, (j + 1) * half) for j, x in enumerate(letters)})
+    blocks = {
+        band: tuple(side[x] for side, x in zip(sides, band, strict=True))
+        for band in map("".join, product(*sides))
+    }
+    return Plan(
+        tuple(reversed(analysis)),
+        tuple(reversed(synthesis)),
+        blocks.get(BANDS[0], ()),
+        tuple(block for band, block in blocks.items() if band not in kept),
+    )

@@ -1,14 +1,15 @@
-"""Matrices of one axis, applied as one product over all voxels.
+"""Matrices of one axis, applied to a stack of volumes.
 
-Every axis is contracted as the last one and comes out in front, so that three contractions restore
-the order and each of them is one matrix product, without a transposed copy. Long axes have banded
-matrices: these are kept as the windows in which they are not zero, so that the work per voxel does
-not grow with the volume.
+Every axis is contracted as the last one and comes out as the first after the stack's, so that three
+contractions restore the order without a transposed copy. A volume of the stack is a matrix product
+of its own: threads share them out, and none waits for what another has prepared. Long axes have
+banded matrices: these are kept as the windows in which they are not zero, so that the work per
+voxel does not grow with the volume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,76 +20,98 @@ from torch import Tensor
 WINDOW = 16
 """Coefficients that share a window: larger ones multiply more zeros, smaller ones are slow."""
 
-LONG = 112
+LONG = 88
 """Samples beyond which matrices are kept in windows: on short axes they cost more than zeros."""
 
-Window: TypeAlias = tuple[slice, Tensor]
+Windows: TypeAlias = tuple[tuple[slice, tuple[tuple[slice, Tensor], ...]], ...]
+"""For each run of rows or columns, the parts of the other axis where a matrix is not zero."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A matrix (coefficients, samples) of one axis, in windows.
+    """Matrices (g, coefficients, samples) of one axis: volume i of a stack meets matrix i mod g.
 
-    `rows` and `columns` list, for each run of rows or columns, the parts of the other axis where
-    the matrix is not zero. Periodized filters wrap: two parts.
+    `whole` holds them, or else `rows` and `columns` their windows, matrix by matrix. Periodized
+    filters wrap: two parts in a window.
     """
 
-    shape: tuple[int, int]
-    rows: tuple[tuple[slice, tuple[Window, ...]], ...]
-    columns: tuple[tuple[slice, tuple[Window, ...]], ...]
+    shape: tuple[int, int, int]
+    whole: Tensor | None
+    rows: tuple[Windows, ...]
+    columns: tuple[Windows, ...]
 
     @classmethod
-    def of(cls, matrix: np.ndarray, dtype: torch.dtype, device: torch.device) -> Filter:
-        """The filter with this matrix (coefficients, samples)."""
+    def of(cls, matrices: np.ndarray, dtype: torch.dtype, device: torch.device) -> Filter:
+        """The filter with these matrices (g, coefficients, samples)."""
 
         def held(part: np.ndarray) -> Tensor:
             # A tensor born under inference_mode could never take part in a later backward pass.
             with torch.inference_mode(False):
                 return torch.from_numpy(np.ascontiguousarray(part)).to(device, dtype)
 
-        long = matrix.shape[1] > LONG
-        rows = _runs(matrix, WINDOW if long else len(matrix))
-        columns = _runs(matrix.T, 2 * WINDOW if long else matrix.shape[1])
-        return cls(
-            (len(matrix), matrix.shape[1]),
-            tuple((run, tuple((p, held(matrix[run, p])) for p in parts)) for run, parts in rows),
-            tuple((run, tuple((p, held(matrix[p, run])) for p in parts)) for run, parts in columns),
-        )
+        groups, coefficients, samples = matrices.shape
+        shape = (groups, coefficients, samples)
+        if samples <= LONG:
+            return cls(shape, held(matrices), (), ())
+        rows = _windows(matrices, WINDOW, held)
+        columns = _windows(matrices.transpose(0, 2, 1), 2 * WINDOW, lambda part: held(part.T))
+        return cls(shape, None, rows, columns)
 
     def analyse(self, x: Tensor) -> Tensor:
-        """Samples (..., n) -> coefficients (m, ...): the contracted axis comes to the front."""
-        coefficients, samples = self.shape
-        columns = x.view(-1, samples).T
-        result = x.new_empty(coefficients, columns.shape[1])
-        for run, parts in self.rows:
-            _products(result[run], [(matrix, columns[part]) for part, matrix in parts])
-        return result.view(coefficients, *x.shape[:-1])
+        """Samples (b, ..., n) -> coefficients (b, m, ...): the contracted axis comes forward."""
+        groups, coefficients, samples = self.shape
+        columns = x.view(len(x), -1, samples).mT
+        result = x.new_empty(len(x), coefficients, columns.shape[2])
+        if self.whole is not None:
+            torch.bmm(self._stack(len(x)), columns, out=result)
+        for i, runs in enumerate(self.rows):
+            these, those = result[i::groups], columns[i::groups]
+            for run, parts in runs:
+                _products(these[:, run], [(matrix, those[:, part]) for part, matrix in parts])
+        return result.view(len(x), coefficients, *x.shape[1:-1])
 
     def synthesise(self, y: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """Coefficients (m, ...) -> samples (..., n), written to `out` or added to it."""
-        coefficients, samples = self.shape
-        y, flat = y.reshape(coefficients, -1), out.view(-1, samples)
-        for run, parts in self.columns:
-            _products(flat[:, run], [(y[part].T, matrix) for part, matrix in parts], add=add)
+        """Coefficients (b, m, ...) -> samples (b, ..., n), written to `out` or added to it."""
+        groups, coefficients, samples = self.shape
+        rows, flat = y.view(len(y), coefficients, -1).mT, out.view(len(y), -1, samples)
+        if self.whole is not None:
+            torch.baddbmm(flat, rows, self._stack(len(y)), beta=int(add), out=flat)
+        for i, runs in enumerate(self.columns):
+            these, those = flat[i::groups], rows[i::groups]
+            for run, parts in runs:
+                pairs = [(those[:, :, part], matrix) for part, matrix in parts]
+                _products(these[:, :, run], pairs, add=add)
         return out
+
+    def _stack(self, count: int) -> Tensor:
+        """The matrices of a stack of `count` volumes (count, m, n)."""
+        assert self.whole is not None
+        return self.whole.expand(count // self.shape[0], *self.shape).flatten(0, 1)
 
 
 def _products(out: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], *, add: bool = False) -> None:
+    """The sum of products of stacks, where one side may be a single matrix for all."""
     if not pairs and not add:
         out.zero_()
     for left, right in pairs:
-        if add:
-            torch.addmm(out, left, right, out=out)
-        else:
-            torch.mm(left, right, out=out)
+        one, other = (x.expand(len(out), *x.shape[-2:]) for x in (left, right))
+        torch.baddbmm(out, one, other, beta=int(add), out=out)
         add = True
 
 
-def _runs(matrix: np.ndarray, step: int) -> list[tuple[slice, list[slice]]]:
-    """Runs of `step` rows, each with the parts of the columns in which any of them is not zero."""
-    ends = range(0, len(matrix), max(step, 1))
-    runs = [slice(i, min(i + step, len(matrix))) for i in ends]
-    return [(run, _nonzero(matrix[run])) for run in runs]
+def _windows(
+    matrices: np.ndarray, step: int, hold: Callable[[np.ndarray], Tensor]
+) -> tuple[Windows, ...]:
+    """Runs of `step` rows of each matrix, with the parts in which any of them is not zero."""
+
+    def windows(matrix: np.ndarray) -> Windows:
+        runs = [slice(i, min(i + step, len(matrix))) for i in range(0, len(matrix), step)]
+        return tuple(
+            (run, tuple((part, hold(matrix[run, part])) for part in _nonzero(matrix[run])))
+            for run in runs
+        )
+
+    return tuple(map(windows, matrices))
 
 
 def _nonzero(rows: np.ndarray) -> list[slice]:

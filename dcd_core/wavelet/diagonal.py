@@ -18,8 +18,9 @@ for the two bases; that the loss of Fan et al. (MICCAI 2026) is diagonal in one 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,27 +36,22 @@ the energy again; with this weight that costs four of seven digits at worst."""
 
 
 class Leaf(NamedTuple):
-    """Of some coefficients (d, h, w, 1): w - b, and w - b w^2, their share of the energy."""
+    """Of the coefficients (g, d, h, w): w - b, and w - b w^2, their share of the energy."""
 
     change: Tensor
     energy: Tensor
 
 
-class Branch(NamedTuple):
-    """The filter of the last axis and, for each half that is needed, its rows and what follows."""
-
-    filter: Filter
-    halves: tuple[tuple[int, Branch | Leaf], ...]
-
-
-Tree: TypeAlias = Branch | Leaf
-
-
 class Plan(NamedTuple):
-    """The `base` b and the way to all coefficients that weigh something else, if there are any."""
+    """The `base` b and the way to all coefficients that weigh something else, if there are any.
+
+    `filters` are those of W, H and D. What leaves one is cut into the halves that are needed, low
+    or high, and each meets a matrix of its own along the next axis: volumes of a stack.
+    """
 
     base: int
-    tree: Tree | None
+    filters: tuple[Filter, ...]
+    leaf: Leaf | None
 
 
 def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
@@ -69,26 +65,28 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
 
     `selection.levels` must be usable, and the grid `is_diagonal`.
     """
-    base, tree = _plan(tuple(x.shape[1:]), selection, x.dtype, x.device)
-    if tree is None:  # all coefficients weigh b
+    base, filters, leaf = _plan(tuple(x.shape[1:]), selection, x.dtype, x.device)
+    if leaf is None:  # all coefficients weigh b
         return squared_norm(x).mul_(base), x.mul_(base)
-    value = _weigh(x, tree, base)
+    value = _weigh(x, filters, leaf, base)
     if base:  # rounding may leave less than nothing of a difference
         value = (value + squared_norm(x)).clamp_min_(0)
     return value, x
 
 
-def _weigh(x: Tensor, tree: Tree, base: int = 0) -> Tensor:
+def _weigh(x: Tensor, filters: Sequence[Filter], leaf: Leaf, base: int = 0) -> Tensor:
     """Replace x by b x + T' (w - b) T x, and return the sum of (w - b w^2) (T x)^2."""
-    if isinstance(tree, Leaf):
-        value = x.square().mul_(tree.energy).sum()
-        x.mul_(tree.change)
+    if not filters:
+        volumes = x.view(-1, *leaf.change.shape)
+        value = volumes.square().mul_(leaf.energy).sum()
+        volumes.mul_(leaf.change)
         return value
-    y = tree.filter.analyse(x)
-    parts = y.split([rows for rows, _ in tree.halves])
-    values = [_weigh(part, inner) for part, (_, inner) in zip(parts, tree.halves, strict=True)]
-    tree.filter.synthesise(y, x, add=bool(base))
-    return torch.stack(values).sum()
+    here, *later = filters
+    y = here.analyse(x)
+    halves = later[0].shape[0] // here.shape[0] if later else 1
+    value = _weigh(y.view(halves * len(y), -1, *y.shape[2:]), later, leaf)
+    here.synthesise(y, x, add=bool(base))
+    return value
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -108,37 +106,65 @@ def _plan(
     ]
     weights = _weights(size, selection)
 
-    def tree(base: int, used: np.ndarray, chosen: tuple[np.ndarray, ...] = ()) -> Branch:
-        """The way to the `used` coefficients; `chosen`: levels of the rows of the last axes."""
-        matrix, level = towers[used.ndim - 1]
-        halves = [np.flatnonzero(half) for half in (level > 1, level == 1)]
-        halves = [rows for rows in halves if used[..., rows].any()]
-        rows = np.concatenate(halves)
-        inner: list[tuple[int, Tree]] = []
-        if used.ndim > 1:
-            for half in halves:
-                left = np.logical_or.reduce(used[..., half], axis=-1)
-                inner.append((len(half), tree(base, left, (level[half], *chosen))))
-        else:  # after the last product the halves need not be told apart
-            w = weights[np.ix_(level[rows], *chosen)][..., None]
-            change, share = (_tensor(x, dtype, device) for x in (w - base, w - base * w**2))
-            inner.append((len(rows), Leaf(change, share)))
-        return Branch(Filter.of(matrix[rows], dtype, device), tuple(inner))
-
-    plans = []
-    for base in (0, 1) if dtype == torch.float64 or weights.max() <= HEAVIEST else (0,):
-        used = (weights != base)[np.ix_(*(level for _, level in towers))]
-        plans.append(Plan(base, tree(base, used) if used.any() else None))
-    return min(plans, key=lambda plan: _operations(plan.tree, math.prod(size)))
+    plans = [
+        _way(towers, weights, base, dtype, device)
+        for base in (0, 1)
+        if base == 0 or dtype == torch.float64 or weights.max() <= HEAVIEST
+    ]
+    return min(plans, key=lambda plan: _operations(plan.filters, math.prod(size)))
 
 
-def _operations(tree: Tree | None, values: int) -> int:
-    """Multiplications on the way to the leaves, for a block of as many values."""
-    if not isinstance(tree, Branch):
-        return 0
-    columns = values // tree.filter.shape[1]
-    deeper = (_operations(inner, rows * columns) for rows, inner in tree.halves)
-    return tree.filter.shape[0] * values + sum(deeper)
+def _way(
+    towers: Sequence[tuple[np.ndarray, np.ndarray]],
+    weights: np.ndarray,
+    base: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Plan:
+    """The plan that leads to the coefficients that weigh something else, and to few others."""
+    # Of every volume of the stack, the levels of the rows that are kept along the last axes.
+    volumes: list[tuple[np.ndarray, ...]] = [()]
+    filters = []
+    for axis in (2, 1, 0):
+        matrix, level = towers[axis]
+        before = [level for _, level in towers[:axis]]
+        halves = [np.flatnonzero(half) for half in (level > 1, level == 1) if half.any()]
+        needed = [
+            [
+                rows
+                for rows in halves
+                if (_at(weights, *map(np.unique, (*before, level[rows], *kept))) != base).any()
+            ]
+            for kept in volumes
+        ]
+        # The volumes of a stack are equally large: where one needs both halves, all take both.
+        count = max(map(len, needed))
+        if count == 0:
+            return Plan(base, (), None)
+        taken = [some if len(some) == count else halves[:count] for some in needed]
+        filters.append(Filter.of(matrix[np.stack([*map(np.concatenate, taken)])], dtype, device))
+        if axis == 0:  # after the last product the halves need not be told apart
+            taken = [[np.concatenate(some)] for some in taken]
+        volumes = [
+            (level[rows], *kept) for kept, some in zip(volumes, taken, strict=True) for rows in some
+        ]
+    w = np.stack([_at(weights, *kept) for kept in volumes])
+    leaf = Leaf(_tensor(w - base, dtype, device), _tensor(w - base * w**2, dtype, device))
+    return Plan(base, tuple(filters), leaf)
+
+
+def _at(weights: np.ndarray, *levels: np.ndarray) -> np.ndarray:
+    """The weights of all coefficients whose rows have these levels along D, H and W."""
+    return weights[np.ix_(*levels)]
+
+
+def _operations(filters: Sequence[Filter], values: int) -> int:
+    """Multiplications on the way to the leaf, for a channel of as many values."""
+    total = 0
+    for _, coefficients, samples in (filter_.shape for filter_ in filters):
+        total += coefficients * values
+        values = values // samples * coefficients
+    return total
 
 
 def _tower(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:

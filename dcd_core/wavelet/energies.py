@@ -44,7 +44,11 @@ def _periodized(x: Tensor, selection: Selection, levels: int) -> tuple[Tensor, T
         Axis(periodized, periodized, n, name, "ad" if fits(n, name) else "a")
         for n, name in zip(x.shape[1:], selection.names, strict=True)
     ]
-    deeper = x.new_zeros(())
+    here, deeper = x.new_zeros(()), x.new_zeros(())
+
+    def at_bands(kept: Tensor) -> None:
+        nonlocal here
+        here = squared_norm(kept)
 
     def at_coarse(coarse: Tensor) -> Tensor:
         nonlocal deeper
@@ -57,7 +61,7 @@ def _periodized(x: Tensor, selection: Selection, levels: int) -> tuple[Tensor, T
         return gradient.mul_(ratio)
 
     awaited = at_coarse if levels > 1 or selection.coarse_weight else None
-    here, gradient = bandpass(x, axes, selection.bands, at_coarse=awaited)
+    gradient = bandpass(x, axes, selection.bands, at_coarse=awaited, at_bands=at_bands)
     return here + deeper, gradient
 
 
@@ -69,13 +73,13 @@ def _released(x: Tensor, selection: Selection, levels: int) -> tuple[Tensor, Ten
     there = [Axis(_correlation, _expansion, n, name) for n, name in named]
     back = [Axis(_expansion, _correlation, n, name) for n, name in named]  # the adjoint
     coarse: list[Tensor] = []
-    _, masked = bandpass(x, there, selection.bands, at_coarse=coarse.append if levels > 1 else None)
+    masked = bandpass(x, there, selection.bands, at_coarse=coarse.append if levels > 1 else None)
     here = squared_norm(masked)
     if levels == 1:
-        return here, bandpass(masked, back, selection.bands)[1]
+        return here, bandpass(masked, back, selection.bands)
     ratio = voxels(x.shape[1:], selection) / voxels(coarse[0].shape[1:], selection)
     value, gradient = _released(coarse[0], selection, levels - 1)
-    _, gradient = bandpass(masked, back, selection.bands, at_coarse=lambda _: gradient.mul_(ratio))
+    gradient = bandpass(masked, back, selection.bands, at_coarse=lambda _: gradient.mul_(ratio))
     return here + ratio * value, gradient
 
 
