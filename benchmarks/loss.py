@@ -57,17 +57,7 @@ import pandas as pd
 import tables
 import torch
 from contenders import SLOW, Grid, Loss, contenders, features, training_pass
-from measure import (
-    Call,
-    clock,
-    convolving,
-    copying,
-    interleaved,
-    multiplying,
-    repeated,
-    spread,
-    work,
-)
+from measure import Call, clock, convolving, copying, interleaved, multiplying, spread, work
 from peers import DenseDCD, Layout
 from tables import Timed
 from torch import Tensor, nn
@@ -278,8 +268,10 @@ def _anew(**constants: Any) -> dict[str, Any]:
 
 CHOICES: dict[str, Change] = {
     **{
-        f"blocks of at most {mib} MiB": ((dcd, {"_BLOCK_BYTES": {"cpu": mib << 20}}),)
-        for mib in (1, 2, 8, 32)
+        f"blocks of at most {mib} MiB for each thread": (
+            (dcd, {"_BLOCK_BYTES": {"cpu": mib << 20}}),
+        )
+        for mib in (1, 4, 16)
     },
     "level by level, band by band": ((diagonal, {"is_diagonal": lambda size, selection: False}),),
     "six bands added up, not two taken away": ((diagonal, _anew(HEAVIEST=0.0)),),
@@ -324,33 +316,28 @@ def _changed(call: Call, change: Change) -> None:
 def machine(plan: Plan, device: torch.device) -> pd.DataFrame:
     """What ran where, and rates that bound every loss: a large copy and matrix products.
 
-    A thin product is that of one axis of the first grid: once on the whole of it, and many times on
-    a part that caches hold. Both again by the library of convolutions.
+    The thin product is that of one axis of the first grid: with all voxels at once, as one product
+    for each channel, and by the library of convolutions.
     """
     _, c, n, _, _ = plan.grids[0].shape
-    m, whole, parts = plan.square, c * n * n, 8
-    part = whole // parts
-    thin, again = 2 * n * n * whole, f"{parts} times in a row"
+    m, each = plan.square, n * n
+    thin = 2 * n * n * c * each
     work = {
         f"copy of {4 * plan.copied // 2**20} MiB, read and write counted (GB/s)": (
             copying(plan.copied, device),
             8 * plan.copied,
         ),
         f"product of {m} × {m} matrices (GFLOP/s)": (multiplying(m, m, m, device), 2 * m**3),
-        f"product of {n} × {n} by {n} × {whole} (GFLOP/s)": (
-            multiplying(n, n, whole, device),
+        f"product of {n} × {n} by {n} × {c * each} (GFLOP/s)": (
+            multiplying(n, n, c * each, device),
             thin,
         ),
-        f"product of {n} × {n} by {n} × {part}, {again} (GFLOP/s)": (
-            repeated(multiplying(n, n, part, device), parts),
+        f"the same as {c} products, {n} × {n} by {n} × {each} (GFLOP/s)": (
+            multiplying(n, n, each, device, count=c),
             thin,
         ),
-        f"{n} × {n} by {n} × {whole} as a convolution of one voxel (GFLOP/s)": (
-            convolving(n, n, whole, device),
-            thin,
-        ),
-        f"{n} × {n} by {n} × {part} as a convolution, {again} (GFLOP/s)": (
-            repeated(convolving(n, n, part, device), parts),
+        "the same as a convolution of one voxel (GFLOP/s)": (
+            convolving(n, n, c * each, device),
             thin,
         ),
     }

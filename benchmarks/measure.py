@@ -63,11 +63,16 @@ def copying(values: int, device: torch.device) -> Call:
     return lambda: target.copy_(source)
 
 
-def multiplying(m: int, k: int, n: int, device: torch.device) -> Call:
-    """One float32 matrix product (m, k) by (k, n): 2 m k n operations."""
-    a, b = torch.randn(m, k, device=device), torch.randn(k, n, device=device)
-    out = torch.empty(m, n, device=device)
-    return lambda: torch.matmul(a, b, out=out)
+def multiplying(m: int, k: int, n: int, device: torch.device, *, count: int = 1) -> Call:
+    """`count` float32 matrix products (m, k) by (k, n), the first always the same: in one call.
+
+    Together they take 2 m k n count operations.
+    """
+    a, b = torch.randn(m, k, device=device), torch.randn(count, k, n, device=device)
+    out = torch.empty(count, m, n, device=device)
+    if count == 1:
+        return lambda: torch.mm(a, b[0], out=out[0])
+    return lambda: torch.bmm(a.expand(count, m, k), b, out=out)
 
 
 def convolving(m: int, k: int, n: int, device: torch.device) -> Call:
@@ -75,16 +80,6 @@ def convolving(m: int, k: int, n: int, device: torch.device) -> Call:
     a, b = torch.randn(m, k, 1, 1, device=device), torch.randn(n, k, device=device)
     voxels = b.view(1, 1, n, k).permute(0, 3, 1, 2)
     return lambda: torch.nn.functional.conv2d(voxels, a)
-
-
-def repeated(call: Call, times: int) -> Call:
-    """A call several times in a row: all but the first find their operands in the caches."""
-
-    def calls() -> None:
-        for _ in range(times):
-            call()
-
-    return calls
 
 
 class Work(NamedTuple):

@@ -180,6 +180,7 @@ def test_copies_and_products_are_done() -> None:
     target = measure.copying(10, CPU)()
     assert target.shape == (10,)
     assert measure.multiplying(2, 3, 4, CPU)().shape == (2, 4)
+    assert measure.multiplying(2, 3, 4, CPU, count=5)().shape == (5, 2, 4)
     assert measure.convolving(2, 3, 4, CPU)().shape == (1, 2, 1, 4)
 
 
