@@ -23,6 +23,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dcd_core
+from dcd_core import dcd
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance, kd_weight
 from dcd_core.models import Segmenter
 from dcd_core.train import Distiller
@@ -693,6 +694,41 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_samples(convention, bands):
     assert whole == pytest.approx(np.mean([value for value, _ in single]), rel=1e-12)
     parts = torch.cat([part for _, (part,) in single]) / 3
     assert torch.allclose(gradient, parts, rtol=0, atol=1e-15)
+
+
+@each_convention
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("channels", [0.5, 2, 4.5])
+def test_the_loss_is_the_same_whatever_is_worked_on_at_a_time(convention, threads, channels):
+    student, teacher = noise(2, 3, 12, 12, 12), noise(2, 7, 12, 12, 12, seed=1)
+    method = DCD([3], [7], wavelet="db2", convention=convention).double()
+
+    def found():
+        leaf = student.clone().requires_grad_()
+        method.zero_grad()
+        loss = method(Output(leaf, (leaf,)), Output(teacher, (teacher,)))
+        loss.backward()
+        return loss.detach(), leaf.grad, method.projections[0].weight.grad.clone()
+
+    def worked_in(channels, threads):
+        size = {"cpu": int(channels * 12**3 * 8 / threads)}
+        with (
+            mock.patch.object(dcd, "_BLOCK_BYTES", size),
+            mock.patch.object(torch, "get_num_threads", return_value=threads),
+        ):
+            blocks = list(dcd._blocks(teacher, torch.float64))
+            return blocks, found()
+
+    (whole,), expected = worked_in(100, 1)
+    assert teacher[whole].shape == teacher.shape
+    blocks, parts = worked_in(channels, threads)
+    seen = torch.zeros(2, 7)
+    for block in blocks:
+        seen[block] += 1
+    assert len(blocks) > 2
+    assert torch.equal(seen, torch.ones(2, 7))
+    for one, other in zip(parts, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-15)
 
 
 @each_convention
