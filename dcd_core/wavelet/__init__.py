@@ -2,8 +2,8 @@
 
 `transform` follows PyWavelets in names, modes and values. `energies` measures some bands over
 several levels, with the gradient: by a weighted sum of squares (`diagonal`) where a basis is
-orthonormal, or else band by band (`bandpass`). `levels` knows how far a grid can be split, and
-`contraction` applies a matrix to one axis.
+orthonormal, or else by going there and back through the bands themselves (`bandpass`). `levels`
+knows how far a grid can be split, and `contraction` applies matrices to one axis of many volumes.
 """
 
 from dcd_core.wavelet.energies import energy
