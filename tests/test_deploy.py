@@ -100,7 +100,8 @@ def test_the_peak_is_that_of_what_exists_at_once():
     found = deploy.peak_mib(model, (1, 1, 64, 64, 64), threads=1)
     if np.isnan(found):
         pytest.skip("no record of memory on this system")
-    assert 24.5 < found < 36  # Linux counts resident pages in batches: some are missing at times
+    # Linux counts resident pages in batches, for each processor: up to some 1.5 MiB come late.
+    assert 23 < found < 36
 
 
 # --- export ---------------------------------------------------------------------------------------
