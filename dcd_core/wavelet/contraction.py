@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcd_core.wavelet.transform import constant
+
 WINDOW = 16
 """Coefficients that share a window: larger ones multiply more zeros, smaller ones are slow."""
 
@@ -45,9 +47,7 @@ class Filter:
         """The filter with these matrices (g, coefficients, samples)."""
 
         def held(part: np.ndarray) -> Tensor:
-            # A tensor born under inference_mode could never take part in a later backward pass.
-            with torch.inference_mode(False):
-                return torch.from_numpy(np.ascontiguousarray(part)).to(device, dtype)
+            return constant(part, dtype, device)
 
         groups, coefficients, samples = matrices.shape
         shape = (groups, coefficients, samples)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dcd_core.wavelet.contraction import Filter
 from dcd_core.wavelet.levels import Selection, fits, grids, is_orthonormal, periodized
-from dcd_core.wavelet.transform import BANDS
+from dcd_core.wavelet.transform import BANDS, constant
 
 HEAVIEST = 8.0**4
 """Largest weight for b = 1 in float32. What deeper levels add to the gradient's norm is taken off
@@ -149,7 +149,7 @@ def _way(
             (level[rows], *kept) for kept, some in zip(volumes, taken, strict=True) for rows in some
         ]
     w = np.stack([_at(weights, *kept) for kept in volumes])
-    leaf = Leaf(_tensor(w - base, dtype, device), _tensor(w - base * w**2, dtype, device))
+    leaf = Leaf(constant(w - base, dtype, device), constant(w - base * w**2, dtype, device))
     return Plan(base, tuple(filters), leaf)
 
 
@@ -201,9 +201,3 @@ def _weights(size: tuple[int, int, int], selection: Selection) -> np.ndarray:
         weights[first > level] += per_voxel * selected[0]
     weights[first == deepest] += per_voxel * selection.coarse_weight
     return weights
-
-
-def _tensor(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A tensor born under inference_mode could never take part in a later backward pass.
-    with torch.inference_mode(False):
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device, dtype)

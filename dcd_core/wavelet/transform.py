@@ -231,9 +231,14 @@ def _matrix(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
+    return constant(build(*key), dtype, device)
+
+
+def constant(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these values that may be kept for later calls."""
     # A tensor born under inference_mode could never take part in a later backward pass.
     with torch.inference_mode(False):
-        return torch.from_numpy(np.ascontiguousarray(build(*key))).to(device, dtype)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device, dtype)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
