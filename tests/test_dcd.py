@@ -769,7 +769,8 @@ def test_one_round_trip_is_the_same_as_level_by_level(
     with mock.patch.object(diagonal, "is_diagonal", return_value=False):
         expected, its_gradient = energy(x.clone(), selection)
     # The tables of sym4 are orthonormal to twelve digits; heavy weights take some of them.
-    assert value.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
+    tolerance = 1e-9 if "sym4" in names else 1e-10
+    assert value.item() == pytest.approx(expected.item(), rel=tolerance, abs=1e-12)
     assert torch.allclose(gradient, its_gradient, rtol=0, atol=1e-10 * (1 + coarse_weight))
 
 
