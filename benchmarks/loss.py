@@ -275,7 +275,7 @@ CHOICES: dict[str, Change] = {
     },
     "level by level, band by band": ((diagonal, {"is_diagonal": lambda size, selection: False}),),
     "six bands added up, not two taken away": ((diagonal, _anew(HEAVIEST=0.0)),),
-    "matrices in windows on every axis": ((contraction, {"LONG": 0}), (diagonal, _anew())),
+    "matrices in windows on every axis": ((contraction, {"SPARSE": 1.0}), (diagonal, _anew())),
 }
 """What was tried instead."""
 

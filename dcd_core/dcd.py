@@ -248,7 +248,7 @@ class _Distance(torch.autograd.Function):
         return (*(None if g is None else g.mul_(factor) for g in gradients), None)
 
 
-_BLOCK_BYTES = {"cpu": 2 << 20}
+_BLOCK_BYTES = {"cpu": 3 << 20}
 """Bytes of differences in work at a time, for each thread, at most; 256 MiB on other devices.
 
 Smaller blocks pay more for calls than they gain in caches, larger ones only need more memory.
@@ -298,11 +298,12 @@ def _blocks(features: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
     device = features.device.type
     threads = torch.get_num_threads() if device == "cpu" else 1
     limit = threads * _BLOCK_BYTES.get(device, 256 << 20)
-    if batch * width * volume > limit // 4:  # a third of a stage at once, unless it is tiny
-        limit = min(limit, batch * width * volume // 3)
+    if batch * width * volume > limit // 4:  # two fifths of a stage at once, unless it is tiny
+        limit = min(limit, batch * width * volume * 2 // 5)
     count = max(1, limit // volume)
+    count = math.ceil(batch * width / math.ceil(batch * width / count))  # as many, more alike
     if count > threads:  # none idles while others work on the last channels
-        count -= count % threads
+        count -= count % -threads
     samples, channels = max(1, count // width), min(count, width)
     for i in range(0, batch, samples):
         for j in range(0, width, channels):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcd_core.wavelet.contraction import Filter
+from dcd_core.wavelet.contraction import AXES, ORDER, Filter
 from dcd_core.wavelet.transform import BANDS
 
 
@@ -56,20 +56,27 @@ def bandpass(
         return x.new_zeros(len(x), *sizes)
     y = x
     for filter_ in plan.analysis:
-        y = filter_.analyse(y)
-    coarse = y[(slice(None), *plan.coarse)]
+        y = filter_.analyse(y, len(x))
+    sizes = [filter_.shape[1] for filter_ in plan.analysis]
+    coefficients = y.view(len(x), *(sizes[AXES.index(axis)] for axis in ORDER))
+    natural = coefficients.movedim((1, 2, 3), [axis + 1 for axis in ORDER])
+    coarse = natural[(slice(None), *plan.coarse)]
     added = at_coarse(coarse.clone(memory_format=torch.contiguous_format)) if at_coarse else None
     for block in plan.unselected:
-        y[(slice(None), *block)] = 0
+        natural[(slice(None), *block)] = 0
     if at_bands:
-        at_bands(y)
+        at_bands(coefficients)
     if added is not None:
         coarse += added
     for filter_ in reversed(plan.synthesis):
-        shape = (len(y), *y.shape[2:], filter_.shape[2])
-        last = filter_ is plan.synthesis[0] and x.shape == shape
-        y = filter_.synthesise(y, x if last else y.new_empty(shape))
-    return y
+        _, rows, samples = filter_.shape
+        count = y.numel() // rows * samples
+        last = filter_ is plan.synthesis[0] and x.numel() == count
+        out = x if last else y.new_empty(count)
+        filter_.synthesise(y, out, len(x))
+        y = out
+    sizes = [filter_.shape[2] for filter_ in plan.synthesis]
+    return y.view(len(x), *(sizes[AXES.index(axis)] for axis in range(3)))
 
 
 Block: TypeAlias = tuple[slice, ...]
@@ -77,7 +84,7 @@ Block: TypeAlias = tuple[slice, ...]
 
 
 class Plan(NamedTuple):
-    """Filters of W, H and D there and back, where `aaa` is, and what is reached but not selected.
+    """Filters of D, W and H there and back, where `aaa` is, and what is reached but not selected.
 
     Each axis has the letters of any band that is selected, and of `aaa` if somebody awaits it.
     """
@@ -107,8 +114,8 @@ def _plan(
         letters = "".join(sorted({band[i] for band in reached}))
         there = axis.analysis(axis.n, axis.name, letters)
         back = axis.synthesis(axis.n, axis.name, letters)
-        analysis.append(Filter.of(there[None], dtype, device))
-        synthesis.append(Filter.of(back[None], dtype, device))
+        analysis.append(Filter.of(there[None], i, dtype, device))
+        synthesis.append(Filter.of(back[None], i, dtype, device))
         half = len(there) // len(letters)
         sides.append({x: slice(j * half, (j + 1) * half) for j, x in enumerate(letters)})
     blocks = {
@@ -116,8 +123,8 @@ def _plan(
         for band in map("".join, product(*sides))
     }
     return Plan(
-        tuple(reversed(analysis)),
-        tuple(reversed(synthesis)),
+        tuple(analysis[i] for i in AXES),
+        tuple(synthesis[i] for i in AXES),
         blocks.get(BANDS[0], ()),
         tuple(block for band, block in blocks.items() if band not in kept),
     )

@@ -18,7 +18,7 @@ for the two bases; that the loss of Fan et al. (MICCAI 2026) is diagonal in one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcd_core.wavelet.contraction import Filter
+from dcd_core.wavelet.contraction import AXES, ORDER, Filter
 from dcd_core.wavelet.levels import Selection, fits, grids, is_orthonormal, periodized
 from dcd_core.wavelet.transform import BANDS, constant
 
@@ -36,7 +36,7 @@ the energy again; with this weight that costs four of seven digits at worst."""
 
 
 class Leaf(NamedTuple):
-    """Of the coefficients (g, d, h, w): w - b, and w - b w^2, their share of the energy."""
+    """Of a channel's coefficients, in a row: w - b, and w - b w^2, their share of the energy."""
 
     change: Tensor
     energy: Tensor
@@ -45,7 +45,7 @@ class Leaf(NamedTuple):
 class Plan(NamedTuple):
     """The `base` b and the way to all coefficients that weigh something else, if there are any.
 
-    `filters` are those of W, H and D. What leaves one is cut into the halves that are needed, low
+    `filters` are those of D, W and H. What leaves one is cut into the halves that are needed, low
     or high, and each meets a matrix of its own along the next axis: volumes of a stack.
     """
 
@@ -54,6 +54,7 @@ class Plan(NamedTuple):
     leaf: Leaf | None
 
 
+@lru_cache(maxsize=256)
 def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
     """Whether all axes are orthonormal at every level, so that this file applies."""
     used = grids(size, selection.names, selection.levels)[:-1]
@@ -68,30 +69,31 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     base, filters, leaf = _plan(tuple(x.shape[1:]), selection, x.dtype, x.device)
     if leaf is None:  # all coefficients weigh b
         return squared_norm(x).mul_(base), x.mul_(base)
-    value = _weigh(x, filters, leaf, base)
+    value = _weigh(x, len(x), filters, leaf, base)
     if base:  # rounding may leave less than nothing of a difference
         value = (value + squared_norm(x)).clamp_min_(0)
     return value, x
 
 
-def _weigh(x: Tensor, filters: Sequence[Filter], leaf: Leaf, base: int = 0) -> Tensor:
+def _weigh(
+    x: Tensor, channels: int, filters: Sequence[Filter], leaf: Leaf, base: int = 0
+) -> Tensor:
     """Replace x by b x + T' (w - b) T x, and return the sum of (w - b w^2) (T x)^2."""
     if not filters:
-        volumes = x.view(-1, *leaf.change.shape)
-        value = volumes.square().mul_(leaf.energy).sum()
-        volumes.mul_(leaf.change)
+        rows = x.view(channels, -1)
+        value = (rows.square() @ leaf.energy).sum()
+        rows.mul_(leaf.change)
         return value
     here, *later = filters
-    y = here.analyse(x)
-    halves = later[0].shape[0] // here.shape[0] if later else 1
-    value = _weigh(y.view(halves * len(y), -1, *y.shape[2:]), later, leaf)
-    here.synthesise(y, x, add=bool(base))
+    y = here.analyse(x, channels)
+    value = _weigh(y, channels, later, leaf)
+    here.synthesise(y, x, channels, add=bool(base))
     return value
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """Squared norm of a tensor, a scalar: of its rows first, as one float32 sum would drift."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).square().sum()
+    """Squared norm of volumes, a scalar: of slices first, as one float32 sum would drift."""
+    return torch.linalg.vector_norm(x.flatten(0, 1).flatten(1), dim=1).square().sum()
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -122,40 +124,38 @@ def _way(
     device: torch.device,
 ) -> Plan:
     """The plan that leads to the coefficients that weigh something else, and to few others."""
-    # Of every volume of the stack, the levels of the rows that are kept along the last axes.
-    volumes: list[tuple[np.ndarray, ...]] = [()]
+    # Of every volume of the stack, the levels along each axis: once contracted, of all its rows.
+    volumes = [{axis: np.unique(level) for axis, (_, level) in enumerate(towers)}]
     filters = []
-    for axis in (2, 1, 0):
+    for axis in AXES:
         matrix, level = towers[axis]
-        before = [level for _, level in towers[:axis]]
         halves = [np.flatnonzero(half) for half in (level > 1, level == 1) if half.any()]
         needed = [
-            [
-                rows
-                for rows in halves
-                if (_at(weights, *map(np.unique, (*before, level[rows], *kept))) != base).any()
-            ]
-            for kept in volumes
+            [rows for rows in halves if (_at(weights, volume | {axis: level[rows]}) != base).any()]
+            for volume in volumes
         ]
         # The volumes of a stack are equally large: where one needs both halves, all take both.
         count = max(map(len, needed))
         if count == 0:
             return Plan(base, (), None)
         taken = [some if len(some) == count else halves[:count] for some in needed]
-        filters.append(Filter.of(matrix[np.stack([*map(np.concatenate, taken)])], dtype, device))
-        if axis == 0:  # after the last product the halves need not be told apart
+        stacked = matrix[np.stack([*map(np.concatenate, taken)])]
+        filters.append(Filter.of(stacked, axis, dtype, device))
+        if axis == AXES[-1]:  # after the last product the halves need not be told apart
             taken = [[np.concatenate(some)] for some in taken]
         volumes = [
-            (level[rows], *kept) for kept, some in zip(volumes, taken, strict=True) for rows in some
+            volume | {axis: level[rows]}
+            for volume, some in zip(volumes, taken, strict=True)
+            for rows in some
         ]
-    w = np.stack([_at(weights, *kept) for kept in volumes])
+    w = np.stack([_at(weights, volume).transpose(ORDER) for volume in volumes]).ravel()
     leaf = Leaf(constant(w - base, dtype, device), constant(w - base * w**2, dtype, device))
     return Plan(base, tuple(filters), leaf)
 
 
-def _at(weights: np.ndarray, *levels: np.ndarray) -> np.ndarray:
-    """The weights of all coefficients whose rows have these levels along D, H and W."""
-    return weights[np.ix_(*levels)]
+def _at(weights: np.ndarray, levels: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The weights (d, h, w) of the coefficients whose rows have these levels along each axis."""
+    return weights[np.ix_(*(levels[axis] for axis in range(3)))]
 
 
 def _operations(filters: Sequence[Filter], values: int) -> int:
