@@ -28,11 +28,14 @@ from torch import Tensor
 
 from dcd_core.wavelet.contraction import AXES, ORDER, Filter
 from dcd_core.wavelet.levels import Selection, fits, grids, is_orthonormal, periodized
-from dcd_core.wavelet.transform import BANDS, constant
+from dcd_core.wavelet.transform import BANDS, constant, taps
 
 HEAVIEST = 8.0**4
 """Largest weight for b = 1 in float32. What deeper levels add to the gradient's norm is taken off
 the energy again; with this weight that costs four of seven digits at worst."""
+
+SLAB = 16
+"""Samples along D, at least, of what Haar's volumes are cut into: matrices half as large."""
 
 
 class Leaf(NamedTuple):
@@ -66,10 +69,11 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
 
     `selection.levels` must be usable, and the grid `is_diagonal`.
     """
-    base, filters, leaf = _plan(tuple(x.shape[1:]), selection, x.dtype, x.device)
+    slabs = x.view(-1, _slab(x.shape[1], selection), *x.shape[2:])
+    base, filters, leaf = _plan(tuple(slabs.shape[1:]), selection, x.dtype, x.device)
     if leaf is None:  # all coefficients weigh b
         return squared_norm(x).mul_(base), x.mul_(base)
-    value = _weigh(x, len(x), filters, leaf, base)
+    value = _weigh(slabs, len(slabs), filters, leaf, base)
     if base:  # rounding may leave less than nothing of a difference
         value = (value + squared_norm(x)).clamp_min_(0)
     return value, x
@@ -94,6 +98,14 @@ def _weigh(
 def squared_norm(x: Tensor) -> Tensor:
     """Squared norm of volumes, a scalar: of slices first, as one float32 sum would drift."""
     return torch.linalg.vector_norm(x.flatten(0, 1).flatten(1), dim=1).square().sum()
+
+
+@lru_cache(maxsize=256)
+def _slab(depth: int, selection: Selection) -> int:
+    """The depth of slabs that are volumes of their own: no filter of Haar's leaves its block."""
+    block = 2**selection.levels
+    slabs = range(block, depth, block) if taps(selection.names[0]) == 2 else ()
+    return next((n for n in slabs if n >= SLAB and depth % n == 0), depth)
 
 
 # --- the plan -------------------------------------------------------------------------------------
