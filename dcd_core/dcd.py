@@ -301,9 +301,10 @@ def _blocks(features: Tensor, dtype: torch.dtype) -> Iterator[_Block]:
     if batch * width * volume > limit // 4:  # two fifths of a stage at once, unless it is tiny
         limit = min(limit, batch * width * volume * 2 // 5)
     count = max(1, limit // volume)
-    count = math.ceil(batch * width / math.ceil(batch * width / count))  # as many, more alike
-    if count > threads:  # none idles while others work on the last channels
-        count -= count % -threads
+    unit = min(threads, count)  # none idles while others work on the last channels
+    count -= count % unit
+    blocks = math.ceil(batch * width / count)
+    count = unit * math.ceil(batch * width / (blocks * unit))  # as many blocks, more alike
     samples, channels = max(1, count // width), min(count, width)
     for i in range(0, batch, samples):
         for j in range(0, width, channels):

@@ -55,10 +55,9 @@ def bandpass(
         sizes = [axis.synthesis(axis.n, axis.name, "a").shape[1] for axis in axes]
         return x.new_zeros(len(x), *sizes)
     y = x
-    for filter_ in plan.analysis:
-        y = filter_.analyse(y, len(x))
-    sizes = [filter_.shape[1] for filter_ in plan.analysis]
-    coefficients = y.view(len(x), *(sizes[AXES.index(axis)] for axis in ORDER))
+    for axis in AXES:
+        y = plan.analysis[axis].analyse(y, len(x))
+    coefficients = y.view(len(x), *(plan.analysis[axis].shape[1] for axis in ORDER))
     natural = coefficients.movedim((1, 2, 3), [axis + 1 for axis in ORDER])
     coarse = natural[(slice(None), *plan.coarse)]
     added = at_coarse(coarse.clone(memory_format=torch.contiguous_format)) if at_coarse else None
@@ -68,15 +67,14 @@ def bandpass(
         at_bands(coefficients)
     if added is not None:
         coarse += added
-    for filter_ in reversed(plan.synthesis):
-        _, rows, samples = filter_.shape
+    for axis in reversed(AXES):
+        _, rows, samples = plan.synthesis[axis].shape
         count = y.numel() // rows * samples
-        last = filter_ is plan.synthesis[0] and x.numel() == count
+        last = axis == AXES[0] and x.numel() == count
         out = x if last else y.new_empty(count)
-        filter_.synthesise(y, out, len(x))
+        plan.synthesis[axis].synthesise(y, out, len(x))
         y = out
-    sizes = [filter_.shape[2] for filter_ in plan.synthesis]
-    return y.view(len(x), *(sizes[AXES.index(axis)] for axis in range(3)))
+    return y.view(len(x), *(filter_.shape[2] for filter_ in plan.synthesis))
 
 
 Block: TypeAlias = tuple[slice, ...]
@@ -84,7 +82,7 @@ Block: TypeAlias = tuple[slice, ...]
 
 
 class Plan(NamedTuple):
-    """Filters of D, W and H there and back, where `aaa` is, and what is reached but not selected.
+    """Filters of D, H and W there and back, where `aaa` is, and what is reached but not selected.
 
     Each axis has the letters of any band that is selected, and of `aaa` if somebody awaits it.
     """
@@ -123,8 +121,8 @@ def _plan(
         for band in map("".join, product(*sides))
     }
     return Plan(
-        tuple(analysis[i] for i in AXES),
-        tuple(synthesis[i] for i in AXES),
+        tuple(analysis),
+        tuple(synthesis),
         blocks.get(BANDS[0], ()),
         tuple(block for band, block in blocks.items() if band not in kept),
     )

@@ -35,7 +35,7 @@ HEAVIEST = 8.0**4
 the energy again; with this weight that costs four of seven digits at worst."""
 
 SLAB = 16
-"""Samples along D, at least, of what Haar's volumes are cut into: matrices half as large."""
+"""Samples along D, at least, of the slabs that Haar's volumes are cut into."""
 
 
 class Leaf(NamedTuple):
