@@ -85,7 +85,8 @@ def _weigh(
     """Replace x by b x + T' (w - b) T x, and return the sum of (w - b w^2) (T x)^2."""
     if not filters:
         rows = x.view(channels, -1)
-        value = (rows.square() @ leaf.energy).sum()
+        # Not a product with a vector: some libraries add up a row in one float32 sum, which drifts.
+        value = rows.square().mul_(leaf.energy).sum()
         rows.mul_(leaf.change)
         return value
     here, *later = filters
