@@ -775,9 +775,10 @@ def test_one_round_trip_is_the_same_as_level_by_level(
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "db4"])
-@pytest.mark.parametrize(("coarse_weight", "tolerance"), [(1e-3, 2e-5), (1e6, 1e-6)])
+@pytest.mark.parametrize(("coarse_weight", "tolerance"), [(1e-3, 1e-5), (1e6, 1e-6)])
 def test_no_weight_is_too_light_or_too_heavy_for_float32(wavelet, coarse_weight, tolerance):
-    # A light weight takes the other levels' off the norm again: a weight of 64 costs two digits.
+    # Light: what the deepest level, of weight 64, adds to the norm is taken off again, and with it
+    # go two of seven digits. Heavy: no such detour (HEAVIEST), only rounding.
     for seed in range(8):
         x = noise(1, 2, 32, 32, 32, seed=seed).float()
         single, double = (
