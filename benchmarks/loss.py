@@ -17,9 +17,13 @@ Method. Features are noise. The student's gradient is dropped before every call,
 is part of every contender's time. All contenders take turns in one process, in an order drawn anew
 every round; a time is the median over its rounds, its spread the quartiles, a ratio one of medians.
 Memory is the peak of a fresh process per contender beyond features that exist, after one call on
-tiny features. Without `--device` the CPU is measured, and a GPU too where there is one; there the
-default runs once with host synchronisation forbidden, and again in TF32. Memory, training step and
-growth are measured on the first device.
+tiny features. Without `--device` the CPU is measured, and a GPU too where there is one. Memory,
+training step and growth are measured on the first device.
+
+On a GPU grids, volumes and patches are those of the CPU and larger ones. The default runs once with
+host synchronisation forbidden, and takes part again in TF32; the two cheapest contenders also
+replayed from a CUDA graph, the device's work without the price of launching it. Memory is the peak
+of PyTorch's allocator.
 
 Written, each table with a JSON file (commit, versions, threads, processor, all samples):
 
@@ -43,7 +47,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -57,7 +62,17 @@ import pandas as pd
 import tables
 import torch
 from contenders import SLOW, Grid, Loss, contenders, features, training_pass
-from measure import Call, clock, convolving, copying, interleaved, multiplying, spread, work
+from measure import (
+    Call,
+    clock,
+    convolving,
+    copying,
+    interleaved,
+    multiplying,
+    replaying,
+    spread,
+    work,
+)
 from peers import DenseDCD, Layout
 from tables import Timed
 from torch import Tensor, nn
@@ -66,10 +81,23 @@ from dcd_core import dcd, plots, records
 from dcd_core.dcd import DCD, detail_distance
 from dcd_core.models import resenc
 from dcd_core.train import Distiller, Recipe
-from dcd_core.types import ContractError
+from dcd_core.types import ContractError, Precision
 from dcd_core.wavelet import contraction, diagonal
 
 LAYOUTS: tuple[Layout, ...] = ("batch", "grouped")
+
+
+class Patch(NamedTuple):
+    """What a training step sees: samples, edge in voxels, and what convolutions compute in."""
+
+    batch: int
+    edge: int
+    precision: Precision = "32-true"
+
+    @property
+    def name(self) -> str:
+        """Batch, edge and precision in words."""
+        return f"{self.batch}×{self.edge}³, {self.precision}"
 
 
 class Plan(NamedTuple):
@@ -82,7 +110,7 @@ class Plan(NamedTuple):
     sizes: tuple[int, ...]  # edges in voxels, for growth
     depths: tuple[int, ...]  # levels, for growth
     deep: int  # edge in voxels of the features on which levels are compared
-    patch: int  # edge in voxels of the training step
+    patches: tuple[Patch, ...]  # of the training step
     widths: tuple[int, ...]  # teacher channels; the student has a quarter
     steps: int  # rounds of the training step
     copied: int  # numbers in a copy too large for any cache
@@ -103,12 +131,22 @@ FULL = Plan(
     sizes=(16, 24, 32, 48, 64, 80, 96),
     depths=(1, 2, 3, 4),
     deep=64,
-    patch=48,
+    patches=(Patch(1, 48),),
     widths=(32, 64, 128, 256),
     steps=9,
     copied=2**26,
     square=2048,
 )
+ON_GPU = FULL._replace(
+    grids=(Grid((2, 32, 128, 128, 128)), *FULL.grids),
+    remembered=5,
+    sizes=(*FULL.sizes, 128, 160, 192),
+    deep=128,
+    patches=(*FULL.patches, Patch(2, 128), Patch(2, 128, "bf16-mixed")),
+    copied=2**28,
+    square=8192,
+)
+PLANS = {"cpu": FULL, "cuda": ON_GPU}
 QUICK = Plan(
     grids=(Grid((1, 2, 16, 16, 16)), Grid((1, 2, 16, 16, 16), "haar")),
     often=3,
@@ -117,7 +155,7 @@ QUICK = Plan(
     sizes=(8, 16),
     depths=(1, 2),
     deep=16,
-    patch=16,
+    patches=(Patch(1, 16),),
     widths=(32, 64),
     steps=1,
     copied=2**18,
@@ -138,16 +176,18 @@ def timed(grid: Grid, plan: Plan, device: torch.device) -> Timed:
     }
     if device.type == "cuda":
         fast = losses["orthonormal"]
+        refuse_synchronisation(calls["orthonormal"])
         calls["orthonormal, TF32"] = training_pass(fast, student, teacher, tf32=True)
+        for name in ("plain MSE", "orthonormal", "orthonormal, TF32"):
+            calls[f"{name}, graph"] = replaying(calls[name])
     calls["copy"] = copying(grid.values, device)
     for name, call in calls.items():
         for _ in range(1 if name in SLOW else 3):
             call()
-    if device.type == "cuda":
-        refuse_synchronisation(calls["orthonormal"])
     errors = difference(losses["released"], losses["dense"], student, teacher)
     rounds = {name: plan.seldom if name in SLOW else plan.often for name in calls}
-    counted = {name: work(calls[name]) for name in losses}
+    alone = {name: work(calls[name]) for name in losses}
+    counted = {name: alone[name.split(",")[0]] for name in calls if name != "copy"}
     return Timed(grid, interleaved(calls, rounds, device), counted, layout, *errors)
 
 
@@ -170,32 +210,42 @@ def difference(one: Loss, other: Loss, student: Tensor, teacher: Tensor) -> tupl
 
 
 def refuse_synchronisation(call: Call) -> None:
-    """Run a call in which waiting for the GPU is an error; its matrices are there already."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    """Run a call in which waiting for the GPU is an error, once its matrices are there."""
+    call()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # that it is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 # --- a whole training step ------------------------------------------------------------------------
 
 
-def training_step(plan: Plan, device: torch.device) -> dict[str, list[float]]:
+def training_step(
+    patch: Patch, widths: Sequence[int], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Milliseconds of a student's step, of the teacher's encoder, and of a step with each loss."""
     torch.manual_seed(0)
-    teacher = resenc(3, 2, channels=plan.widths).to(device)
-    student = resenc(3, 2, channels=[width // 4 for width in plan.widths]).to(device)
+    teacher = resenc(3, 2, channels=widths).to(device)
+    student = resenc(3, 2, channels=[width // 4 for width in widths]).to(device)
     recipe = Recipe()
-    image = torch.randn(1, 3, *(plan.patch,) * 3, device=device)
-    target = (torch.rand(1, 1, *(plan.patch,) * 3, device=device) < 0.1).long()
+    shape = (patch.batch, 1, *(patch.edge,) * 3)
+    image = torch.randn(patch.batch, 3, *shape[2:], device=device)
+    target = (torch.rand(shape, device=device) < 0.1).long()
+    half = partial(
+        torch.autocast, device.type, torch.bfloat16, enabled=patch.precision == "bf16-mixed"
+    )
 
     def step(method: nn.Module | None) -> Call:
         distiller = Distiller(student, teacher, method).to(device).train()
         optimizer = recipe.build_optimizer(distiller.trainable())
 
         def call() -> None:
-            losses = distiller(image, target, distil=method is not None)
+            with half():
+                losses = distiller(image, target, distil=method is not None)
             total = losses.segmentation
             if losses.distillation is not None:
                 total = total + 0.05 * losses.distillation
@@ -208,7 +258,8 @@ def training_step(plan: Plan, device: torch.device) -> dict[str, list[float]]:
 
     @torch.no_grad()
     def encode() -> None:
-        teacher.encode(image)
+        with half():
+            teacher.encode(image)
 
     channels = (student.channels, teacher.channels)
     calls: dict[str, Call] = {
@@ -219,9 +270,9 @@ def training_step(plan: Plan, device: torch.device) -> dict[str, list[float]]:
     }
     for call in calls.values():
         call()
-    rounds = dict.fromkeys(calls, plan.steps)
-    rounds["step with the dense loss"] = max(1, plan.steps // 3)
-    return interleaved(calls, rounds, device)
+    often = dict.fromkeys(calls, rounds)
+    often["step with the dense loss"] = max(1, rounds // 3)
+    return interleaved(calls, often, device)
 
 
 # --- growth ---------------------------------------------------------------------------------------
@@ -266,18 +317,26 @@ def _anew(**constants: Any) -> dict[str, Any]:
     return {**constants, "_plan": lru_cache(diagonal._plan.__wrapped__)}
 
 
-CHOICES: dict[str, Change] = {
-    **{
-        f"blocks of at most {mib} MiB for each thread": (
-            (dcd, {"_BLOCK_BYTES": {"cpu": mib << 20}}),
-        )
-        for mib in (1, 4, 16)
-    },
-    "level by level, band by band": ((diagonal, {"is_diagonal": lambda size, selection: False}),),
-    "six bands added up, not two taken away": ((diagonal, _anew(HEAVIEST=0.0)),),
-    "matrices in windows on every axis": ((contraction, {"SPARSE": 1.0}), (diagonal, _anew())),
-}
-"""What was tried instead."""
+BLOCKS = {"cpu": (1, 4, 16), "cuda": (16, 64, 1024)}
+"""MiB of differences in work at a time, on a CPU for each thread: other than shipped."""
+
+
+def changes(device: torch.device) -> dict[str, Change]:
+    """What was tried instead, by what it is called."""
+    each = " for each thread" if device.type == "cpu" else ""
+    return {
+        **{
+            f"blocks of at most {mib} MiB{each}": (
+                (dcd, {"_BLOCK_BYTES": {device.type: mib << 20}}),
+            )
+            for mib in BLOCKS[device.type]
+        },
+        "level by level, band by band": (
+            (diagonal, {"is_diagonal": lambda size, selection: False}),
+        ),
+        "six bands added up, not two taken away": ((diagonal, _anew(HEAVIEST=0.0)),),
+        "matrices in windows on every axis": ((contraction, {"SPARSE": 1.0}), (diagonal, _anew())),
+    }
 
 
 def choices(plan: Plan, device: torch.device) -> pd.DataFrame:
@@ -288,7 +347,7 @@ def choices(plan: Plan, device: torch.device) -> pd.DataFrame:
         loss = partial(detail_distance, wavelet=grid.wavelet)
         call = training_pass(loss, *features(grid.shape, device))
         variants: dict[str, Call] = {"as shipped": call}
-        for name, change in CHOICES.items():
+        for name, change in changes(device).items():
             variants[name] = partial(_changed, call, change)
         for name, variant in variants.items():
             key = f"{grid.name}, {grid.wavelet}, {name}"
@@ -405,14 +464,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(options.threads)
     out = options.out or ("smoke" if options.quick else "benchmarks")
-    run(QUICK if options.quick else FULL, found, out)
+    run(dict.fromkeys(PLANS, QUICK) if options.quick else PLANS, found, out)
     return 0
 
 
-def run(plan: Plan, found: list[torch.device], out: str) -> None:
+def run(plans: Mapping[str, Plan], found: list[torch.device], out: str) -> None:
     """Measure, then write everything at once: an interrupted run changes nothing."""
-    measured = {title(device): times(plan, device) for device in found}
+    measured = {title(device): times(plans[device.type], device) for device in found}
     first, device = measured[title(found[0])], found[0]
+    plan = plans[device.type]
     # Now, since the page compares them with these times, and speeds change while a process runs.
     rates, changed = machine(plan, device), choices(plan, device)
     used = []
@@ -421,7 +481,10 @@ def run(plan: Plan, found: list[torch.device], out: str) -> None:
         needs = {name: memory.extra_bytes(one.grid, name, one.layout, device) for name in names}
         used.append((one.grid, needs))
         records.progress("memory", len(used), plan.remembered)
-    step_ms = training_step(plan, device)
+    step_ms = {}
+    for patch in plan.patches:
+        step_ms[patch.name] = training_step(patch, plan.widths, plan.steps, device)
+        records.progress("training step", len(step_ms), len(plan.patches), patch.name)
     step = tables.steps(step_ms)
     sizes, levels = growth(plan, device)
     samples = {

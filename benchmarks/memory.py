@@ -28,9 +28,11 @@ def extra_bytes(grid: Grid, name: str, layout: Layout, device: torch.device) -> 
 
     nan on a CPU whose system keeps no such record. Raises RuntimeError with the child's last words.
     """
-    if device.type == "cpu" and not CLEAR.exists():
+    if device.type == "cuda":  # its allocator knows what is in use, whatever ran before
+        return _needed(grid, name, layout, device)
+    if not CLEAR.exists():
         return float("nan")
-    asked = json.dumps([grid, name, layout, str(device), torch.get_num_threads()])
+    asked = json.dumps([grid, name, layout, torch.get_num_threads()])
     done = alone(__file__, asked)
     if done.returncode:
         raise RuntimeError(f"memory of {name} on {grid.name}:\n{done.stderr}")
@@ -70,15 +72,18 @@ def peak(call: Callable[[], object], device: torch.device) -> int:
     return resident_bytes("VmHWM") - before
 
 
-def _child(asked: str) -> int:
-    (shape, wavelet), name, layout, place, threads = json.loads(asked)
-    torch.set_num_threads(threads)
-    device = torch.device(place)
-    loss = contenders(wavelet, layout)[name]
+def _needed(grid: Grid, name: str, layout: Layout, device: torch.device) -> int:
+    loss = contenders(grid.wavelet, layout)[name]
     # Libraries load and thread pools start on the first call; they are not memory of this grid.
     training_pass(loss, *features((1, 2, 8, 8, 8), device))()
-    student, teacher = features(shape, device)
+    student, teacher = features(grid.shape, device)
     return peak(training_pass(loss, student, teacher), device)
+
+
+def _child(asked: str) -> int:
+    (shape, wavelet), name, layout, threads = json.loads(asked)
+    torch.set_num_threads(threads)
+    return _needed(Grid(shape, wavelet), name, layout, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ RATIOS = {
     "ptwt / orthonormal": ("ptwt", "orthonormal"),
     "orthonormal / MSE": ("orthonormal", "plain MSE"),
     "dense / released": ("dense", "released"),
+    "orthonormal / MSE, graphs": ("orthonormal, graph", "plain MSE, graph"),
 }
+"""What is divided by what, on devices where both take part."""
 AT_LEAST: Mapping[tuple[str, str], Mapping[str, float]] = {
     ("1×32×48³", "db4"): {
         "dense / orthonormal": 60,
@@ -62,7 +64,8 @@ class Timed(NamedTuple):
     def ratios(self) -> dict[str, float]:
         """The ratios of `RATIOS`, of medians."""
         ms = self.ms
-        return {name: ms[above] / ms[below] for name, (above, below) in RATIOS.items()}
+        taking_part = {name: pair for name, pair in RATIOS.items() if ms.keys() >= set(pair)}
+        return {name: ms[above] / ms[below] for name, (above, below) in taking_part.items()}
 
 
 # --- what a loss must move and compute ------------------------------------------------------------
@@ -160,15 +163,17 @@ def memory(used: Sequence[tuple[Grid, dict[str, float]]]) -> list[dict[str, str]
     ]
 
 
-def steps(samples: Mapping[str, list[float]]) -> pd.DataFrame:
-    """A training step by its parts; `over_least` divides by what must run anyway."""
-    rows = [
-        {"part": name, **spread(times), "rounds": len(times)} for name, times in samples.items()
-    ]
-    table = pd.DataFrame(rows)
-    needed = table["part"].isin(["student alone", "teacher encoder"])
-    table["over_least"] = (table["time_ms"] / table["time_ms"][needed].sum()).round(4)
-    return table
+def steps(samples: Mapping[str, Mapping[str, list[float]]]) -> pd.DataFrame:
+    """Training steps on patches by name, by their parts; `over_least` divides by what must run."""
+    rows = []
+    for patch, parts in samples.items():
+        ms = {name: float(np.median(times)) for name, times in parts.items()}
+        least = ms["student alone"] + ms["teacher encoder"]
+        for name, times in parts.items():
+            over = round(ms[name] / least, 4)
+            counts = {"rounds": len(times), "over_least": over}
+            rows.append({"patch": patch, "part": name, **spread(times), **counts})
+    return pd.DataFrame(rows)
 
 
 def exponent(sizes: pd.DataFrame, loss: str) -> float:
@@ -209,7 +214,7 @@ def targets(
     for grid, bytes_of in used:
         multiple = bytes_of["orthonormal"] / (4 * grid.values)
         ask(f"extra memory over student features, orthonormal, {grid.name}", multiple, most=2)
-    with_dcd = step.loc[step["part"] == "step with DCD", "over_least"].item()
+    (with_dcd,) = step.loc[step["part"] == "step with DCD", "over_least"]
     ask("step with DCD over student alone and teacher encoder", with_dcd, most=1.1)
     for loss in ("orthonormal", "released"):
         ask(f"exponent of time in voxels, {loss}", exponent(sizes, loss), most=1.1)

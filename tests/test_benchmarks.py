@@ -264,9 +264,8 @@ def timed(shape=(1, 32, 48, 48, 48), wavelet="db4", error=0.0) -> tables.Timed:
 
 
 def steps(with_dcd: float = 10.4) -> pd.DataFrame:
-    return tables.steps(
-        {"student alone": [6.0], "teacher encoder": [4.0], "step with DCD": [with_dcd]}
-    )
+    parts = {"student alone": [6.0], "teacher encoder": [4.0], "step with DCD": [with_dcd]}
+    return tables.steps({"1×48³": parts})
 
 
 def sizes(power: float = 1.0) -> pd.DataFrame:
@@ -280,7 +279,13 @@ def sizes(power: float = 1.0) -> pd.DataFrame:
 
 def test_ratios_are_ratios_of_medians() -> None:
     (ratios,) = tables.ratios([timed()], "CPU, 2 threads")
-    assert [ratios[name] for name in tables.RATIOS] == ["60", "10", "2", "30"]
+    on_cpus = [name for name in tables.RATIOS if "graphs" not in name]
+    assert [ratios[name] for name in on_cpus] == ["60", "10", "2", "30"]
+    assert set(ratios) == {"features", "basis", "device", *on_cpus}
+    there = timed()
+    there.samples.update({"plain MSE, graph": [1.0], "orthonormal, graph": [3.0]})
+    (ratios,) = tables.ratios([there], "a GPU")
+    assert ratios["orthonormal / MSE, graphs"] == "3"
     (times,) = tables.cost([timed()], "CPU, 2 threads")
     assert ratios["features"] == times["features"] == "1×32×48³"
     assert times["orthonormal (ms)"] == "8"
@@ -303,6 +308,10 @@ def test_the_roofline_is_arithmetic() -> None:
 
 def test_steps_are_compared_with_what_must_run_anyway() -> None:
     assert list(steps()["over_least"]) == pytest.approx([0.6, 0.4, 1.04])
+    larger = {"student alone": [60.0], "teacher encoder": [40.0], "step with DCD": [101.0]}
+    both = tables.steps({"small": larger | {"step with DCD": [150.0]}, "large": larger})
+    assert list(both["over_least"]) == pytest.approx([0.6, 0.4, 1.5, 0.6, 0.4, 1.01])
+    assert list(both["patch"]) == ["small"] * 3 + ["large"] * 3
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5])
@@ -393,7 +402,7 @@ def test_a_quick_run_writes_every_table_and_the_figure(workspace: Path) -> None:
     assert set(found["sizes"]["voxels"]) == {n**3 for n in plan.sizes}
     assert set(found["levels"]["levels"]) == set(plan.depths)
     assert len(found["step"]) == 4
-    assert list(found["choices"]["choice"]) == ["as shipped", *command.CHOICES]
+    assert list(found["choices"]["choice"]) == ["as shipped", *command.changes(CPU)]
     (same,) = [
         row for row in found["targets"].to_dict("records") if "difference" in row["quantity"]
     ]
@@ -420,5 +429,14 @@ def test_the_description_names_what_is_written_and_who_takes_part() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_nothing_waits_and_tf32_takes_part() -> None:
     found = command.timed(command.QUICK.grids[0], command.QUICK, torch.device("cuda"))
-    assert "orthonormal, TF32" in found.samples
+    assert {"orthonormal, TF32", "orthonormal, graph"} < set(found.samples)
     assert max(found.loss_error, found.gradient_error) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_large_stages_need_two_sets_of_features_at_most() -> None:
+    """As the gradient of plain MSE does there. Small ones are worked on whole, and need three."""
+    for shape, most in [((2, 32, 96, 96, 96), 2.0), ((1, 32, 48, 48, 48), 3.1)]:
+        grid, cuda = contenders.Grid(shape), torch.device("cuda")
+        assert memory.extra_bytes(grid, "orthonormal", "batch", cuda) <= most * 4 * grid.values
