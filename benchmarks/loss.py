@@ -335,7 +335,10 @@ def changes(device: torch.device) -> dict[str, Change]:
             (diagonal, {"is_diagonal": lambda size, selection: False}),
         ),
         "six bands added up, not two taken away": ((diagonal, _anew(HEAVIEST=0.0)),),
-        "matrices in windows on every axis": ((contraction, {"SPARSE": 1.0}), (diagonal, _anew())),
+        "matrices in windows on every axis": (
+            (contraction, {"SPARSE": {device.type: 1.0}}),
+            (diagonal, _anew()),
+        ),
     }
 
 

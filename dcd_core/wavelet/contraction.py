@@ -29,22 +29,26 @@ ORDER = (2, 0, 1)
 WINDOW = 16
 """Coefficients that share a window: larger ones multiply more zeros, smaller ones are slow."""
 
-SPARSE = 0.4
-"""Share of a matrix below which its windows are multiplied in its place: calls cost the rest."""
+SPARSE = {"cpu": 0.4}
+"""Share of a matrix below which its windows are multiplied in its place: calls cost the rest.
 
-Windows: TypeAlias = tuple[tuple[slice, tuple[tuple[slice, Tensor], ...]], ...]
+On other devices never: there one product takes less than the many calls.
+"""
+
+Part: TypeAlias = tuple[slice, Tensor]
+Windows: TypeAlias = tuple[tuple[slice, tuple[Part, ...]], ...]
 """For each run of rows, the parts in which a matrix is not zero: where they are, and they."""
 
 
 class Place(NamedTuple):
-    """Whether an axis is the first of its volume or the last, as samples and as coefficients."""
+    """Whether an axis is the first of its volume or the last, before its product and after."""
 
-    samples_first: bool
-    coefficients_first: bool
+    first_before: bool
+    first_after: bool
 
 
 PLACES = (Place(True, True), Place(False, False), Place(False, True))
-"""Of D, H and W."""
+"""Of D, H and W on the way to the coefficients."""
 
 
 @dataclass(frozen=True)
@@ -72,42 +76,39 @@ class Filter:
         used = sum(
             part.numel() for runs in rows + columns for _, parts in runs for _, part in parts
         )
-        if used > SPARSE * 2 * values.size:
+        if used > SPARSE.get(device.type, 0.0) * 2 * values.size:
             rows = columns = ()
         groups, coefficients, samples = values.shape
         return cls(PLACES[axis], (groups, coefficients, samples), matrices, rows, columns, {})
 
     def analyse(self, x: Tensor, channels: int) -> Tensor:
         """Samples of `channels` times g volumes, contiguous -> their coefficients, in a row."""
-        _, coefficients, samples = self.shape
-        y = x.new_empty(x.numel() // samples * coefficients)
-        self._multiply(self._coefficients(y, channels), self._samples(x, channels), back=False)
+        groups, coefficients, samples = self.shape
+        count, columns = channels * groups, x.numel() // (channels * groups * samples)
+        x = x.view(_stacked(count, samples, columns, self.place.first_before))
+        y = x.new_empty(_stacked(count, coefficients, columns, self.place.first_after))
+        self._multiply(y, x, back=False, add=False)
         return y
 
     def synthesise(self, y: Tensor, out: Tensor, channels: int, *, add: bool = False) -> None:
         """Coefficients -> samples, written to `out`, contiguous, or added to it."""
-        rows = self._coefficients(y, channels)
-        self._multiply(self._samples(out, channels), rows, back=True, add=add)
+        groups, coefficients, samples = self.shape
+        count, columns = channels * groups, y.numel() // (channels * groups * coefficients)
+        y = y.view(_stacked(count, coefficients, columns, self.place.first_after))
+        out = out.view(_stacked(count, samples, columns, self.place.first_before))
+        self._multiply(out, y, back=True, add=add)
 
-    def _multiply(self, out: Tensor, x: Tensor, *, back: bool, add: bool = False) -> None:
-        """Each matrix, or its transpose on the way back, times its columns (channels g, ., k)."""
+    def _multiply(self, out: Tensor, x: Tensor, *, back: bool, add: bool) -> None:
+        """Each matrix, or its transpose on the way back, times the columns of its volumes."""
+        place = Place(*reversed(self.place)) if back else self.place
         windows = self.columns if back else self.rows
         if not windows:
             stack = self._stack(len(x))
-            _product(out, stack.mT if back else stack, x, add=add)
+            _product(out, stack.mT if back else stack, x, place, add=add)
         for i, runs in enumerate(windows):
-            these, those = (columns[i :: len(windows)] for columns in (out, x))
+            these, those = (tensor[i :: len(windows)] for tensor in (out, x))
             for run, parts in runs:
-                pairs = [(matrix, those[:, part]) for part, matrix in parts]
-                _products(these[:, run], pairs, add=add)
-
-    def _samples(self, x: Tensor, channels: int) -> Tensor:
-        groups, _, samples = self.shape
-        return _columns(x, channels * groups, samples, first=self.place.samples_first)
-
-    def _coefficients(self, y: Tensor, channels: int) -> Tensor:
-        groups, coefficients, _ = self.shape
-        return _columns(y, channels * groups, coefficients, first=self.place.coefficients_first)
+                _products(place, these, run, those, parts, add=add)
 
     def _stack(self, count: int) -> Tensor:
         """The matrices of a stack of as many volumes (count, m, n)."""
@@ -117,26 +118,39 @@ class Filter:
         return self.stacks[count]
 
 
-def _columns(x: Tensor, count: int, size: int, *, first: bool) -> Tensor:
-    """Volumes with an axis of this size, first or last, as matrices (count, size, columns)."""
-    return x.view(count, size, -1) if first else x.view(count, -1, size).mT
+def _stacked(count: int, size: int, columns: int, first: bool) -> tuple[int, int, int]:
+    """The shape of volumes with an axis of this size, first or last."""
+    return (count, size, columns) if first else (count, columns, size)
 
 
-def _products(out: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], *, add: bool = False) -> None:
-    """The sum of a matrix times a stack, of each pair."""
-    if not pairs and not add:
-        out.zero_()
-    for matrix, right in pairs:
-        _product(out, matrix.expand(len(out), *matrix.shape), right, add=add)
+def _part(x: Tensor, part: slice, first: bool) -> Tensor:
+    return x[:, part] if first else x[:, :, part]
+
+
+def _products(
+    place: Place, out: Tensor, run: slice, x: Tensor, parts: Sequence[Part], *, add: bool
+) -> None:
+    """The sum of the windows of a run of rows, each times its part of the columns."""
+    rows = _part(out, run, place.first_after)
+    if not parts and not add:
+        rows.zero_()
+    for part, matrix in parts:
+        stack = matrix.expand(len(x), *matrix.shape)
+        _product(rows, stack, _part(x, part, place.first_before), place, add=add)
         add = True
 
 
-def _product(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
-    """The product of two stacks, written to `out` or added to it."""
-    if out.stride(2) == 1:
-        torch.baddbmm(out, left, right, beta=int(add), out=out)
-    else:  # PyTorch is fast only where a result has its rows in memory: AB = (B'A')'
-        torch.baddbmm(out.mT, right.mT, left.mT, beta=int(add), out=out.mT)
+def _product(out: Tensor, left: Tensor, x: Tensor, place: Place, *, add: bool) -> None:
+    """A stack of matrices times the columns of volumes, written to `out` or added to it.
+
+    With its axis last, the product is that of the transposes: PyTorch is fast only where a result
+    has its rows in memory.
+    """
+    if place.first_after:
+        right = x if place.first_before else x.mT
+    else:
+        left, right = x.mT if place.first_before else x, left.mT
+    torch.baddbmm(out, left, right, beta=int(add), out=out)
 
 
 def _windows(values: np.ndarray, matrices: Tensor, step: int) -> tuple[Windows, ...]:

@@ -29,16 +29,19 @@ def fits(n: int, name: str) -> bool:
     return n >= taps(name)
 
 
-def grids(size: Sequence[int], names: Sequence[str], levels: int) -> list[tuple[int, ...]]:
+@lru_cache(maxsize=512)
+def grids(
+    size: tuple[int, ...], names: tuple[str, ...], levels: int
+) -> tuple[tuple[int, ...], ...]:
     """The grids (D, H, W) of the coarse bands of the levels that are usable, the first `size`.
 
     Splitting goes on while one axis is as long as its filter; an axis that is not stays as it is.
     """
-    found = [tuple(size)]
+    found = [size]
     while len(found) <= levels and any(map(fits, found[-1], names)):
         named = zip(found[-1], names, strict=True)
         found.append(tuple((n + 1) // 2 if fits(n, name) else n for n, name in named))
-    return found
+    return tuple(found)
 
 
 def usable_levels(size: Sequence[int], selection: Selection) -> int:
