@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -272,14 +273,14 @@ def _measure(
         for x, need in zip(inputs, needed, strict=False)
     ]
     room = gradients[0] if weight is None else None
-    total = teacher.new_zeros((), dtype=dtype)
+    values = []
     with torch.autocast(teacher.device.type, enabled=False):
         for block in _blocks(teacher, dtype):
             difference = _difference(inputs, block, dtype, None if room is None else room[block])
             value, gradient = energy(difference.flatten(0, 1), selection)
-            total += value
+            values.append(value)
             _add(gradients, inputs, block, gradient.view_as(difference))
-    return total.mul_(_scale(teacher, selection)), gradients
+    return reduce(torch.add, values).mul_(_scale(teacher, selection)), gradients
 
 
 def _scale(teacher: Tensor, selection: Selection) -> float:
@@ -315,16 +316,15 @@ def _difference(inputs: _Inputs, block: _Block, dtype: torch.dtype, room: Tensor
     """Projected student minus teacher in a block (b, c, d, h, w), contiguous, in `room` if any."""
     student, teacher, weight, bias = inputs
     samples, channels = block
-    target = teacher[block].to(dtype)
-    result = target.new_empty(target.shape) if room is None else room
+    target = teacher[block]
+    result = target.new_empty(target.shape, dtype=dtype) if room is None else room
     if weight is None:
-        return torch.sub(student[block].to(dtype), target, out=result)
-    flat = (result.flatten(2), student[samples].flatten(2), target.flatten(2))
-    for out, s, t in zip(*flat, strict=True):
-        torch.addmm(t, weight[channels].to(dtype), s.to(dtype), beta=-1, out=out)
-        if bias is not None:
-            out += bias[channels, None]
-    return result
+        return torch.sub(student[block].to(dtype), target.to(dtype), out=result)
+    for out, s in zip(result.flatten(2), student[samples].flatten(2), strict=True):
+        torch.mm(weight[channels].to(dtype), s.to(dtype), out=out)
+    if bias is not None:
+        result += bias[channels, None, None, None]
+    return result.sub_(target)
 
 
 def _add(
@@ -340,13 +340,15 @@ def _add(
         if of_student is not None and of_student[block].data_ptr() != gradient.data_ptr():
             of_student[block] = gradient
         return
-    for i, (g, s) in enumerate(zip(gradient.flatten(2), student[samples].flatten(2), strict=True)):
+    for i, (g, s) in enumerate(zip(gradient, student[samples], strict=True)):
         if of_student is not None:
-            of_student[samples][i].flatten(1).addmm_(weight[channels].to(g.dtype).T, g)
+            of_student[samples][i].flatten(1).addmm_(weight[channels].to(g.dtype).T, g.flatten(1))
         if of_weight is not None:
-            of_weight[channels].addmm_(g, s.to(g.dtype).T)
+            # A product for each slice: one over all voxels, with so few rows, is slow on GPUs.
+            slices = g.flatten(2).transpose(0, 1), s.to(g.dtype).flatten(2).permute(1, 2, 0)
+            of_weight[channels] += torch.bmm(*slices).sum(0)
         if of_bias is not None:
-            of_bias[channels].add_(g.sum(1))
+            of_bias[channels] += g.sum((1, 2, 3))
 
 
 # --- what a user may hand in ----------------------------------------------------------------------

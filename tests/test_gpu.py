@@ -237,8 +237,11 @@ def test_every_method_is_that_of_the_cpu(name):
     found.backward()
     # Not closer: ReCo keeps the sizes of its regions in float32.
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-    here_and_there = [[out.logits, *out.stages] for out in (there_student, student)]
-    for one, other in zip(*here_and_there, strict=True):
+    learning = [
+        [out.logits, *out.stages, *made.parameters()]
+        for made, out in ((there, there_student), (method, student))
+    ]
+    for one, other in zip(*learning, strict=True):
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None:
             torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-10)
