@@ -344,7 +344,7 @@ def _add(
         if of_student is not None:
             of_student[samples][i].flatten(1).addmm_(weight[channels].to(g.dtype).T, g.flatten(1))
         if of_weight is not None:
-            # A product for each slice: one over all voxels, with so few rows, is slow on GPUs.
+            # A product for each slice: over all voxels, one float32 sum would drift.
             slices = g.flatten(2).transpose(0, 1), s.to(g.dtype).flatten(2).permute(1, 2, 0)
             of_weight[channels] += torch.bmm(*slices).sum(0)
         if of_bias is not None:

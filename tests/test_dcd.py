@@ -788,6 +788,19 @@ def test_no_weight_is_too_light_or_too_heavy_for_float32(wavelet, coarse_weight,
         assert single.item() == pytest.approx(double.item(), rel=tolerance), seed
 
 
+def test_the_gradient_of_a_projection_does_not_drift_in_float32():
+    """Its sums run over all voxels, and grow where features are not of mean zero."""
+    student, teacher = noise(1, 4, 64, 64, 64) + 0.5, noise(1, 8, 64, 64, 64, seed=1)
+    method = DCD((4,), (8,))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        same = copy.deepcopy(method).to(dtype)
+        pair = (Output(torch.empty(0), (x.to(dtype),)) for x in (student, teacher))
+        same(*pair).backward()
+        found.append(same.projections[0].weight.grad.double())
+    assert (found[0] - found[1]).abs().max() < 1e-6 * found[1].abs().max()
+
+
 @pytest.fixture
 def no_values(monkeypatch):
     """A device whose tensors have shapes and no values: "meta".
