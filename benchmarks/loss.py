@@ -30,6 +30,7 @@ Written, each table with a JSON file (commit, versions, threads, processor, all 
     results/<out>/loss-times      every contender on every grid: median and quartiles in ms
     results/<out>/loss-cost       the same to read: medians, one row per grid
     results/<out>/loss-ratios     and their ratios
+    results/<out>/loss-graphs     on a GPU: what is called, and the same replayed from a graph
     results/<out>/loss-memory     peak extra memory over the bytes of the student's features
     results/<out>/loss-step       a whole training step and its parts
     results/<out>/loss-sizes      time against voxels     figures/<out>/loss-growth.svg
@@ -179,7 +180,7 @@ def timed(grid: Grid, plan: Plan, device: torch.device) -> Timed:
         refuse_synchronisation(calls["orthonormal"])
         calls["orthonormal, TF32"] = training_pass(fast, student, teacher, tf32=True)
         for name in ("plain MSE", "orthonormal", "orthonormal, TF32"):
-            calls[f"{name}, graph"] = replaying(calls[name])
+            calls[name + tables.GRAPH] = replaying(calls[name])
     calls["copy"] = copying(grid.values, device)
     for name, call in calls.items():
         for _ in range(1 if name in SLOW else 3):
@@ -504,6 +505,8 @@ def run(plans: Mapping[str, Plan], found: list[torch.device], out: str) -> None:
     )
     keep("cost", [row for name, ones in measured.items() for row in tables.cost(ones, name)])
     keep("ratios", [row for name, ones in measured.items() for row in tables.ratios(ones, name)])
+    if device.type == "cuda":
+        keep("graphs", tables.graphs(first))
     keep("memory", tables.memory(used))
     keep("step", step, samples_ms=step_ms)
     drawn = [keep("sizes", sizes), keep("levels", levels)]

@@ -12,6 +12,9 @@ from contenders import Grid
 from measure import Work, spread
 from peers import Layout
 
+GRAPH = ", graph"
+"""What the name of a contender ends in that is replayed from a CUDA graph."""
+
 RATIOS = {
     "dense / orthonormal": ("dense", "orthonormal"),
     "ptwt / orthonormal": ("ptwt", "orthonormal"),
@@ -128,8 +131,24 @@ def cost(found: Sequence[Timed], device: str) -> list[dict[str, str]]:
     return [
         {
             **_label(one),
-            **{f"{name} (ms)": shown(ms) for name, ms in one.ms.items() if name != "copy"},
+            **{f"{name} (ms)": shown(one.ms[name]) for name in one.work if "," not in name},
             "device": device,
+        }
+        for one in found
+    ]
+
+
+def graphs(found: Sequence[Timed]) -> list[dict[str, str]]:
+    """Medians in ms of what was replayed from a graph, too, and of its calls: one row per grid."""
+    return [
+        {
+            **_label(one),
+            **{
+                f"{name} (ms)": shown(one.ms[name])
+                for graph in one.ms
+                if graph.endswith(GRAPH)
+                for name in (graph.removesuffix(GRAPH), graph)
+            },
         }
         for one in found
     ]

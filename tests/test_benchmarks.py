@@ -286,6 +286,11 @@ def test_ratios_are_ratios_of_medians() -> None:
     there.samples.update({"plain MSE, graph": [1.0], "orthonormal, graph": [3.0]})
     (ratios,) = tables.ratios([there], "a GPU")
     assert ratios["orthonormal / MSE, graphs"] == "3"
+    (times,) = tables.cost([there], "a GPU")
+    assert not any("graph" in name for name in times)
+    (times,) = tables.graphs([there])
+    assert (times["orthonormal (ms)"], times["orthonormal, graph (ms)"]) == ("8", "3")
+    assert len(times) == 6
     (times,) = tables.cost([timed()], "CPU, 2 threads")
     assert ratios["features"] == times["features"] == "1×32×48³"
     assert times["orthonormal (ms)"] == "8"
