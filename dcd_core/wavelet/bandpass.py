@@ -62,7 +62,7 @@ def bandpass(
     coarse = natural[(slice(None), *plan.coarse)]
     added = at_coarse(coarse.clone(memory_format=torch.contiguous_format)) if at_coarse else None
     for block in plan.unselected:
-        natural[(slice(None), *block)] = 0
+        natural[(slice(None), *block)].zero_()
     if at_bands:
         at_bands(coefficients)
     if added is not None:

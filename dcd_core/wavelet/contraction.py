@@ -4,8 +4,8 @@ D is contracted first and stays where it is, the first axis: the fastest of matr
 last one, comes forward by its contraction, which makes H the last; there it stays. So no copy need
 be transposed, and coefficients lie in the order (w, d, h), `ORDER`. A volume of the stack is a
 matrix product of its own: threads share them out, and none waits for what another has prepared.
-Matrices of long axes are mostly zero: they are multiplied in the windows in which they are not, so
-that the work per voxel does not grow with the volume.
+Matrices of long axes are mostly zero: on a CPU they are multiplied in the windows in which they are
+not, so that the work per voxel does not grow with the volume.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Filter:
         return cls(PLACES[axis], (groups, coefficients, samples), matrices, rows, columns, {})
 
     def analyse(self, x: Tensor, channels: int) -> Tensor:
-        """Samples of `channels` times g volumes, contiguous -> their coefficients, in a row."""
+        """Samples of `channels` times g volumes, contiguous -> their coefficients, contiguous."""
         groups, coefficients, samples = self.shape
         count, columns = channels * groups, x.numel() // (channels * groups * samples)
         x = x.view(_stacked(count, samples, columns, self.place.first_before))
