@@ -148,7 +148,8 @@ def test_the_example_of_using_the_loss_runs() -> None:
     import torch
     from torch import nn
 
-    blocks = [body for language, body in FENCE.findall(_prose("howto/use-the-loss"))]
+    fences = FENCE.findall(_prose("howto/use-the-loss"))
+    blocks = [body for language, body in fences if language == "python"]
     training, wrapping, pair = blocks
     torch.manual_seed(0)
 
