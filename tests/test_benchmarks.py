@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pandas as pd
 import pytest
 import pywt
 import torch
-import torch.nn.functional as F
+from golden import RELEASED, assert_stored
 
 from dcd_core import records
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance
@@ -35,7 +36,6 @@ import peers  # noqa: E402
 import tables  # noqa: E402
 
 CPU = torch.device("cpu")
-GOLDEN = sorted((PROJECT / "tests" / "golden" / "released_loss").glob("*.npz"))
 layouts = pytest.mark.parametrize("layout", command.LAYOUTS)
 
 
@@ -48,30 +48,10 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @layouts
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
 def test_the_dense_peer_is_the_released_loss(path: Path, layout: peers.Layout) -> None:
-    arrays = dict(np.load(path))
-    meta = json.loads(str(arrays.pop("meta")))
-    student = torch.tensor(arrays["student"], dtype=torch.float64, requires_grad=True)
-    projected = student
-    if "projection_weight" in arrays:
-        weight, bias = (
-            torch.tensor(arrays[f"projection_{part}"], dtype=torch.float64)
-            for part in ("weight", "bias")
-        )
-        projected = F.conv3d(student, weight, bias)
-    distance = peers.dense_distance(
-        projected,
-        torch.tensor(arrays["teacher"], dtype=torch.float64),
-        wavelet=meta["wavelet"],
-        levels=meta["levels"],
-        bands=[BANDS[i] for i in meta["bands"]],
-        layout=layout,
-    )
-    distance.backward()
-    assert distance.item() == pytest.approx(float(arrays["loss"]), rel=1e-6)
-    error = np.abs(student.grad.numpy() - arrays["grad_student"]).max()
-    assert error < 1e-6 * np.abs(arrays["grad_student"]).max()
+    distance = partial(peers.dense_distance, layout=layout)
+    assert_stored(path, distance, dtype=torch.float64, tolerance=1e-6)
 
 
 @layouts

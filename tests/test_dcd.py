@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import itertools
-import json
 import math
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +19,7 @@ import pytest
 import pywt
 import torch
 import torch.nn.functional as F
+from golden import RELEASED, assert_stored
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +42,6 @@ from dcd_core.wavelet import (
     waverec3,
 )
 
-GOLDEN = sorted((Path(__file__).parent / "golden" / "released_loss").glob("*.npz"))
 DISCRETE = pywt.wavelist(kind="discrete")
 ORTHOGONAL = ["haar", "db2", "db4", "sym4", "coif1"]
 EVERY_ORTHOGONAL = [n for n in DISCRETE if pywt.Wavelet(n).orthogonal and n != "dmey"]
@@ -153,41 +153,17 @@ def released_by_axes(x, wavelet, levels, bands):
     return total / levels
 
 
-def golden(path):
-    """The arrays of one fixture, its student in float64 with a gradient, its options."""
-    arrays = dict(np.load(path))
-    meta = json.loads(str(arrays.pop("meta")))
-    options = {
-        "wavelet": meta["wavelet"],
-        "levels": meta["levels"],
-        "bands": [BANDS[i] for i in meta["bands"]],
-        "convention": "released",
-    }
-    return arrays, options
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"]
 )
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
 def test_released_loss_and_gradient_are_the_golden_ones(path, dtype, tolerance):
-    arrays, options = golden(path)
-    student = torch.tensor(arrays["student"], dtype=dtype, requires_grad=True)
-    projected = student
-    if "projection_weight" in arrays:
-        weight, bias = (
-            torch.tensor(arrays[f"projection_{part}"], dtype=dtype) for part in ("weight", "bias")
-        )
-        projected = F.conv3d(student, weight, bias)
-    loss = detail_distance(projected, torch.tensor(arrays["teacher"], dtype=dtype), **options)
-    loss.backward()
-    assert loss.item() == pytest.approx(float(arrays["loss"]), rel=tolerance)
-    error = np.abs(student.grad.numpy() - arrays["grad_student"]).max()
-    assert error < tolerance * np.abs(arrays["grad_student"]).max()
+    distance = partial(detail_distance, convention="released")
+    assert_stored(path, distance, dtype=dtype, tolerance=tolerance)
 
 
 def test_there_are_nine_golden_cases():
-    assert len(GOLDEN) == 9
+    assert len(RELEASED) == 9
 
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (7, 10, 9), (4, 5, 6)])
@@ -772,6 +748,11 @@ def test_one_round_trip_is_the_same_as_level_by_level(
     tolerance = 1e-9 if "sym4" in names else 1e-10
     assert value.item() == pytest.approx(expected.item(), rel=tolerance, abs=1e-12)
     assert torch.allclose(gradient, its_gradient, rtol=0, atol=1e-10 * (1 + coarse_weight))
+
+
+def test_a_grid_may_be_any_sequence():
+    selection = Selection(("db4",) * 3, 3, PUBLISHED, 0.0, "orthonormal")
+    assert [usable_levels(size, selection) for size in ([16, 8, 7], (16, 8, 7))] == [2, 2]
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "db4"])

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
+import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 import pywt
 import torch
-import torch.nn.functional as F
+from golden import RELEASED, assert_stored
 from outputs import labels, leaves, noise, output
+from training import TINY, Interrupted, make_case, run
 
 from dcd_core import models
-from dcd_core.data import Patches
 from dcd_core.dcd import DCD, detail_distance
 from dcd_core.infer import predict
 from dcd_core.models import dynunet, resenc
 from dcd_core.rivals import METHODS, build
 from dcd_core.rivals.frequency import FreeKD
-from dcd_core.train import Distiller, Recipe, fit, read_fit
-from dcd_core.types import Case, Output
+from dcd_core.train import read_fit
+from dcd_core.types import Output
 from dcd_core.wavelet import BANDS, dwt3, idwt3, wavedec3, waverec3
 
 pytestmark = [
@@ -29,9 +29,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-GOLDEN = sorted((Path(__file__).parent / "golden" / "released_loss").glob("*.npz"))
 CONVENTIONS = pytest.mark.parametrize("convention", ["orthonormal", "released"])
-# Whole and windowed matrices, slabs, a pyramid of levels, odd sizes, one wavelet per axis.
+# Short and long axes, slabs, a pyramid of levels, odd sizes, one wavelet per axis.
 CASES = [
     ("db4", (32, 32, 32)),
     ("db4", (24, 16, 168)),
@@ -114,27 +113,10 @@ def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"]
 )
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
 def test_the_released_loss_is_the_golden_one(path, dtype, tolerance):
-    arrays = dict(np.load(path))
-    meta = json.loads(str(arrays.pop("meta")))
-    given = {k: torch.tensor(v, dtype=dtype, device="cuda") for k, v in arrays.items()}
-    student = given["student"].requires_grad_()
-    projected = student
-    if "projection_weight" in given:
-        projected = F.conv3d(student, given["projection_weight"], given["projection_bias"])
-    loss = detail_distance(
-        projected,
-        given["teacher"],
-        wavelet=meta["wavelet"],
-        levels=meta["levels"],
-        bands=[BANDS[i] for i in meta["bands"]],
-        convention="released",
-    )
-    loss.backward()
-    assert loss.item() == pytest.approx(float(arrays["loss"]), rel=tolerance)
-    expected = torch.from_numpy(arrays["grad_student"])
-    assert worst([student.grad.cpu()], [expected]) < tolerance
+    distance = partial(detail_distance, convention="released")
+    assert_stored(path, distance, dtype=dtype, tolerance=tolerance, device="cuda")
 
 
 @CONVENTIONS
@@ -247,49 +229,9 @@ def test_every_method_is_that_of_the_cpu(name):
             torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-10)
 
 
-def case(seed, size=12):
-    rng = np.random.default_rng(seed)
-    image = rng.standard_normal((1, size, size, size), dtype=np.float32)
-    mask = np.zeros((size, size, size), np.uint8)
-    mask[3:8, 3:8, 3:8] = 1
-    image[0] += 3 * mask
-    return Case(f"case{seed}", image, mask, (1.0, 1.0, 1.0), np.eye(4))
-
-
-RECIPE = Recipe(steps=8, patch=(8, 8, 8), warmup=2, kd_start=0.25, kd_ramp=0.25, checkpoint_every=3)
-
-
-class Stopped(Exception):
-    """Stands for a lost machine."""
-
-
-class Failing(Patches):
-    """Patches that stop arriving at step 5."""
-
-    def __getitem__(self, step):
-        if step >= 5:
-            raise Stopped
-        return super().__getitem__(step)
-
-
-def train(folder, patches=Patches, **changes):
-    recipe = Recipe(**{**vars(RECIPE), **changes})
-    torch.manual_seed(0)
-    student, teacher = dynunet(1, 2, channels=(4, 4, 8)), dynunet(1, 2, channels=(6, 8, 8))
-    method = DCD((4, 4, 8), (6, 8, 8), wavelet="haar")
-    batches = patches(
-        [case(seed) for seed in range(3)],
-        patch=recipe.patch,
-        batch=recipe.batch,
-        seed=recipe.seed,
-        foreground=recipe.foreground,
-    )
-    return fit(Distiller(student, teacher, method), batches, [case(10)], recipe, run_dir=folder)
-
-
 @pytest.mark.parametrize("precision", ["auto", "32-true"])
 def test_a_student_trains_there_and_is_read_back_anywhere(precision, tmp_path):
-    found = train(tmp_path, precision=precision)
+    found = run(tmp_path, dataclasses.replace(TINY, precision=precision))
     assert next(found.student.parameters()).is_cuda
     assert np.isfinite(found.history["segmentation"]).all()
     assert found.history["distillation"].iloc[-1] > 0
@@ -301,10 +243,10 @@ def test_a_student_trains_there_and_is_read_back_anywhere(precision, tmp_path):
 
 def test_an_interrupted_run_goes_on(tmp_path):
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        whole = train(tmp_path / "whole", precision="32-true")
-        with pytest.raises(Stopped):
-            train(tmp_path / "twice", Failing, precision="32-true")
-        twice = train(tmp_path / "twice", precision="32-true")
+        whole = run(tmp_path / "whole")
+        with pytest.raises(Interrupted):
+            run(tmp_path / "twice", fail_at=5)
+        twice = run(tmp_path / "twice")
     assert len(twice.history) == len(whole.history)
     expected = whole.student.state_dict()
     for name, weight in twice.student.state_dict().items():
@@ -315,7 +257,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
 def test_a_prediction_is_that_of_the_cpu(make, tmp_path):
     torch.manual_seed(0)
     model = make(1, 2, channels=(4, 6, 8)).eval()
-    image = case(0, size=24).image
+    image = make_case(0, size=24).image
     options = {"patch": (16, 16, 16), "overlap": 0.5, "precision": "32-true"}
     expected = predict(model, image, **options)
     found = predict(copy.deepcopy(model).cuda(), image, **options)

@@ -48,7 +48,7 @@ def usable_levels(size: Sequence[int], selection: Selection) -> int:
     """How many of the wanted levels a grid (D, H, W) allows; in the released convention all."""
     if selection.convention == "released":
         return selection.levels
-    return len(grids(size, selection.names, selection.levels)) - 1
+    return len(grids(tuple(size), selection.names, selection.levels)) - 1
 
 
 def voxels(size: Sequence[int], selection: Selection) -> int:
