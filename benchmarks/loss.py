@@ -80,6 +80,7 @@ from torch import Tensor, nn
 
 from dcd_core import dcd, plots, records
 from dcd_core.dcd import DCD, detail_distance
+from dcd_core.infer import in_bfloat16
 from dcd_core.models import resenc
 from dcd_core.train import Distiller, Recipe
 from dcd_core.types import ContractError, Precision
@@ -236,16 +237,15 @@ def training_step(
     shape = (patch.batch, 1, *(patch.edge,) * 3)
     image = torch.randn(patch.batch, 3, *shape[2:], device=device)
     target = (torch.rand(shape, device=device) < 0.1).long()
-    half = partial(
-        torch.autocast, device.type, torch.bfloat16, enabled=patch.precision == "bf16-mixed"
-    )
+    mixed = in_bfloat16(device, patch.precision)
+    precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=mixed)
 
     def step(method: nn.Module | None) -> Call:
         distiller = Distiller(student, teacher, method).to(device).train()
         optimizer = recipe.build_optimizer(distiller.trainable())
 
         def call() -> None:
-            with half():
+            with precision():
                 losses = distiller(image, target, distil=method is not None)
             total = losses.segmentation
             if losses.distillation is not None:
@@ -259,7 +259,7 @@ def training_step(
 
     @torch.no_grad()
     def encode() -> None:
-        with half():
+        with precision():
             teacher.encode(image)
 
     channels = (student.channels, teacher.channels)

@@ -85,17 +85,17 @@ class Filter:
         """Samples of `channels` times g volumes, contiguous -> their coefficients, contiguous."""
         groups, coefficients, samples = self.shape
         count, columns = channels * groups, x.numel() // (channels * groups * samples)
-        x = x.view(_stacked(count, samples, columns, self.place.first_before))
-        y = x.new_empty(_stacked(count, coefficients, columns, self.place.first_after))
+        x = x.view(_stacked(count, samples, columns, first=self.place.first_before))
+        y = x.new_empty(_stacked(count, coefficients, columns, first=self.place.first_after))
         self._multiply(y, x, back=False, add=False)
         return y
 
     def synthesise(self, y: Tensor, out: Tensor, channels: int, *, add: bool = False) -> None:
         """Coefficients -> samples, written to `out`, contiguous, or added to it."""
         groups, coefficients, samples = self.shape
-        count, columns = channels * groups, y.numel() // (channels * groups * coefficients)
-        y = y.view(_stacked(count, coefficients, columns, self.place.first_after))
-        out = out.view(_stacked(count, samples, columns, self.place.first_before))
+        count = channels * groups
+        y = y.view(_stacked(count, coefficients, -1, first=self.place.first_after))
+        out = out.view(_stacked(count, samples, -1, first=self.place.first_before))
         self._multiply(out, y, back=True, add=add)
 
     def _multiply(self, out: Tensor, x: Tensor, *, back: bool, add: bool) -> None:
@@ -104,7 +104,7 @@ class Filter:
         windows = self.columns if back else self.rows
         if not windows:
             stack = self._stack(len(x))
-            _product(out, stack.mT if back else stack, x, place, add=add)
+            _product(place, out, stack.mT if back else stack, x, add=add)
         for i, runs in enumerate(windows):
             these, those = (tensor[i :: len(windows)] for tensor in (out, x))
             for run, parts in runs:
@@ -118,12 +118,13 @@ class Filter:
         return self.stacks[count]
 
 
-def _stacked(count: int, size: int, columns: int, first: bool) -> tuple[int, int, int]:
+def _stacked(count: int, size: int, columns: int, *, first: bool) -> tuple[int, int, int]:
     """The shape of volumes with an axis of this size, first or last."""
     return (count, size, columns) if first else (count, columns, size)
 
 
-def _part(x: Tensor, part: slice, first: bool) -> Tensor:
+def _part(x: Tensor, part: slice, *, first: bool) -> Tensor:
+    """A part of such an axis."""
     return x[:, part] if first else x[:, :, part]
 
 
@@ -131,16 +132,16 @@ def _products(
     place: Place, out: Tensor, run: slice, x: Tensor, parts: Sequence[Part], *, add: bool
 ) -> None:
     """The sum of the windows of a run of rows, each times its part of the columns."""
-    rows = _part(out, run, place.first_after)
+    rows = _part(out, run, first=place.first_after)
     if not parts and not add:
         rows.zero_()
     for part, matrix in parts:
         stack = matrix.expand(len(x), *matrix.shape)
-        _product(rows, stack, _part(x, part, place.first_before), place, add=add)
+        _product(place, rows, stack, _part(x, part, first=place.first_before), add=add)
         add = True
 
 
-def _product(out: Tensor, left: Tensor, x: Tensor, place: Place, *, add: bool) -> None:
+def _product(place: Place, out: Tensor, left: Tensor, x: Tensor, *, add: bool) -> None:
     """A stack of matrices times the columns of volumes, written to `out` or added to it.
 
     With its axis last, the product is that of the transposes: PyTorch is fast only where a result
