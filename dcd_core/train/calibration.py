@@ -16,6 +16,7 @@ from dcd_core.records import atomic, fingerprint, run_dir, source_hash
 from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller
 from dcd_core.train.jobs import Job, build_method, check_teacher, patches_of, sources
+from dcd_core.train.loop import training_device
 from dcd_core.types import ContractError
 
 
@@ -73,8 +74,9 @@ def measure(calibration: Calibration) -> float:
         return calibration.weight
     job = calibration.job
     assert job.teacher is not None
-    teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
-    student = calibration.warmed.result().student.requires_grad_(True)
+    device = training_device()
+    teacher = check_teacher(job.teacher, floor=job.teacher_floor).student.to(device)
+    student = calibration.warmed.result().student.to(device).requires_grad_(True)
     patches = patches_of(job)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.recipe.seed)

@@ -24,7 +24,7 @@ from dcd_core.models import Segmenter
 from dcd_core.records import atomic, fingerprint, run_dir, source_hash
 from dcd_core.train.distiller import Distiller
 from dcd_core.train.evaluation import evaluate
-from dcd_core.train.loop import Fit, fit, read_fit
+from dcd_core.train.loop import Fit, fit, read_fit, training_device
 from dcd_core.train.recipe import Recipe
 from dcd_core.train.workers import run_each
 from dcd_core.types import TASKS, ContractError
@@ -98,10 +98,14 @@ class Job:
         return run_dir(self.label, self.identity)
 
     @property
+    def trained(self) -> bool:
+        """Whether there is a student to read back."""
+        return (self.folder / "fit.json").is_file()
+
+    @property
     def done(self) -> bool:
         """Whether the run is trained and, if it is to be, tested."""
-        trained = (self.folder / "fit.json").is_file()
-        return trained and (not self.tested or self.table("scores").is_file())
+        return self.trained and (not self.tested or self.table("scores").is_file())
 
     def table(self, name: str) -> Path:
         """File of a test table: "scores" (row: case, region) or "lesions" (row: case, lesion)."""
@@ -135,36 +139,15 @@ def sources(method: str) -> tuple[str, ...]:
 
 
 def run(job: Job) -> Path:
-    """Train and test one job, or do nothing when it is done; returns its folder.
+    """Train and test one job, as far as it is not done; returns its folder.
 
-    Raises ContractError when the teacher's job is not done, or the teacher failed its check.
+    Raises ContractError when it must be trained and the teacher's job is not done, or failed its
+    check.
     """
-    if job.done:
-        return job.folder
-    if job.method not in ("none", PENALTY) and job.teacher is None:
-        raise ContractError(
-            f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
-        )
-    cohort, task = job.cohort, TASKS[job.cohort.task]
-    recipe = job.recipe
-    teacher = None
-    if job.teacher is not None:
-        teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
-    patches = patches_of(job)
-    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        if job.start is not None:
-            student = models.load(job.start)
-        else:
-            student = models.build(
-                in_channels=len(task.channels), classes=len(task.labels), **job.model
-            )
-        method = build_method(job, student, teacher, patches)
-    distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
-    result = fit(distiller, patches, cohort.cases("tune"), recipe, run_dir=job.folder)
-    if job.tested:
-        _test(job, result)
+    if not job.done:
+        result = job.result() if job.trained else _train(job)
+        if job.tested:
+            _test(job, result)
     return job.folder
 
 
@@ -210,6 +193,7 @@ def build_method(
         return None
     method = rivals.build(job.method, student.channels, teacher.channels, **job.options)
     if isinstance(method, rivals.Method):
+        method.to(next(teacher.parameters()).device)
         method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
     return method
 
@@ -235,8 +219,35 @@ def _content(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _train(job: Job) -> Fit:
+    if job.method not in ("none", PENALTY) and job.teacher is None:
+        raise ContractError(
+            f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
+        )
+    cohort, task = job.cohort, TASKS[job.cohort.task]
+    recipe = job.recipe
+    teacher = None
+    if job.teacher is not None:
+        teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
+        teacher.to(training_device())  # which the method may learn from before `fit` moves the rest
+    patches = patches_of(job)
+    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if job.start is not None:
+            student = models.load(job.start)
+        else:
+            student = models.build(
+                in_channels=len(task.channels), classes=len(task.labels), **job.model
+            )
+        method = build_method(job, student, teacher, patches)
+    distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
+    return fit(distiller, patches, cohort.cases("tune"), recipe, run_dir=job.folder)
+
+
 def _test(job: Job, result: Fit) -> None:
-    found = evaluate(result.student, result.threshold, job.cohort, job.recipe)
+    student = result.student.to(training_device())  # a run that is read back is on the CPU
+    found = evaluate(student, result.threshold, job.cohort, job.recipe)
     # The scores come last: their presence says that the job is done.
     _write_table(found.lesions, job.table("lesions"))
     _write_table(found.scores, job.table("scores"))

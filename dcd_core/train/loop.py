@@ -152,10 +152,15 @@ def _other_recipe(what: str, path: Path) -> ContractError:
     )
 
 
+def training_device() -> torch.device:
+    """Where networks are trained, measured and scored unless told otherwise: a GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _fabric(recipe: Recipe) -> Fabric:
     from lightning_fabric import Fabric
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     precision: Any = "bf16-mixed" if in_bfloat16(device, recipe.precision) else "32-true"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # says what facts() says
     return Fabric(accelerator=device.type, devices=1, precision=precision)
