@@ -346,9 +346,9 @@ def _add(
         if of_weight is not None:
             # A product for each slice: over all voxels, one float32 sum would drift.
             slices = g.flatten(2).transpose(0, 1), s.to(g.dtype).flatten(2).permute(1, 2, 0)
-            of_weight[channels] += torch.bmm(*slices).sum(0)
+            of_weight[channels].add_(torch.bmm(*slices).sum(0))
         if of_bias is not None:
-            of_bias[channels] += g.sum((1, 2, 3))
+            of_bias[channels].add_(g.sum((1, 2, 3)))
 
 
 # --- what a user may hand in ----------------------------------------------------------------------
