@@ -42,12 +42,19 @@ def predict(
 
     `overlap` is the share of a window that the next one covers again, in [0, 1); `mirror` averages
     the eight flips as well (eight times the cost); `precision` is that of `train.Recipe`. Raises
-    ContractError for an overlap out of range.
+    ContractError for an overlap out of range, or a network of overlapping regions.
     """
     from monai.inferers import sliding_window_inference
 
     if not 0 <= overlap < 1:
         raise ContractError("overlap", overlap, "a share in [0, 1)", "0.5")
+    if model.regions:
+        raise ContractError(
+            "logits to predict with",
+            "those of overlapping regions, a sigmoid each",
+            "classes of which one is true",
+            "nnU-Net's own prediction; as a teacher of features the network serves as it is",
+        )
     device = next(model.parameters()).device
     mixed = in_bfloat16(device, precision)
     volume = torch.tensor(image, device=device)[None]  # a copy: images may be memory-mapped

@@ -144,13 +144,14 @@ def _exists(name: str) -> bool:
         return False
 
 
-def test_the_example_of_using_the_loss_runs() -> None:
+def test_the_example_of_using_the_loss_runs(tmp_path: Path) -> None:
     import torch
+    from nnunet import network_of, write
     from torch import nn
 
     fences = FENCE.findall(_prose("howto/use-the-loss"))
     blocks = [body for language, body in fences if language == "python"]
-    training, wrapping, pair = blocks
+    training, wrapping, planning, pair = blocks
     torch.manual_seed(0)
 
     def network(*channels: int) -> nn.Module:
@@ -180,6 +181,13 @@ def test_the_example_of_using_the_loss_runs() -> None:
     assert space["weight"] > 0  # the last epochs did distil
     assert all(projection.grad is not None for projection in space["distil"].parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+    made: dict[str, Any] = {"in_channels": 2, "classes": 3}
+    made["folder"] = write(tmp_path / "run", network_of("ResidualEncoderUNet"))
+    exec(planning, made)
+    assert made["student"].channels == (8, 16, 32)
+    stages = [made[name](torch.randn(1, 2, 16, 16, 16)).stages for name in ("teacher", "student")]
+    assert all(t.shape[2:] == s.shape[2:] for t, s in zip(*stages, strict=True))
 
     features = {"student_features": torch.zeros(1, 2, 8, 8, 8)}
     features["teacher_features"] = torch.randn(1, 2, 8, 8, 8)

@@ -11,8 +11,9 @@ from networks import builders
 from torch import nn
 
 from dcd_core import models
-from dcd_core.models import Segmenter, build, dynunet, load, parameters, resenc, save, shrink
-from dcd_core.types import ContractError
+from dcd_core.dcd import DCD
+from dcd_core.models import Segmenter, build, dynunet, load, parameters, resenc, save, shrink, swin
+from dcd_core.types import ContractError, Output
 
 CHANNELS = (4, 6, 8)
 BUILDERS = builders(CHANNELS)
@@ -143,6 +144,31 @@ def test_any_network_can_be_wrapped():
     assert out.stages[0].min() == 0
 
 
+def test_a_transformer_encoder_is_distilled_through_the_same_interface(tmp_path):
+    """Question of the reviewers: other multi-resolution encoders than convolutional ones."""
+    torch.manual_seed(0)
+    small, large = (12, 24, 48, 96, 192), (24, 48, 96, 192, 384)
+    student, teacher = swin(2, 3, channels=small), swin(2, 3, channels=large).eval()
+    image = patch(n=64)
+    output = student(image)
+    assert output.logits.shape == (1, 3, 64, 64, 64)
+    assert [tuple(s.shape[1:]) for s in output.stages] == [
+        (width, n, n, n) for width, n in zip(small, (32, 16, 8, 4, 2), strict=True)
+    ]
+    with torch.no_grad():
+        guide = Output(torch.empty(0), teacher.encode(image))
+        alone = student.encode(image)
+    assert all(torch.equal(a, b) for a, b in zip(output.stages, alone, strict=True))
+    loss = DCD(small, large)
+    assert [stage.levels for stage in loss.per_stage(output, guide)] == [3, 2, 1, 0, 0]
+    loss(output, guide).backward()
+    # What lies between the image and the deepest aligned stage, and nothing behind it.
+    reached = {name for name, p in student.network.named_parameters() if p.grad is not None}
+    assert {name.split(".")[1] for name in reached} == {"patch_embed", "layers1", "layers2"}
+    again = load(save(student.eval(), tmp_path / "swin.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(again.encode(image), alone, strict=True))
+
+
 # --- names, widths --------------------------------------------------------------------------------
 
 
@@ -153,7 +179,7 @@ def test_build_is_the_function_of_that_name():
     two = resenc(2, 3, channels=(4, 6), blocks=(1, 1))
     assert one.spec == two.spec
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert set(models.ARCHITECTURES) == {"dynunet", "resenc", "pruned"}
+    assert set(models.ARCHITECTURES) == {"dynunet", "resenc", "swin", "planned", "pruned"}
 
 
 def test_unknown_architecture_lists_the_known_ones():
@@ -183,6 +209,10 @@ def test_shrink_divides_down_to_the_floor(channels, factor, floor, expected):
         (lambda: dynunet(1, 2, channels=(8, 8)), "at least 3 positive widths"),
         (lambda: resenc(1, 2, channels=(8, 0)), "at least 2 positive widths"),
         (lambda: resenc(1, 2, channels=(8, 8), blocks=(1, 1, 1)), "one count per stage"),
+        (lambda: swin(1, 2, channels=(12, 24, 48, 96)), "five, each twice the one before"),
+        (lambda: swin(1, 2, channels=(8, 16, 32, 64, 128)), "the first a multiple of 12"),
+        (lambda: swin(1, 2, heads=(3, 6, 12)), "four divisors"),
+        (lambda: swin(1, 2, heads=(3, 6, 12, 25)), "four divisors"),
         (lambda: Segmenter(nn.Conv3d(1, 2, 1), ["head"], [2]), r"\['head'\]"),
         (lambda: Segmenter(nn.Conv3d(1, 2, 1), [""], [2, 2]), "one number per stage"),
     ],

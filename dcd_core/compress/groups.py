@@ -121,7 +121,7 @@ def _heads(network: nn.Module, example: Volume) -> Sequence[nn.Module]:
             "logits of the network",
             "something no Conv3d wrote",
             "a convolution as the last layer of every head",
-            "a network from models.build",
+            "a convolutional network, from dynunet or resenc say",
         )
     return [written[id(each)] for each in logits]
 
@@ -132,5 +132,5 @@ def _check(name: str, layer: nn.Module, found: int, size: int) -> None:
             f"layer {name}",
             f"{type(layer).__name__} with {found} channels in a group of {size}",
             "an ungrouped Conv3d, ConvTranspose3d, InstanceNorm3d or BatchNorm3d",
-            "a network from models.build",
+            "a convolutional network, from dynunet or resenc say",
         )

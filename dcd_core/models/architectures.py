@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dcd_core.models.channels import cut
+from dcd_core.models.nnunet import planned
 from dcd_core.models.segmenter import Segmenter
-from dcd_core.models.unets import dynunet, resenc
+from dcd_core.models.unets import dynunet, resenc, swin
 from dcd_core.types import ContractError
 
 
@@ -45,6 +46,8 @@ def pruned(
 ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
     "dynunet": dynunet,
     "resenc": resenc,
+    "swin": swin,
+    "planned": planned,
     "pruned": pruned,
 }
 """Architectures by name; each takes the channel counts of the task, then its options."""

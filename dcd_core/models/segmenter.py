@@ -20,6 +20,8 @@ class Segmenter(nn.Module):
     `network`: maps (b, c, d, h, w) to logits, or to a list of logits, finest first, under deep
     supervision. `stages`: names of the submodules whose outputs are the encoder stages, finest
     first. `channels`: channels of each stage. `spec`: what `load` needs to build the network again.
+    `regions`: whether the logits are those of overlapping regions, a sigmoid each, as nnU-Net can
+    train them, and not those of classes.
     """
 
     def __init__(
@@ -28,6 +30,8 @@ class Segmenter(nn.Module):
         stages: Sequence[str],
         channels: Sequence[int],
         spec: dict[str, Any] | None = None,
+        *,
+        regions: bool = False,
     ) -> None:
         super().__init__()
         if len(stages) != len(channels):
@@ -47,6 +51,7 @@ class Segmenter(nn.Module):
         self.stages = tuple(stages)
         self.channels = tuple(channels)
         self.spec = spec
+        self.regions = regions
 
     def forward(self, x: Volume) -> Output:
         """Logits, encoder stages and deep-supervision logits of a batch (b, c, d, h, w)."""

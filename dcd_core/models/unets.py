@@ -1,8 +1,8 @@
-"""The U-Nets of teachers and students: nnU-Net's plain and its residual-encoder network.
+"""The U-Nets of teachers and students: plain, with a residual encoder, with a transformer encoder.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain U-Net); Isensee et al., nnU-Net
-Revisited, MICCAI 2024, arXiv 2404.09556 (residual encoder); blocks from Cardoso et al., MONAI,
-arXiv 2211.02701.
+Revisited, MICCAI 2024, arXiv 2404.09556 (residual encoder); Hatamizadeh et al., Swin UNETR,
+BrainLes 2021, arXiv 2201.01266 (transformer); blocks from Cardoso et al., MONAI, arXiv 2211.02701.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dcd_core.models.segmenter import Segmenter
+from dcd_core.records import require
 from dcd_core.types import ContractError
 
 BLOCKS = (1, 3, 4, 6, 6, 6)
@@ -90,6 +91,53 @@ def resenc(
         deep_supervision=deep_supervision,
     )
     return Segmenter(network, stages, channels, spec)
+
+
+def swin(
+    in_channels: int,
+    classes: int,
+    *,
+    channels: Sequence[int] = (24, 48, 96, 192, 384),
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    window: int = 7,
+) -> Segmenter:
+    """MONAI's Swin UNETR, whose encoder is a transformer of shifted windows.
+
+    Stages are its patch embedding, on half the patch's grid, and its four layers, each on half the
+    grid before and twice as wide, as they leave the transformer: not normalised. `depths` and
+    `heads`: blocks and attention heads of the layers; `window`: edge of a window in tokens. The
+    patch must be divisible by 32, and 64 at least for the decoder.
+    """
+    from monai.networks.nets import SwinUNETR
+
+    require("study", "einops")
+    if tuple(channels) != tuple(channels[0] * 2**i for i in range(5)) or channels[0] % 12:
+        raise ContractError(
+            "channels of swin",
+            tuple(channels),
+            "five, each twice the one before, the first a multiple of 12",
+            "(24, 48, 96, 192, 384)",
+        )
+    if any(width % n for width, n in zip(channels, heads, strict=False)) or len(heads) != 4:
+        raise ContractError(
+            "heads", tuple(heads), f"four divisors of {tuple(channels[:4])}", "(3, 6, 12, 24)"
+        )
+    network = SwinUNETR(
+        in_channels=in_channels,
+        out_channels=classes,
+        feature_size=channels[0],
+        depths=tuple(depths),
+        num_heads=tuple(heads),
+        window_size=window,
+    )
+    options = {"depths": list(depths), "heads": list(heads), "window": window}
+    return Segmenter(
+        network,
+        ["swinViT.patch_embed", *(f"swinViT.layers{i}.0" for i in range(1, 5))],
+        channels,
+        _spec("swin", in_channels, classes, channels, **options),
+    )
 
 
 class _ResidualEncoderUNet(nn.Module):
