@@ -124,6 +124,24 @@ def test_every_weight_must_match(tmp_path):
         from_nnunet(folder)
 
 
+def test_a_flat_network_is_refused(tmp_path):
+    flat = {"conv_op": "torch.nn.modules.conv.Conv2d", "kernel_sizes": [[3, 3]] * 3}
+    weights = {
+        key: w.flatten(3)[..., 0] if w.ndim == 5 else w
+        for key, w in network_of("PlainConvUNet").state_dict().items()
+    }
+    network = network_of("PlainConvUNet")
+    folder = write(tmp_path / "run", network, plans=changed(**flat), network_weights=weights)
+    with pytest.raises(ContractError, match="the arch_kwargs of a 3D configuration"):
+        from_nnunet(folder)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    folder = write(tmp_path / "run", network_of("PlainConvUNet"), network_weights={})
+    with pytest.raises(ContractError, match=r"no 'decoder\.seg_layers\.0\.bias'"):
+        from_nnunet(folder)
+
+
 def changed(**changes):
     plans = plans_of("PlainConvUNet")
     architecture = plans["configurations"]["3d_fullres"]["architecture"]

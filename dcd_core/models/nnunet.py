@@ -103,8 +103,8 @@ def from_nnunet(
         architecture = _configured(plans, configuration)["architecture"]
         options = dict(architecture["arch_kwargs"])
         model = planned(
-            in_channels=next(w.shape[1] for w in weights.values() if w.ndim == 5),
             classes=len(weights["decoder.seg_layers.0.bias"]),
+            in_channels=next(w.shape[1] for w in weights.values() if w.ndim > 2),  # the stem
             channels=options.pop("features_per_stage"),
             network=architecture["network_class_name"].rpartition(".")[2],
             options=options,
