@@ -21,6 +21,15 @@ def image():
     return torch.randn(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
+def changed(**changes):
+    plans = plans_of("PlainConvUNet")
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    for key, value in changes.items():
+        place = architecture if key in architecture else architecture["arch_kwargs"]
+        place[key] = value
+    return plans
+
+
 @NETWORKS
 @pytest.mark.parametrize("configuration", ["3d_fullres", "3d_large"])
 def test_a_trained_network_says_what_it_said_in_nnunet(kind, configuration, tmp_path):
@@ -116,9 +125,7 @@ def test_every_weight_must_match(tmp_path):
         ContractError, match=r"(?s)of another network.*stages\.1\.0\.convs\.0\.conv\.bias"
     ):
         from_nnunet(folder)
-    plans = plans_of("PlainConvUNet")
-    architecture = plans["configurations"]["3d_fullres"]["architecture"]
-    architecture["arch_kwargs"]["features_per_stage"] = [4, 6, 10]
+    plans = changed(features_per_stage=[4, 6, 10])
     folder = write(tmp_path / "wider", network_of("PlainConvUNet"), plans=plans)
     with pytest.raises(ContractError, match=r"(?s)of another network.*size mismatch"):
         from_nnunet(folder)
@@ -140,15 +147,6 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     folder = write(tmp_path / "run", network_of("PlainConvUNet"), network_weights={})
     with pytest.raises(ContractError, match=r"no 'decoder\.seg_layers\.0\.bias'"):
         from_nnunet(folder)
-
-
-def changed(**changes):
-    plans = plans_of("PlainConvUNet")
-    architecture = plans["configurations"]["3d_fullres"]["architecture"]
-    for key, value in changes.items():
-        place = architecture if key in architecture else architecture["arch_kwargs"]
-        place[key] = value
-    return plans
 
 
 @pytest.mark.parametrize(

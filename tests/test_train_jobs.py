@@ -264,12 +264,14 @@ def test_a_network_that_is_scored_again_has_the_scores_of_its_job(cohort):
 def test_only_the_test_is_repeated_when_the_tests_source_changes(cohort, monkeypatch):
     job = make_job(cohort, recipe=dataclasses.replace(RECIPE, steps=2))
     run(job)
+    weights = (job.folder / "student.safetensors").stat().st_mtime_ns
     job.table("scores").rename(job.folder / "scores-of-older-source.csv")
     assert not job.done
     for training in ("fit", "check_teacher", "build_method"):
         monkeypatch.setattr(jobs, training, None)  # would fail if it were called
     run(job)
     assert job.done
+    assert (job.folder / "student.safetensors").stat().st_mtime_ns == weights
 
 
 def test_a_test_case_without_lesion_leaves_an_empty_but_readable_table(cohort, tmp_path):

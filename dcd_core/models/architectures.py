@@ -10,7 +10,7 @@ from typing import Any
 
 from dcd_core.models.channels import cut
 from dcd_core.models.nnunet import planned
-from dcd_core.models.segmenter import Segmenter
+from dcd_core.models.segmenter import Segmenter, spec_of
 from dcd_core.models.unets import dynunet, resenc, swin
 from dcd_core.types import ContractError
 
@@ -32,14 +32,7 @@ def pruned(
     whole = build(in_channels=in_channels, classes=classes, **base)
     cut(whole.network, kept)
     plain = {name: {side: list(i) for side, i in sides.items()} for name, sides in kept.items()}
-    spec = {
-        "architecture": "pruned",
-        "in_channels": in_channels,
-        "classes": classes,
-        "channels": list(channels),
-        "base": dict(base),
-        "kept": plain,
-    }
+    spec = spec_of("pruned", in_channels, classes, channels, base=dict(base), kept=plain)
     return Segmenter(whole.network, whole.stages, channels, spec)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcd_core.models.segmenter import Segmenter
+from dcd_core.models.segmenter import Segmenter, spec_of
 from dcd_core.records import require
 from dcd_core.types import ContractError
 
@@ -68,16 +68,16 @@ def planned(
     if not deep_supervision:
         made.decoder.seg_layers = made.decoder.seg_layers[-1:]  # the others would never run
     made.apply(made.initialize)
-    spec = {
-        "architecture": "planned",
-        "in_channels": in_channels,
-        "classes": classes,
-        "channels": list(channels),
-        "network": network,
-        "options": dict(options),
-        "deep_supervision": deep_supervision,
-        "regions": regions,
-    }
+    spec = spec_of(
+        "planned",
+        in_channels,
+        classes,
+        channels,
+        network=network,
+        options=dict(options),
+        deep_supervision=deep_supervision,
+        regions=regions,
+    )
     stages = [f"encoder.stages.{i}" for i in range(len(channels))]
     return Segmenter(made, stages, channels, spec, regions=regions)
 

@@ -67,6 +67,19 @@ class Segmenter(nn.Module):
         return found.features
 
 
+def spec_of(
+    architecture: str, in_channels: int, classes: int, channels: Sequence[int], **options: Any
+) -> dict[str, Any]:
+    """The `spec` of a segmenter: the arguments of `build`, in words that JSON has."""
+    return {
+        "architecture": architecture,
+        "in_channels": in_channels,
+        "classes": classes,
+        "channels": list(channels),
+        **options,
+    }
+
+
 class _Encoded(Exception):
     """Raised inside a forward pass once the deepest stage is known."""
 

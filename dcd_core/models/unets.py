@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcd_core.models.segmenter import Segmenter
+from dcd_core.models.segmenter import Segmenter, spec_of
 from dcd_core.records import require
 from dcd_core.types import ContractError
 
@@ -57,7 +56,7 @@ def dynunet(
         network,
         stages,
         channels,
-        _spec("dynunet", in_channels, classes, channels, residual=residual),
+        spec_of("dynunet", in_channels, classes, channels, residual=residual),
     )
 
 
@@ -82,7 +81,7 @@ def resenc(
         )
     network = _ResidualEncoderUNet(in_channels, classes, tuple(channels), counts, deep_supervision)
     stages = [f"encoder.{i}" for i in range(len(channels))]
-    spec = _spec(
+    spec = spec_of(
         "resenc",
         in_channels,
         classes,
@@ -136,7 +135,7 @@ def swin(
         network,
         ["swinViT.patch_embed", *(f"swinViT.layers{i}.0" for i in range(1, 5))],
         channels,
-        _spec("swin", in_channels, classes, channels, **options),
+        spec_of("swin", in_channels, classes, channels, **options),
     )
 
 
@@ -205,18 +204,6 @@ def shrink(channels: Sequence[int], factor: int, floor: int = 8) -> tuple[int, .
             "factor, floor", (factor, floor), "integers >= 1", "shrink(channels, 4)"
         )
     return tuple(max(floor, width // factor) for width in channels)
-
-
-def _spec(
-    architecture: str, in_channels: int, classes: int, channels: Sequence[int], **options: Any
-) -> dict[str, Any]:
-    return {
-        "architecture": architecture,
-        "in_channels": in_channels,
-        "classes": classes,
-        "channels": list(channels),
-        **options,
-    }
 
 
 def _check_channels(channels: Sequence[int], at_least: int = 2) -> None:
