@@ -361,19 +361,47 @@ def test_a_page_too_large_is_refused(
     assert not plan["01-a"].page.exists()
 
 
+def published(*outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a page keeps of the outputs of its only cell."""
+    cell = {
+        "cell_type": "code",
+        "id": "a-b",
+        "metadata": {},
+        "outputs": list(outputs),
+        "source": "",
+    }
+    job = SimpleNamespace(
+        notebook=SimpleNamespace(document={}), hashes={}, profile="demo", parameters={}
+    )
+    kept: list[dict[str, Any]] = pages.publishable({"cells": [cell]}, job)["cells"][0]["outputs"]
+    return kept
+
+
 def test_pieces_of_a_stream_are_joined() -> None:
     def piece(name: str, text: str) -> dict[str, Any]:
         return {"output_type": "stream", "name": name, "text": [text]}
 
     picture = {"output_type": "display_data"}
-    outputs = [piece("stdout", "a"), piece("stdout", "b\nc"), piece("stderr", "d"), picture]
-    joined = pages.publishable(
-        {"cells": [{"cell_type": "code", "metadata": {}, "outputs": outputs, "source": ""}]},
-        SimpleNamespace(
-            notebook=SimpleNamespace(document={}), hashes={}, profile="demo", parameters={}
-        ),
-    )["cells"][0]["outputs"]
+    joined = published(piece("stdout", "a"), piece("stdout", "b\nc"), piece("stderr", "d"), picture)
     assert [output.get("text") for output in joined] == [["ab\n", "c"], ["d"], None]
+
+
+def test_styled_tables_are_named_by_their_cell_and_not_by_lot() -> None:
+    import pandas as pd
+
+    def shown() -> list[dict[str, Any]]:
+        made = [pd.DataFrame({"x": [n]}).style.set_properties(color="red") for n in range(2)]
+        plain = ("text/plain", "<Styler at 0x7f4e4a556a90>")
+        both = [dict([plain, ("text/html", style.to_html())]) for style in made]
+        return [{"output_type": "display_data", "data": data} for data in both]
+
+    one, two = published(*shown()), published(*shown())
+    assert one == two
+    for number, output in enumerate(one):
+        html = output["data"]["text/html"]
+        assert f'<table id="T_a-b_{number}">' in html
+        assert html.count("T_") == html.count(f"T_a-b_{number}") > 3  # style sheet, rows and cells
+    assert one[0]["data"]["text/plain"] == "<Styler>"
 
 
 # --- the command line ---------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +46,7 @@ def _settle(cell: dict[str, Any]) -> None:
     elif "parameters" in tags(cell):
         metadata["tags"] = [*tags(cell), "remove-cell"]
     if "outputs" in cell:
-        cell["outputs"] = _joined(cell["outputs"])
+        cell["outputs"] = _without_chance(_joined(cell["outputs"]), cell.get("id", ""))
 
 
 def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -60,6 +62,15 @@ def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             joined.append(output)
     return joined
+
+
+def _without_chance(outputs: list[dict[str, Any]], cell: str) -> list[dict[str, Any]]:
+    """Name pandas' styled tables by their cell, not by lot, and objects not by their address."""
+    text = re.sub(r" at 0x[0-9a-f]+>", ">", json.dumps(outputs))
+    for number, drawn in enumerate(dict.fromkeys(re.findall(r'id=\\"(T_[0-9a-f]{5})\\"', text))):
+        text = text.replace(drawn, f"T_{cell}_{number}")
+    settled: list[dict[str, Any]] = json.loads(text)
+    return settled
 
 
 def failure(document: Mapping[str, Any] | None, job: Job) -> str:
