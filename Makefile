@@ -19,8 +19,8 @@ ARGS ?=
 PYTHON ?=
 is_311 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1
 
-# What .venv must hold: the declared dependencies and their tested versions, by content.
-want = $$(cat pyproject.toml constraints.txt | cksum)
+# What .venv must hold: the declared dependencies, their tested versions and what is compiled.
+want = $$(cat pyproject.toml constraints.txt dcd_core/wavelet/filterbank.c | cksum)
 # torch is named in the call itself: a looser range would bring gigabytes of CUDA libraries.
 torch = $$(grep '^torch==' constraints.txt)
 

@@ -84,7 +84,7 @@ from dcd_core.infer import in_bfloat16
 from dcd_core.models import resenc
 from dcd_core.train import Distiller, Recipe
 from dcd_core.types import ContractError, Precision
-from dcd_core.wavelet import contraction, diagonal
+from dcd_core.wavelet import compiled, diagonal
 
 LAYOUTS: tuple[Layout, ...] = ("batch", "grouped")
 
@@ -313,9 +313,13 @@ Change: TypeAlias = tuple[tuple[ModuleType, dict[str, Any]], ...]
 """Modules, and the constants of each that are other than shipped."""
 
 
-def _anew(**constants: Any) -> dict[str, Any]:
-    """Constants of `diagonal`, with a cache of plans that knows no other ones."""
-    return {**constants, "_plan": lru_cache(diagonal._plan.__wrapped__)}
+MATRICES: Change = ((compiled, {"serves": lambda x: False}),)
+"""Products of matrices, where filters are compiled."""
+
+
+def _anew(module: ModuleType, cached: str, **constants: Any) -> Change:
+    """Constants of a module, with a cache that knows no other ones."""
+    return ((module, {**constants, cached: lru_cache(getattr(module, cached).__wrapped__)}),)
 
 
 BLOCKS = {"cpu": (1, 4, 16), "cuda": (16, 64, 1024)}
@@ -325,6 +329,7 @@ BLOCKS = {"cpu": (1, 4, 16), "cuda": (16, 64, 1024)}
 def changes(device: torch.device) -> dict[str, Change]:
     """What was tried instead, by what it is called."""
     each = " for each thread" if device.type == "cpu" else ""
+    filtered = compiled.serves(torch.empty(0, device=device))
     return {
         **{
             f"blocks of at most {mib} MiB{each}": (
@@ -332,13 +337,14 @@ def changes(device: torch.device) -> dict[str, Change]:
             )
             for mib in BLOCKS[device.type]
         },
-        "level by level, band by band": (
-            (diagonal, {"is_diagonal": lambda size, selection: False}),
+        "six bands added up, not two taken away": (
+            *_anew(compiled, "_levels", HEAVIEST=0.0),
+            *_anew(diagonal, "_plan", HEAVIEST=0.0),
         ),
-        "six bands added up, not two taken away": ((diagonal, _anew(HEAVIEST=0.0)),),
-        "matrices in windows on every axis": (
-            (contraction, {"SPARSE": {device.type: 1.0}}),
-            (diagonal, _anew()),
+        **({"products of matrices, all levels at once": MATRICES} if filtered else {}),
+        "products of matrices, level by level": (
+            *MATRICES,
+            (diagonal, {"is_diagonal": lambda size, selection: False}),
         ),
     }
 
@@ -415,6 +421,7 @@ def machine(plan: Plan, device: torch.device) -> pd.DataFrame:
         "threads": torch.get_num_threads(),
         "GPU": facts["gpu"] or "none",
         "PyTorch": facts["versions"]["torch"],
+        "filters": "compiled" if compiled.serves(torch.empty(0, device=device)) else "matrices",
         "date": facts["date"],
         "commit": f"{str(facts['commit'] or 'unknown')[:7]}{'+' if facts['dirty'] else ''}",
     }

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from dcd_core.wavelet import BANDS, Selection, compiled
+from dcd_core.wavelet.banks import Bank
 
 Call = Callable[[], object]
 
@@ -106,12 +112,13 @@ def work(call: Call) -> Work:
     """Count one call, operator by operator as PyTorch dispatches it, caches ignored.
 
     Every operator reads its inputs and writes its outputs. Operations are the additions and
-    multiplications of matrix products and convolutions; those of elementwise operators are not
-    counted, and bound nothing.
+    multiplications of matrix products, convolutions and compiled filters; those of elementwise
+    operators are not counted, and bound nothing.
     """
-    with FlopCounterMode(display=False) as products, _Traffic() as traffic:
+    filters = _Filters()
+    with FlopCounterMode(display=False) as products, _Traffic() as traffic, filters.counted():
         call()
-    return Work(traffic.bytes, products.get_total_flops())
+    return Work(traffic.bytes + filters.bytes, products.get_total_flops() + filters.operations)
 
 
 class _Traffic(TorchDispatchMode):
@@ -129,3 +136,47 @@ class _Traffic(TorchDispatchMode):
             tensors = [each for each in (*read, *written) if isinstance(each, torch.Tensor)]
             self.bytes += sum(each.numel() * each.element_size() for each in tensors)
         return result
+
+
+class _Filters:
+    """What the compiled filter banks do, of which PyTorch does not know."""
+
+    bytes = 0
+    operations = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count while this lasts."""
+        filtered, measured = compiled._filter, compiled.energy
+
+        def _filter(
+            x: Tensor, found: Tensor, banks: Sequence[Bank], bands: Any, **way: bool
+        ) -> None:
+            self.bytes += (x.numel() + found.numel()) * x.element_size()
+            self.operations += len(x) * _filtering(banks, [band in bands for band in BANDS])
+            filtered(x, found, banks, bands, **way)
+
+        def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+            self.bytes += 2 * x.numel() * x.element_size()
+            for level in compiled._levels(tuple(x.shape[1:]), selection)[0]:
+                self.operations += 2 * len(x) * _filtering(level.axes, level.reached)
+            return measured(x, selection)
+
+        with mock.patch.multiple(compiled, _filter=_filter, energy=energy):
+            yield
+
+
+def _filtering(axes: Sequence[Any], reached: Sequence[bool | int]) -> int:
+    """Operations of one way, for one volume: along D, then H, then W, of what is reached."""
+    d, h, w = axes
+    taps = [axis.filters.shape[1] if isinstance(axis, Bank) else axis.taps for axis in axes]
+    lines = {
+        4: taps[0] * d.coefficients * h.samples * w.samples,
+        2: taps[1] * d.coefficients * h.coefficients * w.samples,
+        1: taps[2] * d.coefficients * h.coefficients * w.coefficients,
+    }
+    return 2 * sum(
+        multiplied * any(reached[band : band + count])
+        for count, multiplied in lines.items()
+        for band in range(0, len(BANDS), count)
+    )

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,16 @@ def test_targets_are_phony_and_well_formed(target: str, tmp_path: Path) -> None:
     assert "up to date" not in text
 
 
+def installable(folder: Path) -> Path:
+    """What `make setup` reads, copied to a folder; return where its Python would be."""
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", "dcd_core/wavelet/filterbank.c"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, folder / name)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    return python
+
+
 @needs_make
 def test_make_says_which_python_is_missing(tmp_path: Path) -> None:
     for name in ("Makefile", "constraints.txt", "pyproject.toml"):
@@ -188,10 +199,7 @@ def test_make_says_which_python_is_missing(tmp_path: Path) -> None:
 @needs_make
 def test_make_says_that_an_index_is_missing(tmp_path: Path) -> None:
     """A stand-in for .venv whose pip fails as it does without a network."""
-    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
-        shutil.copy(PROJECT / name, tmp_path)
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
+    python = installable(tmp_path)
     python.write_text('#!/bin/sh\ncase "$*" in *install*) exit 1;; esac\nexit 0\n', "utf-8")
     python.chmod(0o755)
     code, text = make("setup", folder=tmp_path)
@@ -202,10 +210,7 @@ def test_make_says_that_an_index_is_missing(tmp_path: Path) -> None:
 
 @needs_make
 def test_a_finished_setup_is_not_repeated(tmp_path: Path) -> None:
-    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
-        shutil.copy(PROJECT / name, tmp_path)
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
+    python = installable(tmp_path)
     python.write_text("#!/bin/sh\necho called $*\n", "utf-8")
     python.chmod(0o755)
     code, text = make("setup", folder=tmp_path)
@@ -224,6 +229,33 @@ def test_ci_is_a_script_of_its_own() -> None:
     text = script.read_text("utf-8")
     assert "set -euo pipefail" in text
     assert "DCD_REQUIRE_BROWSER=1" in text
+
+
+def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
+    """What is compiled is optional: a wheel is made all the same, without it."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(PROJECT / name, tmp_path)
+    shutil.copytree(
+        PROJECT / "dcd_core",
+        tmp_path / "dcd_core",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
+    call = ["pip", "wheel", "--no-deps", "--disable-pip-version-check", "-q", "-w", "made", "."]
+    run = subprocess.run(
+        [sys.executable, "-m", *call],
+        cwd=tmp_path,
+        env={**os.environ, "CC": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode and "setuptools" in run.stderr:
+        pytest.skip("no package index to build from")
+    assert run.returncode == 0, run.stderr
+    (wheel,) = (tmp_path / "made").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "dcd_core/wavelet/compiled.py" in names
+    assert not [name for name in names if name.endswith((".so", ".pyd"))]
 
 
 def test_python_is_the_supported_one() -> None:

@@ -78,13 +78,16 @@ def source_hash(*module_names: str) -> str:
 
 
 def _files(package: Path, module_names: Sequence[str]) -> list[Path]:
+    def sources(folder: Path) -> list[Path]:
+        return sorted(file for file in folder.rglob("*") if file.suffix in (".py", ".c"))
+
     if not module_names:
-        return sorted(package.rglob("*.py"))
+        return sources(package)
     files: set[Path] = set()
     for name in module_names:
         stem = package.joinpath(*name.removeprefix("dcd_core").strip(".").split("."))
         found = [stem.with_suffix(".py")] if stem.with_suffix(".py").is_file() else []
-        found += [package / "__init__.py"] if stem == package else sorted(stem.rglob("*.py"))
+        found += [package / "__init__.py"] if stem == package else sources(stem)
         if not found:
             known = {
                 file.relative_to(package).parts[0].removesuffix(".py")

@@ -1,9 +1,11 @@
 """What is detail in 3D? The wavelet transform of volumes, and keeping some of its bands.
 
 `transform` follows PyWavelets in names, modes and values. `energies` measures some bands over
-several levels, with the gradient: by a weighted sum of squares (`diagonal`) where a basis is
-orthonormal, or else by going there and back through the bands themselves (`bandpass`). `levels`
-knows how far a grid can be split, and `contraction` applies matrices to one axis of many volumes.
+several levels, with the gradient. On a CPU in float32 volumes are filtered by compiled code
+(`compiled`, filterbank.c); elsewhere `contraction` multiplies the axes of many volumes by matrices:
+once for all levels where a basis is orthonormal (`diagonal`), or else there and back through the
+bands themselves (`bandpass`). `banks` describes the filters of one axis, `levels` how far a grid
+can be split.
 """
 
 from dcd_core.wavelet.energies import energy

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcd_core.wavelet.banks import LETTERS, periodized
 from dcd_core.wavelet.contraction import AXES, ORDER, Filter
-from dcd_core.wavelet.levels import Selection, fits, grids, is_orthonormal, periodized
+from dcd_core.wavelet.levels import Selection, grids
 from dcd_core.wavelet.transform import BANDS, constant, taps
 
 HEAVIEST = 8.0**4
@@ -61,7 +62,10 @@ class Plan(NamedTuple):
 def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
     """Whether all axes are orthonormal at every level, so that this file applies."""
     used = grids(size, selection.names, selection.levels)[:-1]
-    return all(all(map(is_orthonormal, grid, selection.names)) for grid in used)
+    banks = (
+        periodized(*named) for grid in used for named in zip(grid, selection.names, strict=True)
+    )
+    return all(bank.orthonormal for bank in banks)
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
@@ -187,10 +191,10 @@ def _tower(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
     """
     low, high = np.eye(n), []
     for level in range(1, levels + 1):
-        if not fits(len(low), name):
+        bank = periodized(len(low), name)
+        if bank.letters != LETTERS:
             break
-        halves = periodized(len(low), name, "ad") @ low
-        low, detail = np.split(halves, 2)
+        low, detail = np.split(bank.matrix(LETTERS) @ low, 2)
         high.append((detail, np.full(len(detail), level)))
     rows = [(low, np.full(len(low), levels + 1)), *reversed(high)]
     return np.concatenate([r for r, _ in rows]), np.concatenate([level for _, level in rows])

@@ -1,4 +1,4 @@
-"""How far a grid can be split, and the periodized matrices of its axes."""
+"""What is measured, and how far a grid can be split for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
-from dcd_core.wavelet.transform import analysis, taps
+from dcd_core.wavelet.transform import taps
 
 Convention: TypeAlias = Literal["orthonormal", "released"]
 
@@ -56,23 +54,3 @@ def voxels(size: Sequence[int], selection: Selection) -> int:
     if selection.convention == "released":
         size = [n - n % 2 for n in size]  # an odd axis comes back one short
     return math.prod(size)
-
-
-@lru_cache(maxsize=512)
-def periodized(n: int, name: str, letters: str) -> np.ndarray:
-    """Analysis of one axis (m, n), low rows first, its transpose the synthesis.
-
-    An axis too short for its filter passes through untouched, without a high half, so that thick
-    slices keep their in-plane detail.
-    """
-    if not fits(n, name):
-        return np.eye(n) if "a" in letters else np.empty((0, n))
-    low, high = np.split(analysis(n, name, "periodization"), 2)
-    return np.concatenate([{"a": low, "d": high}[letter] for letter in letters])
-
-
-@lru_cache(maxsize=512)
-def is_orthonormal(n: int, name: str) -> bool:
-    """Whether the transform of this axis keeps energy: measured, as odd sizes and dmey do not."""
-    whole = periodized(n, name, "ad")
-    return whole.shape == (n, n) and np.allclose(whole.T @ whole, np.eye(n), rtol=0, atol=1e-10)

@@ -1,0 +1,405 @@
+/* Filter banks over volumes, on a processor: split into bands, join bands, measure their energy.
+
+Along an axis, coefficient k of a half, low or high, is
+
+    sum_j  filter[j] * extended[step * k + j],    j < taps,
+
+where `extended` is the axis with its border: entry i is sample source[i], or zero where that is
+negative, and from entry `lead` on it is the axis itself. To join is the transpose of that.
+
+Volumes and bands are float32 (d, h, w), contiguous. A plane of coefficients along D is filtered
+along H and W at once, so that all but the volume itself stays in the nearest caches, and all
+levels of an energy are done with one volume before the next. A volume is the work of one thread.
+All filtering is `combine`: sums of a few rows, times numbers. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One build serves all processors of its kind: what they can is asked when it is loaded. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
+#define FOR_EACH_PROCESSOR \
+    __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+enum {
+    HALVES = 2,
+    BANDS = 8,    /* 4 D + 2 H + W, with low 0 and high 1 */
+    TERMS = 8,    /* rows summed up at a time, whose factors stay in registers */
+    CHUNK = 1024, /* floats of a plane: as many for each tap stay in the first cache */
+    LINE = 16     /* floats of a line of a cache */
+};
+
+/* The structures are laid out again in compiled.py. */
+typedef struct {
+    int samples, coefficients, taps, step, lead;
+    const float *filters[HALVES];
+    const int *source;
+} Axis;
+
+/* One level of an energy, of axes that are orthonormal. With `base` the volume stands for all its
+   bands, and those reached are taken away; without, those reached are added up. The coarse band is
+   weighed for itself if it is `coarse`; the energy of what lies deeper in it counts `deeper`. */
+typedef struct {
+    Axis axes[3];
+    int base, coarse, reached[BANDS];
+    double deeper;
+} Level;
+
+typedef struct {
+    float *room;
+    const float **from;
+} Work;
+
+/* --- sums of rows ------------------------------------------------------------------------------- */
+
+/* Rows of numbers: how far they are apart, and how far the numbers in them. */
+typedef struct {
+    ptrdiff_t row;
+    int step;
+} Layout;
+
+typedef struct {
+    int rows, count;
+} Size;
+
+INLINE void combine_few(float *restrict to, Layout into, const float *const *from, Layout of,
+                        const float *factors, int terms, Size size, int add) {
+    const float *p[TERMS];
+    float f[TERMS];
+    for (int t = 0; t < terms; t++) p[t] = from[t], f[t] = factors[t];
+    for (int r = 0; r < size.rows; r++) {
+        for (int i = 0; i < size.count; i++) {
+            float sum = add ? to[i * into.step] : 0;
+            for (int t = 0; t < terms; t++) sum += f[t] * p[t][i * of.step];
+            to[i * into.step] = sum;
+        }
+        to += into.row;
+        for (int t = 0; t < terms; t++) p[t] += of.row;
+    }
+}
+
+INLINE void combine_many(float *to, Layout into, const float *const *from, Layout of,
+                         const float *factors, int terms, Size size, int add) {
+    while (terms > 0) {
+        const int now = terms < TERMS ? terms : TERMS;
+        switch (2 * now + add) {
+#define CASE(n) \
+    case 2 * n: combine_few(to, into, from, of, factors, n, size, 0); break; \
+    case 2 * n + 1: combine_few(to, into, from, of, factors, n, size, 1); break;
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
+        }
+        from += now, factors += now, terms -= now, add = 1;
+    }
+}
+
+/* to = (to +) sum_t factors[t] * from[t], number by number. Loops are fast where steps and terms
+   are known to the compiler, hence the cases. */
+INLINE void combine(float *to, Layout into, const float *const *from, Layout of,
+                    const float *factors, int terms, Size size, int add) {
+    const Layout next_to = {into.row, 1}, next_of = {of.row, 1};
+    if (into.step == 2)
+        combine_many(to, (Layout){into.row, 2}, from, next_of, factors, terms, size, add);
+    else if (of.step == 2)
+        combine_many(to, next_to, from, (Layout){of.row, 2}, factors, terms, size, add);
+    else
+        combine_many(to, next_to, from, next_of, factors, terms, size, add);
+}
+
+/* In slices, as one float sum would drift. */
+FOR_EACH_PROCESSOR
+static double squared_norm(const float *x, ptrdiff_t count) {
+    enum { SLICE = 1024, LANES = 32 };
+    double total = 0;
+    for (ptrdiff_t begin = 0; begin < count; begin += SLICE) {
+        const ptrdiff_t end = count - begin < SLICE ? count : begin + SLICE;
+        float lanes[LANES] = {0};
+        ptrdiff_t i = begin;
+        for (; i + LANES <= end; i += LANES)
+            for (int l = 0; l < LANES; l++) lanes[l] += x[i + l] * x[i + l];
+        for (; i < end; i++) lanes[0] += x[i] * x[i];
+        for (int l = 0; l < LANES; l++) total += lanes[l];
+    }
+    return total;
+}
+
+/* --- one volume --------------------------------------------------------------------------------- */
+
+INLINE int extent(Axis axis) { return axis.step * (axis.coefficients - 1) + axis.taps; }
+
+INLINE int inside(Axis axis, int i) { return i >= axis.lead && i < axis.lead + axis.samples; }
+
+/* Coefficients that a sample is made of, of one half. */
+INLINE int reach(Axis axis) { return (axis.taps + axis.step - 1) / axis.step; }
+
+INLINE ptrdiff_t lines(ptrdiff_t count) { return (count + LINE - 1) / LINE * LINE; }
+
+/* So many floats before a row, that its samples begin where a line does. */
+INLINE int shift(Axis axis) { return (int)(lines(axis.lead) - axis.lead); }
+
+INLINE ptrdiff_t samples(const Axis *axes) {
+    return (ptrdiff_t)axes[0].samples * axes[1].samples * axes[2].samples;
+}
+
+INLINE ptrdiff_t coefficients(const Axis *axes) {
+    return (ptrdiff_t)axes[0].coefficients * axes[1].coefficients * axes[2].coefficients;
+}
+
+INLINE float *take(float **room, ptrdiff_t count) {
+    float *taken = *room;
+    *room += lines(count);
+    return taken;
+}
+
+INLINE int any(float *const *bands, int count) {
+    for (int b = 0; b < count; b++)
+        if (bands[b]) return 1;
+    return 0;
+}
+
+/* The bands that are wanted, not NULL, of a volume. */
+FOR_EACH_PROCESSOR
+static void split(const float *x, const Axis *axes, float *const *bands, Work work) {
+    const Axis D = axes[0], H = axes[1], W = axes[2];
+    const ptrdiff_t plane = (ptrdiff_t)H.samples * W.samples, pitch = lines(extent(W));
+    const Layout rows = {W.samples, 1};
+    const float **from = work.from;
+    float *room = work.room, *zeros = take(&room, plane);
+    float *halves[HALVES] = {take(&room, extent(H) * rows.row), take(&room, extent(H) * rows.row)};
+    float *q = take(&room, H.coefficients * pitch + LINE) + shift(W);
+    memset(zeros, 0, plane * sizeof(float));
+    for (int k = 0; k < D.coefficients; k++) {
+        for (ptrdiff_t begin = 0; begin < plane; begin += CHUNK) {
+            const Size chunk = {1, (int)(plane - begin < CHUNK ? plane - begin : CHUNK)};
+            for (int j = 0; j < D.taps; j++) {
+                const int s = D.source[D.step * k + j];
+                from[j] = (s < 0 ? zeros : x + s * plane) + begin;
+            }
+            for (int a = 0; a < HALVES; a++)
+                if (any(bands + 4 * a, 4))
+                    combine(halves[a] + H.lead * rows.row + begin, rows, from, rows, D.filters[a],
+                            D.taps, chunk, 0);
+        }
+        for (int a = 0; a < HALVES; a++) {
+            if (!any(bands + 4 * a, 4)) continue;
+            float *p = halves[a];
+            for (int i = 0; i < extent(H); i++) {
+                if (inside(H, i)) continue;
+                const float *s = H.source[i] < 0 ? zeros : p + (H.lead + H.source[i]) * rows.row;
+                memcpy(p + i * rows.row, s, W.samples * sizeof(float));
+            }
+            for (int b = 0; b < HALVES; b++) {
+                float *const *to = bands + 4 * a + 2 * b;
+                if (!any(to, 2)) continue;
+                for (int j = 0; j < H.taps; j++) from[j] = p + j * rows.row;
+                combine(q + W.lead, (Layout){pitch, 1}, from, (Layout){H.step * rows.row, 1},
+                        H.filters[b], H.taps, (Size){H.coefficients, W.samples}, 0);
+                for (int i = 0; i < extent(W); i++) {
+                    if (inside(W, i)) continue;
+                    for (int r = 0; r < H.coefficients; r++) {
+                        float *row = q + r * pitch;
+                        row[i] = W.source[i] < 0 ? 0 : row[W.lead + W.source[i]];
+                    }
+                }
+                const Size size = {H.coefficients, W.coefficients};
+                for (int j = 0; j < W.taps; j++) from[j] = q + j;
+                for (int c = 0; c < HALVES; c++)
+                    if (to[c])
+                        combine(to[c] + (ptrdiff_t)k * size.rows * size.count,
+                                (Layout){size.count, 1}, from, (Layout){pitch, W.step},
+                                W.filters[c], W.taps, size, 0);
+            }
+        }
+    }
+}
+
+/* A volume out of bands, times `sign`, or added to it. */
+FOR_EACH_PROCESSOR
+static void join(float *x, const Axis *axes, float *const *bands, float sign, int add, Work work) {
+    const Axis D = axes[0], H = axes[1], W = axes[2];
+    const ptrdiff_t plane = (ptrdiff_t)H.samples * W.samples;
+    const ptrdiff_t pitch = lines(extent(W)), band_pitch = lines(W.coefficients + 2 * reach(W));
+    const ptrdiff_t count = (H.coefficients + 2 * reach(H)) * pitch + LINE;
+    const Layout rows = {W.samples, 1};
+    const float **from = work.from;
+    float *room = work.room, *factors = take(&room, D.taps + H.taps + W.taps);
+    float *halves[HALVES] = {take(&room, extent(H) * rows.row), take(&room, extent(H) * rows.row)};
+    /* Both with zeros around, in which sums over coefficients that do not exist may end. */
+    float *band = take(&room, H.coefficients * band_pitch), *q = take(&room, count);
+    memset(band, 0, H.coefficients * band_pitch * sizeof(float));
+    memset(q, 0, count * sizeof(float));
+    q += shift(W) + reach(H) * pitch;
+    if (!add) memset(x, 0, D.samples * plane * sizeof(float));
+    for (int k = 0; k < D.coefficients; k++) {
+        for (int a = 0; a < HALVES; a++) {
+            float *p = halves[a];
+            int begun = 0;
+            for (int b = 0; b < HALVES; b++) {
+                float *const *of = bands + 4 * a + 2 * b;
+                if (!any(of, 2)) continue;
+                int more = 0;
+                for (int c = 0; c < HALVES; c++) {
+                    if (!of[c]) continue;
+                    const float *in = of[c] + (ptrdiff_t)k * H.coefficients * W.coefficients;
+                    for (int r = 0; r < H.coefficients; r++)
+                        for (int i = 0; i < W.coefficients; i++)
+                            band[r * band_pitch + reach(W) + i] = sign * *in++;
+                    for (int s = 0; s < W.step; s++) {
+                        int terms = 0;
+                        for (int j = s; j < W.taps; j += W.step, terms++) {
+                            factors[terms] = W.filters[c][j];
+                            from[terms] = band + reach(W) - terms;
+                        }
+                        combine(q + s, (Layout){pitch, W.step}, from, (Layout){band_pitch, 1},
+                                factors, terms,
+                                (Size){H.coefficients, (extent(W) - s + W.step - 1) / W.step}, more);
+                    }
+                    more = 1;
+                }
+                for (int i = 0; i < extent(W); i++) {
+                    if (inside(W, i) || W.source[i] < 0) continue;
+                    for (int r = 0; r < H.coefficients; r++)
+                        q[r * pitch + W.lead + W.source[i]] += q[r * pitch + i];
+                }
+                for (int s = 0; s < H.step; s++) {
+                    int terms = 0;
+                    for (int j = s; j < H.taps; j += H.step, terms++) {
+                        factors[terms] = H.filters[b][j];
+                        from[terms] = q + W.lead - terms * pitch;
+                    }
+                    combine(p + s * rows.row, (Layout){H.step * rows.row, 1}, from,
+                            (Layout){pitch, 1}, factors, terms,
+                            (Size){(extent(H) - s + H.step - 1) / H.step, W.samples}, begun);
+                }
+                begun = 1;
+            }
+            for (int i = 0; begun && i < extent(H); i++) {
+                if (inside(H, i) || H.source[i] < 0) continue;
+                float *to = p + (H.lead + H.source[i]) * rows.row;
+                for (int w = 0; w < W.samples; w++) to[w] += p[i * rows.row + w];
+            }
+        }
+        for (int j = 0; j < D.taps; j++) {
+            const int s = D.source[D.step * k + j];
+            if (s < 0) continue;
+            int terms = 0;
+            for (int a = 0; a < HALVES; a++) {
+                if (!any(bands + 4 * a, 4)) continue;
+                factors[terms] = D.filters[a][j];
+                from[terms++] = halves[a] + H.lead * rows.row;
+            }
+            combine(x + s * plane, rows, from, rows, factors, terms, (Size){1, (int)plane}, 1);
+        }
+    }
+}
+
+/* The energy of a volume, and half its gradient in place of it. Levels lie in `room`. */
+static double energy(float *x, const Level *level, int levels, float *room, Work work) {
+    const ptrdiff_t count = coefficients(level->axes);
+    float *bands[BANDS];
+    for (int b = 0; b < BANDS; b++) bands[b] = level->reached[b] ? take(&room, count) : NULL;
+    split(x, level->axes, bands, work);
+
+    double value = 0, along_coarse = 0;
+    if (bands[0]) {
+        const float deeper = (float)level->deeper;
+        float *own = bands[0], *whole = take(&room, count);
+        if (level->coarse) value += squared_norm(own, count);
+        memcpy(whole, own, count * sizeof(float));
+        if (deeper != 0)
+            value += level->deeper * (levels > 1 ? energy(whole, level + 1, levels - 1, room, work)
+                                                 : squared_norm(whole, count));
+        for (ptrdiff_t i = 0; i < count; i++) {
+            whole[i] = deeper * whole[i] + (level->coarse ? own[i] : 0);
+            own[i] = level->base ? own[i] - whole[i] : whole[i];
+        }
+        along_coarse = squared_norm(whole, count);
+    }
+    if (!level->base) {
+        for (int b = 1; b < BANDS; b++)
+            if (bands[b]) value += squared_norm(bands[b], count);
+        join(x, level->axes, bands, 1, 0, work);
+        return value;
+    }
+    join(x, level->axes, bands, -1, 1, work);
+    /* The bands' own energy. Rounding may leave less than nothing of a difference. */
+    const double here = squared_norm(x, samples(level->axes)) - along_coarse;
+    return here < 0 ? value : value + here;
+}
+
+/* --- many volumes ------------------------------------------------------------------------------- */
+
+static Work allocate(const Axis *axes, ptrdiff_t levels) {
+    const Axis H = axes[1], W = axes[2];
+    const ptrdiff_t taps = axes[0].taps + H.taps + W.taps;
+    const ptrdiff_t high = extent(H) + 2 * reach(H), wide = lines(extent(W) + 2 * reach(W)) + LINE;
+    const ptrdiff_t floats = lines(taps) + 5 * lines(high * wide) + levels + LINE;
+    Work work = {malloc(floats * sizeof(float)), malloc(taps * sizeof(float *))};
+    return work;
+}
+
+static void release(Work work) {
+    free(work.from);
+    free(work.room);
+}
+
+static Work begin(Work allocated) {
+    allocated.room += -((uintptr_t)allocated.room / sizeof(float)) % LINE;
+    return allocated;
+}
+
+/* Split volumes, or join them on the way `back`. `bands` are those of the first volume, NULL
+   where there is none; those of the others follow. Returns 0, or 1 where memory ran out. */
+int filter_volumes(float *x, ptrdiff_t volumes, const Axis *axes, float *const *bands, int back,
+                   int threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        const Work work = allocate(axes, 0);
+        failed = !work.room || !work.from;
+#pragma omp for
+        for (ptrdiff_t v = 0; v < volumes; v++) {
+            float *own[BANDS];
+            for (int b = 0; b < BANDS; b++)
+                own[b] = bands[b] ? bands[b] + v * coefficients(axes) : NULL;
+            if (failed) continue;
+            if (back)
+                join(x + v * samples(axes), axes, own, 1, 0, begin(work));
+            else
+                split(x + v * samples(axes), axes, own, begin(work));
+        }
+        release(work);
+    }
+    return failed;
+}
+
+/* Energies of volumes, each replaced by half the gradient of its own. Returns as above. */
+int energies(float *x, ptrdiff_t volumes, const Level *level, int levels, double *values,
+             int threads) {
+    ptrdiff_t floats = 0;
+    for (int l = 0; l < levels; l++) floats += (BANDS + 1) * lines(coefficients(level[l].axes));
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        const Work work = allocate(level->axes, floats);
+        failed = !work.room || !work.from;
+#pragma omp for
+        for (ptrdiff_t v = 0; v < volumes; v++)
+            if (!failed) {
+                const Work own = begin(work), after = {own.room + floats, own.from};
+                values[v] =
+                    energy(x + v * samples(level->axes), level, levels, own.room, after);
+            }
+        release(work);
+    }
+    return failed;
+}
