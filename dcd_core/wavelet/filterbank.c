@@ -59,60 +59,43 @@ typedef struct {
     const float **from;
 } Work;
 
-/* --- sums of rows ------------------------------------------------------------------------------- */
-
-/* Rows of numbers: how far they are apart, and how far the numbers in them. */
-typedef struct {
-    ptrdiff_t row;
-    int step;
-} Layout;
+/* --- sums of rows ----------------------------------------------------------------------------- */
 
 typedef struct {
-    int rows, count;
+    ptrdiff_t rows, count;
 } Size;
 
-INLINE void combine_few(float *restrict to, Layout into, const float *const *from, Layout of,
-                        const float *factors, int terms, Size size, int add) {
+INLINE void combine_few(float *restrict to, ptrdiff_t to_row, const float *const *from,
+                        ptrdiff_t from_row, const float *factors, int terms, Size size, int add) {
     const float *p[TERMS];
     float f[TERMS];
     for (int t = 0; t < terms; t++) p[t] = from[t], f[t] = factors[t];
-    for (int r = 0; r < size.rows; r++) {
-        for (int i = 0; i < size.count; i++) {
-            float sum = add ? to[i * into.step] : 0;
-            for (int t = 0; t < terms; t++) sum += f[t] * p[t][i * of.step];
-            to[i * into.step] = sum;
+    for (ptrdiff_t r = 0; r < size.rows; r++) {
+        for (ptrdiff_t i = 0; i < size.count; i++) {
+            float sum = add ? to[i] : 0;
+            for (int t = 0; t < terms; t++) sum += f[t] * p[t][i];
+            to[i] = sum;
         }
-        to += into.row;
-        for (int t = 0; t < terms; t++) p[t] += of.row;
+        to += to_row;
+        for (int t = 0; t < terms; t++) p[t] += from_row;
     }
 }
 
-INLINE void combine_many(float *to, Layout into, const float *const *from, Layout of,
-                         const float *factors, int terms, Size size, int add) {
+/* to = (to +) sum_t factors[t] * from[t], for rows of numbers, so far apart there and here. The
+   loop is fast where the compiler knows how many terms there are, hence the cases. */
+INLINE void combine(float *to, ptrdiff_t to_row, const float *const *from, ptrdiff_t from_row,
+                    const float *factors, int terms, Size size, int add) {
     while (terms > 0) {
         const int now = terms < TERMS ? terms : TERMS;
         switch (2 * now + add) {
 #define CASE(n) \
-    case 2 * n: combine_few(to, into, from, of, factors, n, size, 0); break; \
-    case 2 * n + 1: combine_few(to, into, from, of, factors, n, size, 1); break;
+    case 2 * n: combine_few(to, to_row, from, from_row, factors, n, size, 0); break; \
+    case 2 * n + 1: combine_few(to, to_row, from, from_row, factors, n, size, 1); break;
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
 #undef CASE
         }
         from += now, factors += now, terms -= now, add = 1;
     }
-}
-
-/* to = (to +) sum_t factors[t] * from[t], number by number. Loops are fast where steps and terms
-   are known to the compiler, hence the cases. */
-INLINE void combine(float *to, Layout into, const float *const *from, Layout of,
-                    const float *factors, int terms, Size size, int add) {
-    const Layout next_to = {into.row, 1}, next_of = {of.row, 1};
-    if (into.step == 2)
-        combine_many(to, (Layout){into.row, 2}, from, next_of, factors, terms, size, add);
-    else if (of.step == 2)
-        combine_many(to, next_to, from, (Layout){of.row, 2}, factors, terms, size, add);
-    else
-        combine_many(to, next_to, from, next_of, factors, terms, size, add);
 }
 
 /* In slices, as one float sum would drift. */
@@ -132,7 +115,7 @@ static double squared_norm(const float *x, ptrdiff_t count) {
     return total;
 }
 
-/* --- one volume --------------------------------------------------------------------------------- */
+/* --- one volume ------------------------------------------------------------------------------- */
 
 INLINE int extent(Axis axis) { return axis.step * (axis.coefficients - 1) + axis.taps; }
 
@@ -154,6 +137,13 @@ INLINE ptrdiff_t coefficients(const Axis *axes) {
     return (ptrdiff_t)axes[0].coefficients * axes[1].coefficients * axes[2].coefficients;
 }
 
+/* Rows that are ever summed up, whichever axis they are of. */
+INLINE ptrdiff_t most_terms(const Axis *axes) {
+    ptrdiff_t most = 0;
+    for (int i = 0; i < 3; i++) most = axes[i].taps > most ? axes[i].taps : most;
+    return HALVES * most;
+}
+
 INLINE float *take(float **room, ptrdiff_t count) {
     float *taken = *room;
     *room += lines(count);
@@ -171,38 +161,42 @@ FOR_EACH_PROCESSOR
 static void split(const float *x, const Axis *axes, float *const *bands, Work work) {
     const Axis D = axes[0], H = axes[1], W = axes[2];
     const ptrdiff_t plane = (ptrdiff_t)H.samples * W.samples, pitch = lines(extent(W));
-    const Layout rows = {W.samples, 1};
+    const ptrdiff_t half = pitch / W.step, along = H.coefficients * half;
     const float **from = work.from;
-    float *room = work.room, *zeros = take(&room, plane);
-    float *halves[HALVES] = {take(&room, extent(H) * rows.row), take(&room, extent(H) * rows.row)};
-    float *q = take(&room, H.coefficients * pitch + LINE) + shift(W);
+    float *room = work.room, *zeros = take(&room, plane), *sums = take(&room, along);
+    const ptrdiff_t high = (ptrdiff_t)extent(H) * W.samples;
+    float *halves[HALVES] = {take(&room, high), take(&room, high)};
+    /* Filtered along H: rows with their border, and every second entry of them. */
+    float *q = take(&room, H.coefficients * pitch + LINE + W.taps) + shift(W);
+    float *apart[2] = {q, q};
+    for (int s = 0; W.step == 2 && s < 2; s++) apart[s] = take(&room, along + W.taps);
     memset(zeros, 0, plane * sizeof(float));
     for (int k = 0; k < D.coefficients; k++) {
         for (ptrdiff_t begin = 0; begin < plane; begin += CHUNK) {
-            const Size chunk = {1, (int)(plane - begin < CHUNK ? plane - begin : CHUNK)};
+            const Size chunk = {1, plane - begin < CHUNK ? plane - begin : CHUNK};
             for (int j = 0; j < D.taps; j++) {
                 const int s = D.source[D.step * k + j];
                 from[j] = (s < 0 ? zeros : x + s * plane) + begin;
             }
             for (int a = 0; a < HALVES; a++)
                 if (any(bands + 4 * a, 4))
-                    combine(halves[a] + H.lead * rows.row + begin, rows, from, rows, D.filters[a],
+                    combine(halves[a] + H.lead * W.samples + begin, 0, from, 0, D.filters[a],
                             D.taps, chunk, 0);
         }
         for (int a = 0; a < HALVES; a++) {
             if (!any(bands + 4 * a, 4)) continue;
-            float *p = halves[a];
+            float *p = halves[a], *middle = p + H.lead * W.samples;
             for (int i = 0; i < extent(H); i++) {
                 if (inside(H, i)) continue;
-                const float *s = H.source[i] < 0 ? zeros : p + (H.lead + H.source[i]) * rows.row;
-                memcpy(p + i * rows.row, s, W.samples * sizeof(float));
+                const float *s = H.source[i] < 0 ? zeros : middle + H.source[i] * W.samples;
+                memcpy(p + i * W.samples, s, W.samples * sizeof(float));
             }
             for (int b = 0; b < HALVES; b++) {
                 float *const *to = bands + 4 * a + 2 * b;
                 if (!any(to, 2)) continue;
-                for (int j = 0; j < H.taps; j++) from[j] = p + j * rows.row;
-                combine(q + W.lead, (Layout){pitch, 1}, from, (Layout){H.step * rows.row, 1},
-                        H.filters[b], H.taps, (Size){H.coefficients, W.samples}, 0);
+                for (int j = 0; j < H.taps; j++) from[j] = p + j * W.samples;
+                combine(q + W.lead, pitch, from, H.step * W.samples, H.filters[b], H.taps,
+                        (Size){H.coefficients, W.samples}, 0);
                 for (int i = 0; i < extent(W); i++) {
                     if (inside(W, i)) continue;
                     for (int r = 0; r < H.coefficients; r++) {
@@ -210,13 +204,16 @@ static void split(const float *x, const Axis *axes, float *const *bands, Work wo
                         row[i] = W.source[i] < 0 ? 0 : row[W.lead + W.source[i]];
                     }
                 }
-                const Size size = {H.coefficients, W.coefficients};
-                for (int j = 0; j < W.taps; j++) from[j] = q + j;
-                for (int c = 0; c < HALVES; c++)
-                    if (to[c])
-                        combine(to[c] + (ptrdiff_t)k * size.rows * size.count,
-                                (Layout){size.count, 1}, from, (Layout){pitch, W.step},
-                                W.filters[c], W.taps, size, 0);
+                for (int s = 0; W.step == 2 && s < 2; s++)
+                    for (ptrdiff_t i = 0; i < along; i++) apart[s][i] = q[2 * i + s];
+                for (int j = 0; j < W.taps; j++) from[j] = apart[j % W.step] + j / W.step;
+                for (int c = 0; c < HALVES; c++) {
+                    if (!to[c]) continue;
+                    combine(sums, 0, from, 0, W.filters[c], W.taps, (Size){1, along}, 0);
+                    float *out = to[c] + (ptrdiff_t)k * H.coefficients * W.coefficients;
+                    for (int r = 0; r < H.coefficients; r++, out += W.coefficients)
+                        memcpy(out, sums + r * half, W.coefficients * sizeof(float));
+                }
             }
         }
     }
@@ -227,17 +224,23 @@ FOR_EACH_PROCESSOR
 static void join(float *x, const Axis *axes, float *const *bands, float sign, int add, Work work) {
     const Axis D = axes[0], H = axes[1], W = axes[2];
     const ptrdiff_t plane = (ptrdiff_t)H.samples * W.samples;
-    const ptrdiff_t pitch = lines(extent(W)), band_pitch = lines(W.coefficients + 2 * reach(W));
+    const ptrdiff_t half = lines(W.coefficients + reach(W)), pitch = W.step * half;
+    const ptrdiff_t along = H.coefficients * half;
     const ptrdiff_t count = (H.coefficients + 2 * reach(H)) * pitch + LINE;
-    const Layout rows = {W.samples, 1};
     const float **from = work.from;
-    float *room = work.room, *factors = take(&room, D.taps + H.taps + W.taps);
-    float *halves[HALVES] = {take(&room, extent(H) * rows.row), take(&room, extent(H) * rows.row)};
-    /* Both with zeros around, in which sums over coefficients that do not exist may end. */
-    float *band = take(&room, H.coefficients * band_pitch), *q = take(&room, count);
-    memset(band, 0, H.coefficients * band_pitch * sizeof(float));
+    float *room = work.room, *factors = take(&room, most_terms(axes));
+    const ptrdiff_t high = (ptrdiff_t)extent(H) * W.samples;
+    float *halves[HALVES] = {take(&room, high), take(&room, high)};
+    /* Coefficients that do not exist count as zeros: between rows, and around planes. */
+    float *pair[HALVES] = {take(&room, reach(W) + along), take(&room, reach(W) + along)};
+    float *q = take(&room, count), *apart[2];
+    for (int c = 0; c < HALVES; c++) {
+        memset(pair[c], 0, (reach(W) + along) * sizeof(float));
+        pair[c] += reach(W);
+    }
     memset(q, 0, count * sizeof(float));
     q += shift(W) + reach(H) * pitch;
+    for (int s = 0; s < 2; s++) apart[s] = W.step == 2 ? take(&room, along) : q;
     if (!add) memset(x, 0, D.samples * plane * sizeof(float));
     for (int k = 0; k < D.coefficients; k++) {
         for (int a = 0; a < HALVES; a++) {
@@ -246,25 +249,24 @@ static void join(float *x, const Axis *axes, float *const *bands, float sign, in
             for (int b = 0; b < HALVES; b++) {
                 float *const *of = bands + 4 * a + 2 * b;
                 if (!any(of, 2)) continue;
-                int more = 0;
                 for (int c = 0; c < HALVES; c++) {
                     if (!of[c]) continue;
                     const float *in = of[c] + (ptrdiff_t)k * H.coefficients * W.coefficients;
                     for (int r = 0; r < H.coefficients; r++)
                         for (int i = 0; i < W.coefficients; i++)
-                            band[r * band_pitch + reach(W) + i] = sign * *in++;
-                    for (int s = 0; s < W.step; s++) {
-                        int terms = 0;
-                        for (int j = s; j < W.taps; j += W.step, terms++) {
-                            factors[terms] = W.filters[c][j];
-                            from[terms] = band + reach(W) - terms;
-                        }
-                        combine(q + s, (Layout){pitch, W.step}, from, (Layout){band_pitch, 1},
-                                factors, terms,
-                                (Size){H.coefficients, (extent(W) - s + W.step - 1) / W.step}, more);
-                    }
-                    more = 1;
+                            pair[c][r * half + i] = sign * *in++;
                 }
+                for (int s = 0; s < W.step; s++) {
+                    int terms = 0;
+                    for (int c = 0; c < HALVES; c++)
+                        for (int t = 0; of[c] && s + t * W.step < W.taps; t++) {
+                            factors[terms] = W.filters[c][s + t * W.step];
+                            from[terms++] = pair[c] - t;
+                        }
+                    combine(apart[s], 0, from, 0, factors, terms, (Size){1, along}, 0);
+                }
+                for (int s = 0; W.step == 2 && s < 2; s++)
+                    for (ptrdiff_t i = 0; i < along; i++) q[2 * i + s] = apart[s][i];
                 for (int i = 0; i < extent(W); i++) {
                     if (inside(W, i) || W.source[i] < 0) continue;
                     for (int r = 0; r < H.coefficients; r++)
@@ -276,16 +278,15 @@ static void join(float *x, const Axis *axes, float *const *bands, float sign, in
                         factors[terms] = H.filters[b][j];
                         from[terms] = q + W.lead - terms * pitch;
                     }
-                    combine(p + s * rows.row, (Layout){H.step * rows.row, 1}, from,
-                            (Layout){pitch, 1}, factors, terms,
+                    combine(p + s * W.samples, H.step * W.samples, from, pitch, factors, terms,
                             (Size){(extent(H) - s + H.step - 1) / H.step, W.samples}, begun);
                 }
                 begun = 1;
             }
             for (int i = 0; begun && i < extent(H); i++) {
                 if (inside(H, i) || H.source[i] < 0) continue;
-                float *to = p + (H.lead + H.source[i]) * rows.row;
-                for (int w = 0; w < W.samples; w++) to[w] += p[i * rows.row + w];
+                float *to = p + (H.lead + H.source[i]) * W.samples;
+                for (int w = 0; w < W.samples; w++) to[w] += p[i * W.samples + w];
             }
         }
         for (int j = 0; j < D.taps; j++) {
@@ -295,9 +296,9 @@ static void join(float *x, const Axis *axes, float *const *bands, float sign, in
             for (int a = 0; a < HALVES; a++) {
                 if (!any(bands + 4 * a, 4)) continue;
                 factors[terms] = D.filters[a][j];
-                from[terms++] = halves[a] + H.lead * rows.row;
+                from[terms++] = halves[a] + H.lead * W.samples;
             }
-            combine(x + s * plane, rows, from, rows, factors, terms, (Size){1, (int)plane}, 1);
+            combine(x + s * plane, 0, from, 0, factors, terms, (Size){1, plane}, 1);
         }
     }
 }
@@ -336,14 +337,15 @@ static double energy(float *x, const Level *level, int levels, float *room, Work
     return here < 0 ? value : value + here;
 }
 
-/* --- many volumes ------------------------------------------------------------------------------- */
+/* --- many volumes ----------------------------------------------------------------------------- */
 
+/* What `split` and `join` work in, and before it `levels` floats. */
 static Work allocate(const Axis *axes, ptrdiff_t levels) {
     const Axis H = axes[1], W = axes[2];
-    const ptrdiff_t taps = axes[0].taps + H.taps + W.taps;
-    const ptrdiff_t high = extent(H) + 2 * reach(H), wide = lines(extent(W) + 2 * reach(W)) + LINE;
-    const ptrdiff_t floats = lines(taps) + 5 * lines(high * wide) + levels + LINE;
-    Work work = {malloc(floats * sizeof(float)), malloc(taps * sizeof(float *))};
+    const ptrdiff_t high = extent(H) + 2 * reach(H), wide = extent(W) + 2 * (W.taps + LINE);
+    const ptrdiff_t terms = most_terms(axes);
+    const ptrdiff_t floats = levels + lines(terms) + 8 * lines(high * wide);
+    const Work work = {malloc((floats + LINE) * sizeof(float)), malloc(terms * sizeof(float *))};
     return work;
 }
 
@@ -352,6 +354,7 @@ static void release(Work work) {
     free(work.room);
 }
 
+/* From where a line of a cache begins. */
 static Work begin(Work allocated) {
     allocated.room += -((uintptr_t)allocated.room / sizeof(float)) % LINE;
     return allocated;
