@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcd_core.wavelet import BANDS, Selection, compiled
-from dcd_core.wavelet.banks import Bank
 
 Call = Callable[[], object]
 
@@ -149,11 +148,11 @@ class _Filters:
         """Count while this lasts."""
         filtered, measured = compiled._filter, compiled.energy
 
-        def _filter(
-            x: Tensor, found: Tensor, banks: Sequence[Bank], bands: Any, **way: bool
-        ) -> None:
+        def _filter(x: Tensor, found: Tensor, banks: Any, bands: Any, **way: bool) -> None:
             self.bytes += (x.numel() + found.numel()) * x.element_size()
-            self.operations += len(x) * _filtering(banks, [band in bands for band in BANDS])
+            self.operations += len(x) * _filtering(
+                map(compiled._axis, banks), [b in bands for b in BANDS]
+            )
             filtered(x, found, banks, bands, **way)
 
         def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
@@ -166,14 +165,13 @@ class _Filters:
             yield
 
 
-def _filtering(axes: Sequence[Any], reached: Sequence[bool | int]) -> int:
+def _filtering(axes: Iterable[Any], reached: Sequence[bool | int]) -> int:
     """Operations of one way, for one volume: along D, then H, then W, of what is reached."""
     d, h, w = axes
-    taps = [axis.filters.shape[1] if isinstance(axis, Bank) else axis.taps for axis in axes]
     lines = {
-        4: taps[0] * d.coefficients * h.samples * w.samples,
-        2: taps[1] * d.coefficients * h.coefficients * w.samples,
-        1: taps[2] * d.coefficients * h.coefficients * w.coefficients,
+        4: d.taps * d.coefficients * h.samples * w.samples,
+        2: h.taps * d.coefficients * h.coefficients * w.samples,
+        1: w.taps * d.coefficients * h.coefficients * w.coefficients,
     }
     return 2 * sum(
         multiplied * any(reached[band : band + count])
