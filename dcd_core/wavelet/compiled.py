@@ -102,7 +102,8 @@ def _filter(
 
 def _call(function: str, x: Tensor, *rest: Any) -> None:
     if getattr(_library(), function)(x.data_ptr(), len(x), *rest, torch.get_num_threads()):
-        raise MemoryError(f"no memory to filter a volume {tuple(x.shape[1:])}")
+        size = tuple(x.shape[1:])
+        raise MemoryError(f"no room to filter volumes {size}; smaller patches need less")
 
 
 @lru_cache(maxsize=256)
