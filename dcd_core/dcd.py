@@ -192,7 +192,7 @@ def kd_weight(epoch: int | float, *, peak: float, start: int | float, ramp: int 
     return peak * 0.5 * (1.0 - math.cos(math.pi * (epoch - start) / ramp))
 
 
-@torch.compiler.disable(reason="matrix products with a gradient of their own: nothing to fuse")
+@torch.compiler.disable(reason="filters or products with a gradient of their own: nothing to fuse")
 def _stage(
     student: Tensor,
     teacher: Tensor,

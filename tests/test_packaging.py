@@ -249,7 +249,7 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    if run.returncode and "setuptools" in run.stderr:
+    if "No matching distribution found for setuptools" in run.stderr:
         pytest.skip("no package index to build from")
     assert run.returncode == 0, run.stderr
     (wheel,) = (tmp_path / "made").glob("*.whl")

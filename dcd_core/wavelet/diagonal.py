@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
-    """Whether all axes are orthonormal at every level, so that this file applies."""
+    """Whether all axes are orthonormal at every level, so that `energy` may be used."""
     used = grids(size, selection.names, selection.levels)[:-1]
     banks = (
         periodized(*named) for grid in used for named in zip(grid, selection.names, strict=True)

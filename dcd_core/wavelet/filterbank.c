@@ -323,7 +323,7 @@ static double energy(float *x, const Level *level, int levels, float *room, Work
             whole[i] = deeper * whole[i] + (level->coarse ? own[i] : 0);
             own[i] = level->base ? own[i] - whole[i] : whole[i];
         }
-        along_coarse = squared_norm(whole, count);
+        if (level->base) along_coarse = squared_norm(whole, count);
     }
     if (!level->base) {
         for (int b = 1; b < BANDS; b++)
