@@ -159,6 +159,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         (changed(n_stages=4), "4 stages; expected Conv3d and 3 stages"),
         (changed(nonlin="os.system"), "'os.system'; expected a module of torch.nn"),
         (changed(nonlin="torch.nn.NoSuch"), "'torch.nn.NoSuch'"),
+        (changed(n_conv_per_step=[1, 1]), "unexpected keyword argument 'n_conv_per_step' of Plain"),
         (changed(network_class_name="a.VNet"), r"network: got 'VNet'.*'ResidualEncoderUNet'"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from training import CHANNELS, TINY, TUNE, WIDE, Interrupted, distiller, patches, run
 
-from dcd_core import train
+from dcd_core import rivals, train
 from dcd_core.dcd import DCD, kd_weight
 from dcd_core.models import dynunet, resenc
 from dcd_core.train import EMA, Distiller, Losses, Recipe, fit, read_fit, segmentation_loss
@@ -189,6 +189,23 @@ def test_trained_state_leaves_the_teacher_out_and_comes_back():
         distiller("none").load_trained_state(state)
     with pytest.raises(KeyError, match="differ"):
         distiller().load_trained_state({k: v for k, v in state.items() if "method" not in k})
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_logits_of_regions_are_not_read_as_those_of_classes(which):
+    """Nor the other way about: as many channels, but a sigmoid each."""
+    made = distiller("none")
+    of = {"student": made.student, "teacher": dynunet(1, 2, channels=WIDE)}
+    of[which].regions = True
+    with pytest.raises(ContractError, match=f"logits of the {which}: got overlapping regions"):
+        Distiller(of["student"], of["teacher"], rivals.build("logits", CHANNELS, WIDE))
+    Distiller(of["student"], of["teacher"], DCD(CHANNELS, WIDE, wavelet="haar"))  # reads none
+    by_region = rivals.build("logits", CHANNELS, WIDE, regions=True)
+    with pytest.raises(ContractError, match="got classes of one softmax; expected overlapping"):
+        Distiller(of["student"], of["teacher"], by_region)
+    for network in of.values():
+        network.regions = True
+    assert Distiller(of["student"], of["teacher"], by_region).method is by_region
 
 
 def test_losses_are_those_of_student_and_method():

@@ -5,6 +5,7 @@ Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; files as nnU-Net 2.5 a
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,8 +64,19 @@ def planned(
             f"Conv3d and {len(channels)} stages, as many as channels {tuple(channels)}",
             "the arch_kwargs of a 3D configuration",
         )
-    found |= {"features_per_stage": list(channels), "deep_supervision": deep_supervision}
-    made = kind(input_channels=in_channels, num_classes=classes, **found)
+    found |= {
+        "input_channels": in_channels,
+        "num_classes": classes,
+        "features_per_stage": list(channels),
+        "deep_supervision": deep_supervision,
+    }
+    try:
+        inspect.signature(kind).bind(**found)
+    except TypeError as error:  # its words name the argument
+        raise ContractError(
+            "options", f"{error} of {network}", "its arguments", "plans of the installed version"
+        ) from None
+    made = kind(**found)
     if not deep_supervision:
         made.decoder.seg_layers = made.decoder.seg_layers[-1:]  # the others would never run
     made.apply(made.initialize)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dcd_core.models import Segmenter
-from dcd_core.types import Output
+from dcd_core.types import ContractError, Output
+
+_MEANINGS = {False: "classes of one softmax", True: "overlapping regions, a sigmoid each"}
 
 
 class Losses(NamedTuple):
@@ -25,7 +27,8 @@ class Distiller(nn.Module):
     the undistilled student. `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar.
     The teacher is frozen, in eval mode, and only its encoder runs, unless the method says
     `needs_logits = True`; at weight 0 it does not run at all. A method that says
-    `needs_teacher = False`, such as a penalty on weights, may do without one.
+    `needs_teacher = False`, such as a penalty on weights, may do without one. Raises ContractError
+    where a method reads logits as `regions`, or as classes, and a network means them otherwise.
     """
 
     def __init__(
@@ -38,6 +41,15 @@ class Distiller(nn.Module):
         deep_weights: float = 0.5,
     ) -> None:
         super().__init__()
+        reads = getattr(method, "regions", None)  # unless it reads no logits
+        for network, named in ((student, "student"), (teacher, "teacher")):
+            if reads is not None and network is not None and network.regions != reads:
+                raise ContractError(
+                    f"logits of the {named}",
+                    _MEANINGS[network.regions],
+                    f"{_MEANINGS[reads]}, as {type(method).__name__} reads them",
+                    "a method of features, or regions=True where both networks are of regions",
+                )
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.method = method
