@@ -274,6 +274,19 @@ def test_only_the_test_is_repeated_when_the_tests_source_changes(cohort, monkeyp
     assert (job.folder / "student.safetensors").stat().st_mtime_ns == weights
 
 
+def test_one_run_tested_on_other_cases_keeps_both_tables(cohort, monkeypatch):
+    """As where one page scores all test cases of a student and another page some of them."""
+    job = make_job(cohort, recipe=dataclasses.replace(RECIPE, steps=2))
+    other = dataclasses.replace(job, cohort=dataclasses.replace(cohort, test=(IDS[3], IDS[4])))
+    run(job)
+    assert other.folder == job.folder
+    assert not other.done
+    monkeypatch.setattr(jobs, "fit", None)  # would fail if it were called
+    run(other)
+    assert other.read()["case"].tolist() == [IDS[3], IDS[4]]
+    pd.testing.assert_frame_equal(job.read(), other.read()[1:].reset_index(drop=True))
+
+
 def test_a_test_case_without_lesion_leaves_an_empty_but_readable_table(cohort, tmp_path):
     write([make_case(9, "sub-strokecase0009", lesion=False)], cohort.folder, task=ISLES)
     empty = dataclasses.replace(cohort, test=("sub-strokecase0009",), identity="empty")

@@ -108,8 +108,11 @@ class Job:
         return self.trained and (not self.tested or self.table("scores").is_file())
 
     def table(self, name: str) -> Path:
-        """File of a test table: "scores" (row: case, region) or "lesions" (row: case, lesion)."""
-        return self.folder / f"{name}-{fingerprint(source_hash(*TESTING))}.csv"
+        """File of a test table: "scores" (row: case, region) or "lesions" (row: case, lesion).
+
+        It is named by what tests and by the cases, as one run may be tested on several sets.
+        """
+        return self.folder / f"{name}-{fingerprint(source_hash(*TESTING), self.cohort.test)}.csv"
 
     def result(self) -> Fit:
         """The trained student and its history; raises ContractError when the job has not run."""
