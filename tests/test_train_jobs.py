@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from dcd_core import rivals
-from dcd_core.data import Cohort, write
+from dcd_core.data import Cohort, read, write
+from dcd_core.infer import predict_case
+from dcd_core.metrics import score
 from dcd_core.train import (
     Calibration,
     Job,
@@ -226,9 +228,9 @@ def test_a_job_crosses_process_boundaries(cohort):
 def test_a_job_is_run_once_and_read_back(cohort, monkeypatch):
     job = make_job(cohort, arm="none")
     assert not job.done
-    for read in (job.read, job.result):
+    for unready in (job.read, job.result):
         with pytest.raises(ContractError):
-            read()
+            unready()
     folder = run(job)
     assert job.done
     assert folder == job.folder
@@ -259,6 +261,26 @@ def test_a_network_that_is_scored_again_has_the_scores_of_its_job(cohort):
         pd.testing.assert_frame_equal(table, kept, rtol=1e-5, check_dtype=False)
     nothing = evaluate(fitted.student, 1.0, cohort, RECIPE).scores
     assert nothing["volume_pred_ml"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("spacing_mm", [None, 3.0])
+def test_scores_are_those_of_the_prediction_of_each_case(spacing_mm, cohort):
+    """From prepared cases and labels alone, equal to reading and preparing the whole case."""
+    cohort = dataclasses.replace(cohort, spacing_mm=spacing_mm, test=(IDS[4], IDS[2]))
+    job = make_job(cohort)
+    run(job)
+    fitted = job.result()
+    found = evaluate(fitted.student, fitted.threshold, cohort, RECIPE).scores
+    options = {"spacing_mm": spacing_mm, "patch": RECIPE.patch, "overlap": RECIPE.overlap}
+    for scan, row in zip(cohort.scans("test"), found.to_dict("records"), strict=True):
+        case = read(scan)
+        label = predict_case(
+            fitted.student, case, ISLES, threshold=fitted.threshold, precision="32-true", **options
+        )
+        assert label.any()
+        (expected,) = score(label, case.label, ISLES, case.spacing_mm)
+        assert row["case"] == scan.id
+        assert {key: row[key] for key in expected} == pytest.approx(expected, nan_ok=True)
 
 
 def test_only_the_test_is_repeated_when_the_tests_source_changes(cohort, monkeypatch):
@@ -344,6 +366,21 @@ def test_an_error_in_a_worker_arrives_whole_and_stops_the_others(cohort):
     with pytest.raises(ContractError, match="architecture: got 'vnet'") as caught:
         run_all([make_job(cohort, "endless", recipe=endless), bad], workers=2)
     assert caught.value.attempt == "'dynunet'"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_that_share_a_run_take_turns(workers, cohort):
+    """One run, untested and tested on two sets of cases; beside it a run of another folder."""
+    recipe = dataclasses.replace(RECIPE, steps=2)
+    tested = make_job(cohort, recipe=recipe)
+    other = dataclasses.replace(tested, cohort=dataclasses.replace(cohort, test=(IDS[3],)))
+    untested = dataclasses.replace(tested, tested=False)
+    beside = make_job(cohort, "beside", recipe=recipe)
+    assert tested.folder == other.folder == untested.folder != beside.folder
+    run_all([tested, other, untested, beside], workers=workers)
+    assert [tested.read().case.tolist(), other.read().case.tolist()] == [[IDS[4]], [IDS[3]]]
+    assert untested.done
+    assert beside.done
 
 
 def test_progress_names_what_is_running(cohort):

@@ -38,12 +38,23 @@ def run_each(
 ) -> None:
     """Call `run` on every unit that is not done, `workers` processes at a time.
 
+    Units that share a folder take turns: tests of one run on several sets of cases, for example.
     On an error the others are stopped; what they keep in their folders lets them resume. Threads
     are shared out among the workers: on small networks two processes of one thread each do about
     1.7 times the work of one process with two.
     """
-    # By folder: two workers in one folder would overwrite each other's checkpoints.
-    waiting = list({unit.folder: unit for unit in units if not unit.done}.values())
+    waiting = [unit for unit in units if not unit.done]
+    while waiting:
+        # By folder: two workers in one folder would overwrite each other's checkpoints.
+        turn = {unit.folder: unit for unit in waiting}
+        _run_apart(list(turn.values()), run, workers=workers, what=what)
+        waiting = [unit for unit in waiting if unit != turn[unit.folder] and not unit.done]
+
+
+def _run_apart(
+    waiting: list[SomeUnit], run: Callable[[SomeUnit], object], *, workers: int, what: str
+) -> None:
+    """Call `run` on units of different folders."""
     if workers <= 1 or len(waiting) <= 1:
         for unit in waiting:
             run(unit)
