@@ -83,6 +83,32 @@ def test_what_is_written_is_read_back(task, tmp_path):
     assert (back.id, back.spacing_mm) == (case.id, case.spacing_mm)
 
 
+@TASK
+def test_a_label_is_read_alone_as_with_its_images(task, tmp_path):
+    (scan,) = data.write([make_case(task)], tmp_path, task=task)
+    stored = nib.load(scan.label)
+    turn = nib.orientations.axcodes2ornt("LAS")  # another order of axes than that of the channels
+    turn = nib.orientations.ornt_transform(nib.io_orientation(stored.affine), turn)
+    nib.save(stored.as_reoriented(turn), scan.label)
+    whole = data.read(scan)
+    for path in scan.channels[1:]:
+        path.unlink()
+    alone = data.read_label(scan)
+    assert alone.image.shape == (0, *whole.label.shape)
+    np.testing.assert_array_equal(alone.label, whole.label)
+    np.testing.assert_array_equal(alone.affine, whole.affine)
+    assert (alone.id, alone.spacing_mm) == (whole.id, whole.spacing_mm)
+
+
+def test_a_label_that_is_absent_or_on_another_grid_is_refused(tmp_path):
+    (scan,) = data.write([make_case()], tmp_path, task=BRATS)
+    assert "no label" in message(data.read_label, scan._replace(label=None))
+    save(scan.label, np.zeros((4, 4, 4)))
+    text = message(data.read_label, scan)
+    assert str(scan.label) in text
+    assert "shape (4, 4, 4)" in text
+
+
 def names_below(root):
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
@@ -443,6 +469,7 @@ def test_labels_of_every_edition_become_those_of_2024(edition, tmp_path):
     save(written.label, stored)
     (scan,) = data.brats2024(tmp_path, edition=edition)
     label = data.read(scan).label
+    np.testing.assert_array_equal(data.read_label(scan).label, label)
     assert {value: int(label[1 + value, 2, 0]) for value in numbers} == numbers
     assert (label != 0).sum() == (stored != 0).sum()
     # A value that this edition does not have is named with the edition.

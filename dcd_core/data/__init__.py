@@ -12,7 +12,7 @@ from dcd_core.data.auditing import Audit, audit
 from dcd_core.data.cohorts import Cohort, clinical, cohort, embedded
 from dcd_core.data.export import export
 from dcd_core.data.grid import prepare, resample
-from dcd_core.data.nifti import read, write
+from dcd_core.data.nifti import read, read_label, write
 from dcd_core.data.patches import Augment, Loaders, Patches, loaders
 from dcd_core.data.scans import Scan, brats2024, isles2022, patient
 from dcd_core.data.splits import Fold, folds, shared, write_splits
@@ -39,6 +39,7 @@ __all__ = [
     "prepare",
     "prepared",
     "read",
+    "read_label",
     "resample",
     "shared",
     "write",

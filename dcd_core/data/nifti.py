@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import UInt8
 from nibabel.affines import voxel_sizes
 
 from dcd_core.data.editions import OWN
@@ -48,7 +49,6 @@ def read(scan: Scan, *, grid: str | None = None) -> Case:
     that the task has no channel of.
     """
     task = TASKS[scan.task]
-    edition = OWN[task.name] if scan.edition is None else scan.edition
     volumes = dict(zip(task.channels, map(load, scan.channels), strict=True))
     first = volumes[task.channels[0]]
     target = first if grid is None else volumes[_known(grid, task)]
@@ -57,17 +57,41 @@ def read(scan: Scan, *, grid: str | None = None) -> Case:
             volumes[name] = _on_the_grid(volume, first)
     if "adc" in volumes:
         volumes["adc"] = _in_milli(volumes["adc"], first)
-    label = None
-    if scan.label is not None:
-        stored = _on_the_grid(load(scan.label), first)
-        label = label_of(onto(stored, target, order=0), task.name, edition)
+    label = None if scan.label is None else _label(scan, scan.label, first, target)
     for name, volume in volumes.items():
         volumes[name] = onto(volume, target)
         refuse_zeros(volumes[name])
     image = np.stack([volume.array for volume in volumes.values()])
+    return Case(scan.id, image, label, _spacing_mm(target), target.affine)
+
+
+def read_label(scan: Scan) -> Case:
+    """Read the label of a scan alone, on its own grid: a `Case` whose image has no channels.
+
+    All that scoring needs where the prepared case is at hand, in a fraction of the time of `read`:
+    of the channels only the first is opened, for its grid. The label is that of `read`.
+    Raises ContractError when the scan has no label, and as `read` does for these two files.
+    """
+    if scan.label is None:
+        attempt = "score labelled scans only"
+        raise ContractError(f"case {scan.id}", "no label", "a labelled case", attempt)
+    first = load(scan.channels[0])
+    label = _label(scan, scan.label, first, first)
+    image = np.empty((0, *label.shape), np.float32)
+    return Case(scan.id, image, label, _spacing_mm(first), first.affine)
+
+
+def _label(scan: Scan, path: Path, first: Volume, target: Volume) -> UInt8[np.ndarray, "i j k"]:
+    """The label of a scan, in the numbers of its task and on the grid of `target`."""
+    edition = OWN[scan.task] if scan.edition is None else scan.edition
+    stored = _on_the_grid(load(path), first)
+    return label_of(onto(stored, target, order=0), scan.task, edition)
+
+
+def _spacing_mm(volume: Volume) -> tuple[float, float, float]:
     # Headers hold float32: 2.00000001 is 2.
-    i, j, k = (round(float(size), 6) for size in voxel_sizes(target.affine))
-    return Case(scan.id, image, label, (i, j, k), target.affine)
+    i, j, k = (round(float(size), 6) for size in voxel_sizes(volume.affine))
+    return i, j, k
 
 
 def _known(grid: str, task: Task) -> str:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dcd_core.data import Cohort, read
-from dcd_core.infer import predict_case
+from dcd_core.data import Cohort, read_label
+from dcd_core.infer import decide, predict, to_native
 from dcd_core.metrics import challenge, lesions, score
 from dcd_core.models import Segmenter
 from dcd_core.train.recipe import Recipe
@@ -24,31 +24,32 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recipe) -> Evaluation:
-    """Score a segmenter on the test cases, where the challenges look at them.
+    """Score a segmenter on the test cases, on their own grids, as the challenges do.
 
-    Patch, overlap and precision are those of `recipe`; `threshold` is the foreground probability
-    from which a voxel counts.
+    The labels are those of `predict_case`, made from the prepared cases on disk: many networks are
+    scored on the same ones. Patch, overlap and precision are those of `recipe`; `threshold` is the
+    foreground probability from which a voxel counts.
     """
     task = TASKS[cohort.task]
     rows: list[dict[str, object]] = []
-    found: list[dict[str, object]] = []
-    for case in map(read, cohort.scans("test")):
+    of_lesions: list[dict[str, object]] = []
+    for case, prepared in zip(
+        map(read_label, cohort.scans("test")), cohort.cases("test"), strict=True
+    ):
         assert case.label is not None
-        label = predict_case(
+        found = predict(
             student,
-            case,
-            task,
+            prepared.image,
             patch=recipe.patch,
-            threshold=threshold,
-            spacing_mm=cohort.spacing_mm,
             overlap=recipe.overlap,
             precision=recipe.precision,
         )
+        label = decide(to_native(found.cpu().numpy(), prepared, case), threshold)
         official = challenge(label, case.label, task, case.spacing_mm)
         ours = score(label, case.label, task, case.spacing_mm)
         # Of columns that both have, ours is kept: its worst distance is that of the case's volume.
         for theirs, row in zip(official, ours, strict=True):
             rows.append({"case": case.id, **theirs, **row})
         for lesion in lesions(label > 0, case.label > 0, case.spacing_mm):
-            found.append({"case": case.id, **lesion})
-    return Evaluation(pd.DataFrame(rows), pd.DataFrame(found, columns=list(_LESION_COLUMNS)))
+            of_lesions.append({"case": case.id, **lesion})
+    return Evaluation(pd.DataFrame(rows), pd.DataFrame(of_lesions, columns=list(_LESION_COLUMNS)))

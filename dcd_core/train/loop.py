@@ -104,6 +104,7 @@ def fit(
     _rehearse(distiller.student, val, recipe)
     # What the two losses are compared on; nothing where there is one loss.
     encoder = [] if distiller.method is None else encoder_parameters(distiller.student, train[0][0])
+    distiller.train()
     while state.step < recipe.steps:
         _step(fabric, distiller, optimizer, ema, state, train, recipe, folder, encoder)
         progress(folder.name, state.step, recipe.steps, _note(state))
@@ -191,7 +192,6 @@ def _step(
         start=recipe.kd_start * recipe.steps,
         ramp=recipe.kd_ramp * recipe.steps,
     )
-    distiller.train()
     # A method that masks at random draws the same masks after a restart.
     accelerators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(accelerators), fabric.autocast():
