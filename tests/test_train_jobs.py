@@ -386,7 +386,7 @@ def test_jobs_that_share_a_run_take_turns(workers, cohort):
 def test_progress_names_what_is_running(cohort):
     running, waiting = make_job(cohort, "running"), make_job(cohort, "waiting")
     running.folder.mkdir(parents=True)
-    assert at_work([running, waiting]) == "running"
+    assert at_work({job.folder: job for job in (running, waiting)}) == "running"
 
 
 # --- studies --------------------------------------------------------------------------------------

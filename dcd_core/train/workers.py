@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -47,16 +47,16 @@ def run_each(
     while waiting:
         # By folder: two workers in one folder would overwrite each other's checkpoints.
         turn = {unit.folder: unit for unit in waiting}
-        _run_apart(list(turn.values()), run, workers=workers, what=what)
+        _run_apart(turn, run, workers=workers, what=what)
         waiting = [unit for unit in waiting if unit != turn[unit.folder] and not unit.done]
 
 
 def _run_apart(
-    waiting: list[SomeUnit], run: Callable[[SomeUnit], object], *, workers: int, what: str
+    units: Mapping[Path, SomeUnit], run: Callable[[SomeUnit], object], *, workers: int, what: str
 ) -> None:
-    """Call `run` on units of different folders."""
-    if workers <= 1 or len(waiting) <= 1:
-        for unit in waiting:
+    """Call `run` on units of different folders, given by folder."""
+    if workers <= 1 or len(units) <= 1:
+        for unit in units.values():
             run(unit)
         return
     # Spawned, not forked: a forked child inherits OpenMP's locks without its threads.
@@ -66,12 +66,13 @@ def _run_apart(
         workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
     )
     try:
-        pending = {pool.submit(run, unit): unit for unit in waiting}
+        pending = {pool.submit(run, unit): folder for folder, unit in units.items()}
         while pending:
             for future in wait(pending, timeout=1.0, return_when=FIRST_COMPLETED).done:
                 del pending[future]
                 future.result()
-            progress(what, len(waiting) - len(pending), len(waiting), at_work(pending.values()))
+            begun = at_work({folder: units[folder] for folder in pending.values()})
+            progress(what, len(units) - len(pending), len(units), begun)
     finally:
         if pending:  # an error: a worker would finish its unit before it heard of it
             for process in list((pool._processes or {}).values()):
@@ -79,6 +80,9 @@ def _run_apart(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def at_work(units: Iterable[Unit]) -> str:
-    """The labels of units that were begun and are not done."""
-    return ", ".join(unit.label for unit in units if unit.folder.is_dir() and not unit.done)
+def at_work(pending: Mapping[Path, Unit]) -> str:
+    """The labels of those units, given by folder, that were begun.
+
+    A unit's own `folder` is not asked: it may hash source files, and this is told every second.
+    """
+    return ", ".join(unit.label for folder, unit in pending.items() if folder.is_dir())
