@@ -85,16 +85,20 @@ def test_what_is_written_is_read_back(task, tmp_path):
 
 @TASK
 def test_a_label_is_read_alone_as_with_its_images(task, tmp_path):
-    (scan,) = data.write([make_case(task)], tmp_path, task=task)
+    case = make_case(task)
+    (scan,) = data.write([case], tmp_path, task=task)
     stored = nib.load(scan.label)
-    turn = nib.orientations.axcodes2ornt("LAS")  # another order of axes than that of the channels
+    turn = nib.orientations.axcodes2ornt("PIR")  # another order of axes than that of the channels
     turn = nib.orientations.ornt_transform(nib.io_orientation(stored.affine), turn)
-    nib.save(stored.as_reoriented(turn), scan.label)
+    turned = stored.as_reoriented(turn)
+    assert turned.shape != stored.shape
+    nib.save(turned, scan.label)
     whole = data.read(scan)
     for path in scan.channels[1:]:
         path.unlink()
     alone = data.read_label(scan)
     assert alone.image.shape == (0, *whole.label.shape)
+    np.testing.assert_array_equal(alone.label, case.label)
     np.testing.assert_array_equal(alone.label, whole.label)
     np.testing.assert_array_equal(alone.affine, whole.affine)
     assert (alone.id, alone.spacing_mm) == (whole.id, whole.spacing_mm)
