@@ -18,6 +18,8 @@ ARGS ?=
 # Which Python makes .venv; empty: python3.11, or python3 or python where that is 3.11.
 PYTHON ?=
 is_311 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1
+# PyTorch is built for 64-bit systems and, on Linux, for glibc; elsewhere pip would search in vain.
+has_torch = -c 'import platform, sys; sys.exit(sys.maxsize < 2**32 or (sys.platform == "linux" and platform.libc_ver()[0] != "glibc"))'
 
 # What .venv must hold: the declared dependencies, their tested versions and what is compiled.
 want = $$(cat pyproject.toml constraints.txt dcd_core/wavelet/filterbank.c | cksum)
@@ -38,7 +40,9 @@ setup: ## make .venv with python 3.11 and the tested versions (does nothing when
 		for name in python3.11 python3 python; do \
 			if [ -z "$$python" ] && "$$name" $(is_311); then python="$$name"; fi; done; \
 		if ! "$$python" $(is_311); then \
-			echo "make: python 3.11 was not found; install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+			echo "make: python 3.11 was not found$${python:+ ($$python is another)}; install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+		if ! "$$python" $(has_torch); then \
+			echo "make: PyTorch is not built for this system; it needs 64 bits and, on Linux, glibc" >&2; exit 1; fi; \
 		echo "creating $(VENV) with $$python"; \
 		"$$python" -m venv --clear $(VENV) || { \
 			echo "make: $$python cannot make a virtual environment; Debian and Ubuntu need the package python3.11-venv" >&2; exit 1; }; \

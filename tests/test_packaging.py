@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import dcd_core
@@ -61,6 +63,22 @@ def test_every_dependency_is_pinned_inside_its_range() -> None:
         pinned = known.get(canonicalize_name(requirement.name))
         assert pinned is not None, f"{requirement.name} has no line in constraints.txt"
         assert requirement.specifier.contains(pinned), f"{requirement} but tested with {pinned}"
+
+
+def test_every_pin_serves_the_oldest_python_that_is_promised() -> None:
+    """One pin that needs 3.11.5 and pip on 3.11.2 searches for hours, then brings CUDA builds."""
+    from importlib import metadata
+
+    promised = SETTINGS["project"]["requires-python"].removeprefix(">=") + ".0"
+    needs = {}
+    for name, version in pins().items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found = metadata.metadata(name)
+            if found["Version"].split("+")[0] == version:
+                needs[name] = found["Requires-Python"] or ""
+    assert len(needs) > 0.9 * len(pins())
+    wanting = {n: need for n, need in needs.items() if not SpecifierSet(need).contains(promised)}
+    assert wanting == {}
 
 
 def test_pins_are_exact_and_portable() -> None:
