@@ -81,7 +81,7 @@ bench: setup ## time loss, metrics, preparation, methods against their peers: mi
 	$(BIN)/python benchmarks/metrics.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/preparation.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/deployment.py $(filter --quick,$(ARGS))
-	$(BIN)/python benchmarks/rivals.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/methods.py $(filter --quick,$(ARGS))
 
 # A failed build forgets its cache: Sphinx repeats no warning for pages it has already read, and the
 # next build would pass by silence.
@@ -96,4 +96,4 @@ serve: ## show the built book at http://127.0.0.1:PORT
 
 clean: ## remove what can be made again: the built book, caches, smoke results (not .venv, not runs)
 	rm -rf book/_build results/smoke figures/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find dcd_core tests notebooks benchmarks book -name __pycache__ -type d -prune -exec rm -rf {} +
+	find dcd_core dcd_lab tests notebooks benchmarks book -name __pycache__ -type d -prune -exec rm -rf {} +

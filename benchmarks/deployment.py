@@ -36,9 +36,10 @@ from typing import NamedTuple
 import torch
 from measure import interleaved, spread
 
-from dcd_core import compress, deploy, records
+from dcd_core.errors import require
 from dcd_core.models import Segmenter, parameters, resenc, save, shrink
 from dcd_core.types import BRATS, ContractError
+from dcd_lab import compress, deploy, records
 
 CPU = torch.device("cpu")
 
@@ -110,7 +111,7 @@ def contenders(plan: Plan, threads: int, folder: Path) -> tuple[list[Contender],
 def _deployed(
     student: Segmenter, exported: Path, patch: torch.Tensor, plan: Plan, threads: int
 ) -> list[Contender]:
-    records.require("deploy", "nncf", "onnxruntime", "openvino")
+    require("deploy", "nncf", "onnxruntime", "openvino")
     import openvino
 
     calibration = [patch + 0.1 * torch.randn_like(patch) for _ in range(plan.calibration)]

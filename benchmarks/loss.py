@@ -78,13 +78,15 @@ from peers import DenseDCD, Layout
 from tables import Timed
 from torch import Tensor, nn
 
-from dcd_core import dcd, plots, records
+from dcd_core import dcd
 from dcd_core.dcd import DCD, detail_distance
 from dcd_core.infer import in_bfloat16
 from dcd_core.models import resenc
+from dcd_core.progress import progress
 from dcd_core.train import Distiller, Recipe
 from dcd_core.types import ContractError, Precision
 from dcd_core.wavelet import compiled, diagonal
+from dcd_lab import plots, records
 
 LAYOUTS: tuple[Layout, ...] = ("batch", "grouped")
 
@@ -491,11 +493,11 @@ def run(plans: Mapping[str, Plan], found: list[torch.device], out: str) -> None:
         names = contenders(one.grid.wavelet, one.layout)
         needs = {name: memory.extra_bytes(one.grid, name, one.layout, device) for name in names}
         used.append((one.grid, needs))
-        records.progress("memory", len(used), plan.remembered)
+        progress("memory", len(used), plan.remembered)
     step_ms = {}
     for patch in plan.patches:
         step_ms[patch.name] = training_step(patch, plan.widths, plan.steps, device)
-        records.progress("training step", len(step_ms), len(plan.patches), patch.name)
+        progress("training step", len(step_ms), len(plan.patches), patch.name)
     step = tables.steps(step_ms)
     sizes, levels = growth(plan, device)
     samples = {
@@ -534,7 +536,7 @@ def times(plan: Plan, device: torch.device) -> list[Timed]:
     found = []
     for grid in plan.grids:
         found.append(timed(grid, plan, device))
-        records.progress(f"times, {title(device)}", len(found), len(plan.grids), grid.name)
+        progress(f"times, {title(device)}", len(found), len(plan.grids), grid.name)
     return found
 
 

@@ -39,7 +39,8 @@ import restated
 from measure import spread
 from scipy import ndimage
 
-from dcd_core import metrics, records
+from dcd_core.progress import progress
+from dcd_lab import metrics, records
 
 Size3 = tuple[int, int, int]
 
@@ -138,7 +139,7 @@ def run(works: Sequence[Workload], out: str) -> Path:
         found, times = measured(work)
         rows += found
         samples[f"{'×'.join(map(str, work.shape))}, {work.lesions} lesions"] = times
-        records.progress("metrics", done, len(works))
+        progress("metrics", done, len(works))
     code = [Path(__file__), Path(restated.__file__)]
     table = pd.DataFrame(rows)
     path = records.save(

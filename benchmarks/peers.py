@@ -92,11 +92,11 @@ class DenseDCD(nn.Module):
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         super().__init__()
-        self.projections = DCD.released(student_channels, teacher_channels).projections
+        self.adapters = DCD.released(student_channels, teacher_channels).adapters
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Tensor:
         """The loss of a batch, stages summed."""
-        triples = zip(self.projections, student.stages, teacher.stages, strict=True)
+        triples = zip(self.adapters, student.stages, teacher.stages, strict=True)
         return torch.stack([dense_distance(p(s), t) for p, s, t in triples]).sum()
 
 

@@ -36,8 +36,8 @@ import numpy as np
 import pandas as pd
 from measure import spread
 
-from dcd_core import data, records
 from dcd_core.types import BRATS, Case, Size3
+from dcd_lab import data, records
 
 FULL, SMALL = (182, 218, 182), (24, 28, 24)
 

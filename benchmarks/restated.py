@@ -1,7 +1,7 @@
 """The rules of the BraTS 2024 and ISLES 2022 metrics said once more, plainly and slowly.
 
 One loop per lesion, every step on the whole volume, distance transforms for distances, MONAI's
-table for areas: nothing shared with `dcd_core.metrics`. The tests compare the two, the benchmark
+table for areas: nothing shared with `dcd_lab.metrics`. The tests compare the two, the benchmark
 times them.
 """
 

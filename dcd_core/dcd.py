@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dcd_core.method import Adapters, StageMethod
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import (
     BANDS,
@@ -42,8 +43,6 @@ from dcd_core.wavelet import (
 
 PUBLISHED = BANDS[1:7]
 """The bands the paper aligns: all but the coarse `aaa` and the finest diagonal `ddd`."""
-
-Projection: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 
 
 class StageDistance(NamedTuple):
@@ -87,7 +86,7 @@ def detail_distance(
     return result.distance
 
 
-class DCD(nn.Module):
+class DCD(StageMethod):
     """The distillation loss over all encoder stages, with the projections it trains.
 
     `student_channels`, `teacher_channels`: channels per stage, finest first. `stages`: indices of
@@ -109,23 +108,22 @@ class DCD(nn.Module):
         bands: Sequence[str] = PUBLISHED,
         coarse_weight: float = 0.0,
         stages: Sequence[int] | None = None,
-        projection: Projection = "learned",
+        projection: Adapters = "learned",
         stage_reduction: Literal["mean", "sum"] = "mean",
         convention: Convention = "orthonormal",
     ) -> None:
-        super().__init__()
         _check(wavelet, levels, bands, coarse_weight, convention)
-        _check_stages(student_channels, teacher_channels, stages, stage_reduction)
+        if stage_reduction not in ("mean", "sum"):
+            raise ContractError(
+                "stage_reduction", repr(stage_reduction), "'mean' or 'sum'", "'mean'"
+            )
+        super().__init__(student_channels, teacher_channels, stages=stages, adapters=projection)
         self.wavelet = axis_names(wavelet)
         self.levels = levels
         self.bands = tuple(bands)
         self.coarse_weight = coarse_weight
-        self.stages = tuple(range(len(student_channels)) if stages is None else stages)
         self.stage_reduction = stage_reduction
         self.convention = convention
-        self.projections = nn.ModuleList(
-            projection_of(student_channels[i], teacher_channels[i], projection) for i in self.stages
-        )
 
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> DCD:
@@ -137,7 +135,7 @@ class DCD(nn.Module):
             stage_reduction="sum",
             convention="released",
         )
-        loss.projections = nn.ModuleList(
+        loss.adapters = nn.ModuleList(
             nn.Identity()
             if s == t
             else nn.Conv3d(s, t, kernel_size=1, bias=True).requires_grad_(False)
@@ -151,19 +149,18 @@ class DCD(nn.Module):
             self.wavelet, self.levels, self.bands, self.coarse_weight, self.convention
         )
         result = []
-        for stage, project in zip(self.stages, self.projections, strict=True):
-            s, t = student.stages[stage], teacher.stages[stage]
+        for index, s, t in self.pairs(student, teacher):
+            adapter = self.adapters[index]
             weight, bias = None, None
-            if isinstance(project, nn.Conv3d):
-                weight, bias = project.weight.flatten(1), project.bias
+            if isinstance(adapter, nn.Conv3d):
+                weight, bias = adapter.weight.flatten(1), adapter.bias
             width = s.shape[1] if weight is None else len(weight)
-            if (len(s), width, *s.shape[2:]) != t.shape:
+            if width != t.shape[1]:
                 raise ContractError(
-                    f"grid of encoder stage {stage}",
-                    f"student {tuple(s.shape)}, projected to {width} channels, "
-                    f"teacher {tuple(t.shape)}",
-                    "the same batch, (D, H, W) and, once projected, channels in both",
-                    "teacher and student with the same strides, fed the same patch",
+                    f"channels of encoder stage {self.stages[index]}",
+                    f"student {tuple(s.shape)}, projected to {width}, teacher {tuple(t.shape)}",
+                    "once projected, as many in both",
+                    "DCD(student_channels, teacher_channels) of these two networks",
                 )
             result.append(_stage(s, t, weight, bias, selection))
         return result
@@ -379,52 +376,6 @@ def _check(
         raise ContractError(
             "coarse_weight", coarse_weight, "0 in the released convention", "'aaa' among the bands"
         )
-
-
-def _check_stages(
-    student_channels: Sequence[int],
-    teacher_channels: Sequence[int],
-    stages: Sequence[int] | None,
-    stage_reduction: str,
-) -> None:
-    if len(student_channels) != len(teacher_channels):
-        raise ContractError(
-            "encoder stages",
-            f"{len(student_channels)} in the student, {len(teacher_channels)} in the teacher",
-            "equally many",
-            "student channels = shrink(teacher channels, factor)",
-        )
-    count = len(student_channels)
-    if stages is not None and (not stages or any(not 0 <= i < count for i in stages)):
-        raise ContractError(
-            "stages", tuple(stages), f"indices from 0 to {count - 1}", "stages=None"
-        )
-    if stage_reduction not in ("mean", "sum"):
-        raise ContractError("stage_reduction", repr(stage_reduction), "'mean' or 'sum'", "'mean'")
-
-
-def projection_of(student: int, teacher: int, kind: str) -> nn.Module:
-    """The 1x1x1 convolution of a `Projection` from student to teacher channels; none: identity."""
-    if kind == "none":
-        if student != teacher:
-            raise ContractError(
-                "projection 'none'",
-                f"{student} student and {teacher} teacher channels",
-                "equal channels",
-                "projection='learned'",
-            )
-        return nn.Identity()
-    if kind not in ("learned", "frozen", "orthogonal"):
-        raise ContractError(
-            "projection",
-            repr(kind),
-            "'learned', 'frozen', 'orthogonal' or 'none'",
-            "'learned'",
-        )
-    project = nn.Conv3d(student, teacher, kernel_size=1, bias=False)
-    if kind == "orthogonal":
-        nn.init.orthogonal_(project.weight)
-    return project.requires_grad_(kind == "learned")
 
 
 def _too_small(size: object, wavelet: Wavelet) -> ContractError:

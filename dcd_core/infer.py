@@ -17,11 +17,8 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from dcd_core.data import prepare, resample
-from dcd_core.metrics import dice
 from dcd_core.models import Segmenter, evaluating
-from dcd_core.records import native_bfloat16
-from dcd_core.types import Case, ContractError, Precision, Size3, Task
+from dcd_core.types import ContractError, Precision, Size3
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """Foreground probabilities that are tried on the tune split."""
@@ -108,68 +105,19 @@ def choose_threshold(
     one foreground, every case counts once; of equally good thresholds the lowest is taken.
     """
     pairs = [(p[1:].sum(0), y > 0) for p, y in zip(probabilities, labels, strict=True)]
-    scores = [float(np.mean([dice(p > t, y) for p, y in pairs])) for t in THRESHOLDS]
+    scores = [float(np.mean([_dice(p > t, y) for p, y in pairs])) for t in THRESHOLDS]
     best = int(np.argmax(scores))
     return THRESHOLDS[best], scores[best]
 
 
-def predict_case(
-    model: Segmenter,
-    case: Case,
-    task: Task,
-    *,
-    patch: Size3,
-    threshold: float = 0.5,
-    spacing_mm: float | tuple[float, float, float] | None = None,
-    overlap: float = 0.5,
-    mirror: bool = False,
-    precision: Precision = "auto",
-) -> UInt8[np.ndarray, "i j k"]:
-    """Label volume of an unprepared case, on the case's own grid.
-
-    The case is prepared as in training (`data.prepare`, resampled to `spacing_mm` if given),
-    predicted, and the probabilities return to the native grid before the threshold. Raises
-    ContractError when the case has other channels than the task.
-    """
-    if case.image.shape[0] != len(task.channels):
-        raise ContractError(
-            f"channels of {case.id}",
-            case.image.shape[0],
-            f"{task.channels}",
-            "the task's own reader",
-        )
-    prepared = prepare(case, spacing_mm=spacing_mm, task=task)
-    found = predict(
-        model, prepared.image, patch=patch, overlap=overlap, mirror=mirror, precision=precision
-    )
-    native = to_native(found.cpu().numpy(), prepared, case)
-    return decide(native, threshold)
+def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two masks; two empty ones agree."""
+    total = int(prediction.sum()) + int(truth.sum())
+    return 2 * int((prediction & truth).sum()) / total if total else 1.0
 
 
-def to_native(
-    probabilities: Float[np.ndarray, "k _ _ _"], prepared: Case, case: Case
-) -> Float32[np.ndarray, "k i j l"]:
-    """Probabilities on the grid of `prepared`, moved to the grid of `case` by the two affines.
-
-    (k, d, h, w) -> (k, i, j, l). Outside the prepared grid the background is certain. A pure crop
-    is copied voxel by voxel; another spacing is interpolated linearly.
-    """
-    i, j, k = case.image.shape[1:]
-    native = np.zeros((len(probabilities), i, j, k), np.float32)
-    native[0] = 1
-    to_prepared = np.linalg.inv(prepared.affine) @ case.affine
-    offset = np.rint(to_prepared[:3, 3]).astype(int)
-    crop = np.eye(4)
-    crop[:3, 3] = offset
-    if np.allclose(to_prepared, crop, atol=1e-3):
-        start = tuple(
-            slice(-o, -o + n) for o, n in zip(offset, probabilities.shape[1:], strict=True)
-        )
-        native[(slice(None), *start)] = probabilities
-        return native
-    for index, channel in enumerate(probabilities[1:].astype(np.float32), start=1):
-        native[index] = resample(
-            channel, prepared.affine, onto_affine=case.affine, onto_shape=(i, j, k)
-        )
-    native[0] -= native[1:].sum(0)
-    return native
+def native_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 products are native; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

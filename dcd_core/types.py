@@ -1,17 +1,31 @@
-"""The vocabulary: shapes, cases, tasks and the one error a user should ever see.
-
-Every other module speaks in these words and this module imports none of them.
-"""
+"""The vocabulary: shapes, cases, tasks and the one error a user should ever see."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
+
+from dcd_core.errors import ContractError
+
+__all__ = [
+    "BRATS",
+    "ISLES",
+    "TASKS",
+    "Batches",
+    "Case",
+    "ContractError",
+    "Output",
+    "Precision",
+    "Size3",
+    "Stages",
+    "Task",
+    "Volume",
+]
 
 Volume: TypeAlias = Float[Tensor, "b c d h w"]
 """A batch of feature maps or logits: batch, channels, depth, height, width."""
@@ -50,6 +64,14 @@ class Case(NamedTuple):
     affine: Float[np.ndarray, "4 4"]
 
 
+@runtime_checkable
+class Batches(Protocol):
+    """Training batches by step: an image (b, c, d, h, w) with an integer target (b, 1, d, h, w)."""
+
+    def __getitem__(self, step: int, /) -> tuple[Tensor, Tensor]:
+        """The batch of a step, the same every time it is asked for."""
+
+
 class Task(NamedTuple):
     """A segmentation task: its channels and labels in file order, its regions as label sets."""
 
@@ -81,19 +103,3 @@ TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BRATS
 
 Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed"]
 """Of convolutions; "auto" is bfloat16 where the processor has it, float32 elsewhere."""
-
-
-class ContractError(ValueError):
-    """Something a user handed in breaks a contract; the message says what to do about it.
-
-    `what` was looked at, what it `got`, what was `expected`, and what to `attempt` next.
-    """
-
-    def __init__(self, what: str, got: object, expected: object, attempt: str) -> None:
-        self.what, self.got, self.expected, self.attempt = what, got, expected, attempt
-        super().__init__(f"{what}: got {got}; expected {expected}. Try: {attempt}")
-
-    def __reduce__(self) -> tuple[type[ContractError], tuple[str, object, object, str]]:
-        # Exceptions cross process boundaries in train.run_all; the default pickling would call
-        # __init__ with the message alone.
-        return type(self), (self.what, self.got, self.expected, self.attempt)

@@ -23,14 +23,15 @@ from typing import Any
 # The modules that run are those of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dcd_core import records, rivals, train
-from dcd_core.train.jobs import TESTING, TRAINING
-from dcd_core.train.matrix import UNDISTILLED
+from dcd_core import methods
 from dcd_core.types import ContractError
+from dcd_lab import experiments, records
+from dcd_lab.experiments.job import TESTING, TRAINING
+from dcd_lab.experiments.sweep import UNDISTILLED
 from runner.parameters import assignments, refuse, resolve
 from runner.sources import discover
 
-PAGE = "07-rivals"
+PAGE = "07-methods"
 
 
 def parameters(profile: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,10 +44,13 @@ def parameters(profile: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def units(given: Mapping[str, Any]) -> dict[str, Any]:
     """All there is to do, as plain data; nothing is read or made for it."""
-    arms = [UNDISTILLED, *train.arms(given["methods"] or rivals.METHODS, frozen=given["frozen"])]
+    arms = [
+        UNDISTILLED,
+        *experiments.arms(given["methods"] or methods.METHODS, frozen=given["frozen"]),
+    ]
     decided = {name: value for name, value in given.items() if name != "workers"}
-    # "train" whole: what plans the runs decides which of them there are.
-    code = records.source_hash(*TRAINING, "train", "rivals", *TESTING)
+    # "experiments" whole: what plans the runs decides which of them there are.
+    code = records.source_hash(*TRAINING, "dcd_lab.experiments", "dcd_core.methods", *TESTING)
     return {
         "key": records.fingerprint(decided, code),
         "tasks": given["tasks"],
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(units(given)))
             return 0
         refuse(options.task, given["tasks"], "task")
-        matrix = train.matrices({**given, "tasks": [options.task]})[options.task]
+        matrix = experiments.matrices({**given, "tasks": [options.task]})[options.task]
         run(matrix, options)
     except ContractError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -86,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(matrix: train.Matrix, options: argparse.Namespace) -> None:
+def run(matrix: experiments.Matrix, options: argparse.Namespace) -> None:
     """Do what the command says."""
     if options.command == "prepare":
         matrix.prepare()
@@ -94,10 +98,10 @@ def run(matrix: train.Matrix, options: argparse.Namespace) -> None:
         refuse(options.arm, matrix.arms, "arm")
         matrix.tune([options.arm])
     elif options.arm == UNDISTILLED:
-        train.run(matrix.undistilled(options.seed))
+        experiments.run(matrix.undistilled(options.seed))
     else:
         refuse(options.arm, matrix.arms, "arm")
-        train.run(matrix.student(options.arm, options.seed))
+        experiments.run(matrix.student(options.arm, options.seed))
 
 
 if __name__ == "__main__":

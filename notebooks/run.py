@@ -26,8 +26,8 @@ from types import FrameType
 # The modules that are hashed are the modules that run: those of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dcd_core import records
 from dcd_core.types import ContractError
+from dcd_lab import records
 from runner.execution import Runner
 from runner.jobs import Job, plan
 from runner.parameters import assignments, refuse, resolve
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(jobs: dict[str, Job], options: argparse.Namespace) -> int:
     for package in ("papermill", "ipykernel", "psutil"):
         if importlib.util.find_spec(package) is None:
-            raise ContractError(package, "not installed", "the extra [study]", "make setup")
+            raise ContractError(package, "not installed", "the extra [lab]", "make setup")
     with TemporaryDirectory(prefix="dcd-run-", ignore_cleanup_errors=True) as scratch:
         well = Runner(jobs, options.workers, Path(scratch), options.publish).run()
     print("\n" + status_table(jobs.values(), options.publish))

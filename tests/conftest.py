@@ -12,8 +12,8 @@ os.environ.pop("DCD_PROGRESS", None)
 
 from jaxtyping import install_import_hook
 
-# Kept for the whole session: every module of dcd_core imported from here on is checked.
-install_import_hook("dcd_core", "typechecker.checked")
+# Kept for the whole session: every module of the project imported from here on is checked.
+install_import_hook(["dcd_core", "dcd_lab"], "typechecker.checked")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -58,7 +58,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def real_cases() -> Path:
     """The folder of real public cases; a test that needs it is skipped where it is absent."""
-    from dcd_core import records
+    from dcd_lab import records
 
     folder = records.real_cases()
     if folder is None:

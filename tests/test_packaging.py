@@ -90,7 +90,7 @@ def test_pins_are_exact_and_portable() -> None:
 def test_the_base_install_is_the_loss_alone() -> None:
     names = {requirement.name for requirement in requirements()}
     assert names == {"torch", "PyWavelets", "numpy", "jaxtyping"}
-    assert set(EXTRAS) == {"study", "book", "nnunet", "deploy", "compress", "scale", "dev"}
+    assert set(EXTRAS) == {"lab", "book", "nnunet", "deploy", "compress", "scale", "dev"}
 
 
 def test_what_runs_here_is_what_is_pinned() -> None:
@@ -141,7 +141,11 @@ def test_every_package_the_code_imports_is_declared() -> None:
     from importlib import metadata
 
     tops: set[str] = set()
-    for file in [*(PROJECT / "dcd_core").rglob("*.py"), *(PROJECT / "notebooks").rglob("*.py")]:
+    for file in [
+        *(PROJECT / "dcd_core").rglob("*.py"),
+        *(PROJECT / "dcd_lab").rglob("*.py"),
+        *(PROJECT / "notebooks").rglob("*.py"),
+    ]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 tops |= {alias.name.split(".")[0] for alias in node.names}
@@ -153,7 +157,7 @@ def test_every_package_the_code_imports_is_declared() -> None:
     implied = {"dcd-core", "ipython"}
     missing = {
         top: distributions.get(top)
-        for top in tops - set(sys.stdlib_module_names) - {"dcd_core", "runner", "tests"}
+        for top in tops - set(sys.stdlib_module_names) - {"dcd_core", "dcd_lab", "runner", "tests"}
         if not {canonicalize_name(d) for d in distributions.get(top, [top])} & (declared | implied)
     }
     assert missing == {}

@@ -18,7 +18,7 @@ TARGET = Path(__file__).resolve().parents[1] / "_assets" / "explorer-volume.js"
 
 def volume() -> np.ndarray:
     """Return (slice, row, column) uint8: axial slices from below, front at the top."""
-    from dcd_core import phantom
+    from dcd_lab import phantom
 
     flair = phantom.glioma(SEED, spacing_mm=3.0).image[3]
     top = np.percentile(flair[flair > 0], 99.7)

@@ -10,7 +10,7 @@ import torch
 
 from dcd_core.models.architectures import build
 from dcd_core.models.segmenter import Segmenter
-from dcd_core.records import atomic
+from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from dcd_core.errors import require
 from dcd_core.models.segmenter import Segmenter, spec_of
-from dcd_core.records import require
 from dcd_core.types import ContractError
 
 # What nnU-Net's log of losses is made of; tensors and plain Python values are read anyhow.

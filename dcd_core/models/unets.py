@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from dcd_core.errors import require
 from dcd_core.models.segmenter import Segmenter, spec_of
-from dcd_core.records import require
 from dcd_core.types import ContractError
 
 BLOCKS = (1, 3, 4, 6, 6, 6)

@@ -13,10 +13,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from dcd_core.data import Patches
 from dcd_core.models import Segmenter
 from dcd_core.train.distiller import Distiller, Losses
-from dcd_core.types import ContractError, Volume
+from dcd_core.types import Batches, ContractError, Volume
 
 SILENT = 1e-12
 """A distillation gradient below this share of the segmentation's is none: nothing is to learn."""
@@ -47,7 +46,7 @@ def gradient_ratio(losses: Losses, encoder: Sequence[nn.Parameter]) -> float | N
     return None if distillation <= SILENT * segmentation else segmentation / distillation
 
 
-def equal_weight(distiller: Distiller, patches: Patches, *, batches: int = 50) -> float:
+def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -> float:
     """The weight at which a method pulls as hard as the segmentation: median over `batches`.
 
     The student is taken as it is and not trained. Raises ContractError for a method that pulls on

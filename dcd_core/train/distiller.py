@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dcd_core.method import Method
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output
 
@@ -41,7 +42,8 @@ class Distiller(nn.Module):
         deep_weights: float = 0.5,
     ) -> None:
         super().__init__()
-        reads = getattr(method, "regions", None)  # unless it reads no logits
+        traits = method if isinstance(method, Method) else Method
+        reads = traits.regions
         for network, named in ((student, "student"), (teacher, "teacher")):
             if reads is not None and network is not None and network.regions != reads:
                 raise ContractError(
@@ -53,6 +55,7 @@ class Distiller(nn.Module):
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.method = method
+        self.needs_teacher, self.needs_logits = traits.needs_teacher, traits.needs_logits
         self.seg_loss = segmentation_loss() if seg_loss is None else seg_loss
         self.deep_weights = deep_weights
 
@@ -67,13 +70,13 @@ class Distiller(nn.Module):
         """Losses of a batch: image (b, c, d, h, w), integer target (b, 1, d, h, w)."""
         student = self.student(image)
         segmentation = self._segmentation(student, target)
-        alone = self.teacher is None and getattr(self.method, "needs_teacher", True)
+        alone = self.teacher is None and self.needs_teacher
         if not distil or self.method is None or alone:
             return Losses(segmentation, None)
         with torch.no_grad():
             if self.teacher is None:
                 teacher = Output(image.new_empty(0), ())
-            elif getattr(self.method, "needs_logits", False):
+            elif self.needs_logits:
                 teacher = self.teacher(image)
             else:
                 teacher = Output(image.new_empty(0), self.teacher.encode(image))

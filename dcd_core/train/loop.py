@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from dcd_core import models
-from dcd_core.data import Patches
 from dcd_core.dcd import kd_weight
 from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
-from dcd_core.records import atomic, fingerprint, progress
+from dcd_core.progress import progress
+from dcd_core.storage import atomic
 from dcd_core.train.balance import encoder_parameters, gradient_ratio
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.recipe import EMA, Recipe
-from dcd_core.types import Case, ContractError
+from dcd_core.types import Batches, Case, ContractError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -66,7 +66,7 @@ class _State:
 
 def fit(
     distiller: Distiller,
-    train: Patches,
+    train: Batches,
     val: Sequence[Case],
     recipe: Recipe,
     *,
@@ -139,9 +139,14 @@ def diverged(run_dir: str | Path) -> bool:
 
 def _read_same(folder: Path, recipe: Recipe) -> Fit:
     theirs = json.loads((folder / "fit.json").read_text("utf-8"))["recipe"]
-    if fingerprint(theirs) != fingerprint(recipe):
+    if theirs != _plain(recipe):
         raise _other_recipe("training run", folder)
     return read_fit(folder)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe in the words of JSON, as it comes back from a file."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
 
 
 def _other_recipe(what: str, path: Path) -> ContractError:
@@ -173,7 +178,7 @@ def _step(
     optimizer: Any,
     ema: EMA,
     state: _State,
-    train: Patches,
+    train: Batches,
     recipe: Recipe,
     folder: Path,
     encoder: Sequence[nn.Parameter],
@@ -295,7 +300,7 @@ def _finish(
         "threshold": threshold,
         "tune_dice": dice,
         "seconds": round(state.seconds, 2),
-        "recipe": asdict(recipe),
+        "recipe": _plain(recipe),
     }
     with atomic(folder / "fit.json") as temporary:  # last: its presence says that all is there
         temporary.write_text(json.dumps(facts, indent=1), "utf-8")
@@ -326,7 +331,7 @@ def _save(
     path: Path, distiller: Distiller, optimizer: Any, ema: EMA, state: _State, recipe: Recipe
 ) -> None:
     content = {
-        "recipe": fingerprint(recipe),
+        "recipe": _plain(recipe),
         "distiller": distiller.trained_state(),
         "optimizer": optimizer.state_dict(),
         "ema": ema.model.state_dict(),
@@ -350,7 +355,7 @@ def _restore(
             "a whole checkpoint of this run",
             "deleting it, or resume=False, to start this run again",
         ) from None
-    if theirs != fingerprint(recipe):
+    if theirs != _plain(recipe):
         raise _other_recipe("checkpoint", path)
     try:
         distiller.load_trained_state(content["distiller"])

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dcd_core import records
-from runner.jobs import PACKAGE, Job, is_done, remember, write_json
+from dcd_core.storage import atomic
+from dcd_lab import records
+from runner.jobs import CHECKOUT, Job, is_done, remember, write_json
 from runner.pages import failure, publishable
 from runner.screen import Screen
 
-CHECKOUT = PACKAGE.parent
 LIMIT_BYTES = 1_000_000
 TRIES = 3  # parallel kernel starts can lose a race for a port
 
@@ -157,7 +157,7 @@ class Runner:
 
     def _to_book(self, job: Job) -> None:
         if self.publish and job.output != job.page:
-            with records.atomic(job.page) as temporary:
+            with atomic(job.page) as temporary:
                 temporary.write_bytes(job.output.read_bytes())
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import dcd_core
-from dcd_core import records
+from dcd_core.storage import atomic
+from dcd_lab import records
 from runner.sources import Notebook, source, tags
 
-PACKAGE = Path(dcd_core.__file__).parent
+CHECKOUT = Path(dcd_core.__file__).parents[1]
 BOOK_PROFILE = "demo"
 
 
@@ -32,41 +33,40 @@ def source_sha256(document: Mapping[str, Any]) -> str:
 
 
 def imported(texts: Iterable[str]) -> set[str]:
-    """Return the modules of dcd_core that Python texts import ("dcd_core" for the package)."""
+    """Return the modules of the project that Python texts import, such as "dcd_core.dcd"."""
     found: set[str] = set()
     for text in texts:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module == "dcd_core":
-                names = [f"dcd_core.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module in records.ROOMS:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
             else:
                 names = [getattr(node, "module", None) or ""]
             parts = [name.split(".") for name in names]
-            found |= {
-                part[1] if len(part) > 1 else part[0] for part in parts if part[0] == "dcd_core"
-            }
+            found |= {".".join(part[:2]) for part in parts if part[0] in records.ROOMS}
     return found
 
 
 def package_sha256(document: Mapping[str, Any]) -> str:
-    """Return a hash over the modules of dcd_core that a notebook imports, directly or not."""
+    """Return a hash over the modules of the project that a notebook imports, directly or not."""
     code = [source(cell) for cell in document["cells"] if cell["cell_type"] == "code"]
     pending, seen = imported(code), set()
     while pending:
-        # Importing any module runs dcd_core/__init__.py, and so depends on what that imports.
-        seen |= pending | {"dcd_core"}
+        # Importing any module runs the package's __init__.py, and so depends on what that imports.
+        seen |= pending | {name.split(".")[0] for name in pending}
         files = [file for name in seen for file in _module_files(name)]
         pending = imported(file.read_text("utf-8") for file in files) - seen
-    modules = sorted(name for name in seen if _module_files(name))
+    modules = sorted(name for name in seen - set(records.ROOMS) if _module_files(name))
     return records.source_hash(*modules) if modules else sha256([])[:12]
 
 
 def _module_files(name: str) -> list[Path]:
-    if name == "dcd_core":
-        return [PACKAGE / "__init__.py"]
-    module = PACKAGE / f"{name}.py"
-    return [module] if module.is_file() else sorted((PACKAGE / name).rglob("*.py"))
+    if name in records.ROOMS:
+        return [CHECKOUT / name / "__init__.py"]
+    stem = CHECKOUT.joinpath(*name.split("."))
+    one = stem.with_suffix(".py")
+    return [one] if one.is_file() else sorted(stem.rglob("*.py"))
 
 
 @dataclass
@@ -177,6 +177,6 @@ def remember(job: Job) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically, in the layout notebooks have on disk."""
-    with records.atomic(path) as temporary:
+    with atomic(path) as temporary:
         text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
         temporary.write_bytes((text + "\n").encode("utf-8"))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dcd_core import records
+from dcd_lab import records
 from runner.jobs import Job
 from runner.sources import tags
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dcd_core import records
+from dcd_core.errors import nearest
 from dcd_core.types import ContractError
+from dcd_lab import records
 from runner.sources import Notebook
 
 
@@ -40,7 +41,7 @@ def resolve(
 def refuse(key: str, known: Iterable[str], what: str) -> None:
     """Raise ContractError, with the nearest known name, unless `key` is known."""
     if key not in (known := list(known)):
-        raise ContractError(what, repr(key), "a declared name", records.nearest(key, known))
+        raise ContractError(what, repr(key), "a declared name", nearest(key, known))
 
 
 def _typed(name: str, key: str, value: Any, default: Any) -> Any:

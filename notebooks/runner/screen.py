@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from dcd_core import records
 from dcd_core.types import ContractError
+from dcd_lab import records
 from runner.jobs import Job, is_done
 
 QUIET_S = 15.0  # between two lines on a pipe or in a log

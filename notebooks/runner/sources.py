@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcd_core import records
+from dcd_core.errors import nearest
 from dcd_core.types import ContractError
 
 
@@ -84,9 +84,7 @@ def select(known: Mapping[str, Notebook], given: Sequence[str]) -> list[str]:
         match = {n for n in known if n.startswith(stem) or n.split("-", 1)[1] == stem}
         if not match:
             names = [*known, *(name.split("-", 1)[1] for name in known)]
-            raise ContractError(
-                "notebook", repr(word), "a number or name", records.nearest(stem, names)
-            )
+            raise ContractError("notebook", repr(word), "a number or name", nearest(stem, names))
         chosen |= match
     return sorted(chosen or known)
 
@@ -102,7 +100,7 @@ def with_needs(known: Mapping[str, Notebook], chosen: Iterable[str]) -> list[str
             )
         if name not in known:
             raise ContractError(
-                f"dcd.needs of {path[-1]}", repr(name), "a notebook", records.nearest(name, known)
+                f"dcd.needs of {path[-1]}", repr(name), "a notebook", nearest(name, known)
             )
         for need in known[name].needs:
             visit(need, (*path, name))

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import torch
 
-from dcd_core.data import Patches
 from dcd_core.dcd import DCD
 from dcd_core.models import dynunet
 from dcd_core.train import Distiller, Recipe, fit
 from dcd_core.types import Case
+from dcd_lab.data import Patches
 
 CHANNELS, WIDE = (4, 4, 8), (6, 8, 8)
 TINY = Recipe(

@@ -1,0 +1,44 @@
+"""Errors a user can act on: what was wrong, what came, what was expected, what to try."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+
+class ContractError(ValueError):
+    """Something a user handed in breaks a contract; the message says what to do about it.
+
+    `what` was looked at, what it `got`, what was `expected`, and what to `attempt` next.
+    """
+
+    def __init__(self, what: str, got: object, expected: object, attempt: str) -> None:
+        self.what, self.got, self.expected, self.attempt = what, got, expected, attempt
+        super().__init__(f"{what}: got {got}; expected {expected}. Try: {attempt}")
+
+    def __reduce__(self) -> tuple[type[ContractError], tuple[str, object, object, str]]:
+        # The default pickling would call __init__ with the message alone, and errors of worker
+        # processes arrive pickled.
+        return type(self), (self.what, self.got, self.expected, self.attempt)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the known name most like `word`, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f"{close[0]!r}"
+    return f"one of {', '.join(names)}" if names else "nothing: there is none yet"
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise ContractError, naming the `extra` to install, unless all `packages` can be imported."""
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        raise ContractError(
+            "packages",
+            f"no {', '.join(absent)}",
+            f"{', '.join(packages)} installed",
+            f"pip install 'dcd-core[{extra}]'",
+        )

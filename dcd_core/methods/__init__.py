@@ -1,0 +1,110 @@
+"""Every other way to distil: one class per paper, all called alike, none tuned more than another.
+
+`METHODS` lists them by name and `build` makes one. DCD is among them, so that a comparison is a
+loop over names. What all share is in `method`; each family has a file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from dcd_core.dcd import DCD
+from dcd_core.errors import nearest
+from dcd_core.method import LogitMethod, Method, StageMethod
+from dcd_core.methods.attention import AttentionTransfer
+from dcd_core.methods.channelwise import ChannelWiseFeatures, ChannelWiseLogits
+from dcd_core.methods.controls import (
+    FourierHighPass,
+    GaussianHighPass,
+    aaa_only,
+    ddd_only,
+    random_bands,
+)
+from dcd_core.methods.features import FeatureMSE, FitNets
+from dcd_core.methods.frequency import FreeKD, PromptFreeFreeKD
+from dcd_core.methods.logits import DIST, LogitsKD, WaveletOutputs
+from dcd_core.methods.masks import ACAMKD
+from dcd_core.methods.regions import IFVD, ReCo
+from dcd_core.methods.relations import CrossImage, PairwiseAffinity, RelationalKD
+from dcd_core.types import ContractError
+
+METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
+    {
+        "dcd": DCD,
+        "dcd-released": DCD.released,
+        # outputs
+        "logits": LogitsKD,
+        "dist": DIST,
+        "wavelet-outputs": WaveletOutputs,
+        "cwd-logits": ChannelWiseLogits,
+        # features
+        "feature-mse": FeatureMSE,
+        "fitnets": FitNets,
+        "at": AttentionTransfer,
+        "cwd-features": ChannelWiseFeatures,
+        # relations, regions, sub-bands and masks
+        "skd": PairwiseAffinity,
+        "rkd": RelationalKD,
+        "cirkd": CrossImage,
+        "ifvd": IFVD,
+        "reco": ReCo,
+        "reco-released": ReCo.released,
+        "freekd": FreeKD,
+        "freekd-prompt-free": PromptFreeFreeKD,
+        "acam": ACAMKD,
+        # controls
+        "aaa-only": aaa_only,
+        "ddd-only": ddd_only,
+        "random-bands": random_bands,
+        "gaussian-highpass": GaussianHighPass,
+        "fourier-highpass": FourierHighPass,
+    }
+)
+"""Methods by name; "none" is no method."""
+
+
+def build(
+    name: str, student_channels: Sequence[int], teacher_channels: Sequence[int], **options: Any
+) -> Method:
+    """The method called `name` for networks of these channels, finest stage first.
+
+    Raises ContractError, with the nearest known one, for an unknown name or option.
+    """
+    if name not in METHODS:
+        raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            attempt = nearest(option, known) if known else "no options"
+            raise ContractError(f"option of {name}", repr(option), f"one of {known}", attempt)
+    return METHODS[name](student_channels, teacher_channels, **options)
+
+
+def options_of(name: str) -> list[str]:
+    """The options of a method; what its name already decides is none."""
+    made = METHODS[name]
+    decided = getattr(made, "keywords", {})
+    found = inspect.signature(made).parameters
+    return [p for p in found if not p.endswith("_channels") and p not in decided]
+
+
+def adapter_option(name: str) -> str | None:
+    """The option that says whether a method's adapters learn, None for methods without any."""
+    found = [option for option in options_of(name) if option in ("adapters", "projection")]
+    return found[0] if found else None
+
+
+__all__ = [
+    "METHODS",
+    "LogitMethod",
+    "Method",
+    "StageMethod",
+    "adapter_option",
+    "build",
+    "options_of",
+]

@@ -1,0 +1,40 @@
+"""How far a long computation has come."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_shown_s = 0.0
+
+
+def progress(label: str, done: int, total: int, note: str = "") -> None:
+    """Tell that `done` of `total` steps of `label` are behind us, at most about twice a second.
+
+    Under the runner the file named by DCD_PROGRESS holds the latest state as one JSON line; at a
+    terminal one line of stderr is updated; elsewhere nothing is written.
+    """
+    global _shown_s
+    file = os.environ.get("DCD_PROGRESS")
+    now = time.monotonic()
+    if not (file or sys.stderr.isatty()) or (now - _shown_s < 0.5 and done < total):
+        return
+    _shown_s = now
+    if file:
+        state = {"label": label, "done": done, "total": total, "note": note}
+        with suppress(OSError):  # a full disk must not end a training run through its display
+            _write_progress(Path(file), json.dumps(state) + "\n")
+        return
+    line = f"{label} {done}/{total} {note}".rstrip()[:100]
+    sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if done >= total else ""))
+    sys.stderr.flush()
+
+
+def _write_progress(file: Path, line: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(line, "utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,240 @@
+"""Patches: batches that depend on a seed and a step, and on nothing else.
+
+Batch 700 of seed 3 is the same after a restart, in another process, and for every method under
+comparison, so that a difference between two students is not a difference in what they saw.
+Everything random about a patch is drawn first, into a `Draw`; `cut` then applies it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32, Int64, UInt8
+from torch import Tensor
+
+from dcd_core.types import Case, ContractError, Size3
+from dcd_lab.data.scans import patient
+
+
+class Augment(NamedTuple):
+    """How far training patches are changed: `flips` on all three axes, the rest in z-scores.
+
+    Channel gains are uniform in 1 +- `gain`, shifts in +- `shift`; every other patch gets white
+    noise with a standard deviation up to `noise`. The zeros around the brain stay zeros.
+    """
+
+    flips: bool = True
+    gain: float = 0.1
+    shift: float = 0.1
+    noise: float = 0.1
+
+
+MILD = Augment()
+NONE = Augment(flips=False, gain=0.0, shift=0.0, noise=0.0)
+
+
+class Draw(NamedTuple):
+    """Everything random about one patch.
+
+    `case` is an index; `corner` the first voxel, negative where the case is smaller than the patch;
+    `flips` says which axes are mirrored; `gain` and `shift` hold one number per channel; `noise` is
+    a standard deviation.
+    """
+
+    case: int
+    corner: Size3
+    flips: tuple[bool, bool, bool]
+    gain: Float32[np.ndarray, " c"]
+    shift: Float32[np.ndarray, " c"]
+    noise: float
+    noise_seed: int
+
+
+class Patches:
+    """An endless sequence of training batches: `patches[step]`, or iterate from step 0.
+
+    `cases` are prepared and labelled, with equal channels; their arrays may be memory-mapped. A
+    batch holds `batch` patches of `patch` voxels, each from a case drawn uniformly. With
+    probability `foreground` a patch is centred on a voxel of a label drawn uniformly from those the
+    case has (as far as its borders allow), otherwise, and in a case without any, it lies anywhere.
+    A case smaller than the patch is centred in zeros.
+    Raises ContractError when there is no case, a case has no label or other channels, or a number
+    is out of range.
+    Source: Isensee et al., nnU-Net, Nature Methods, 2021 (a third of the patches on foreground).
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        patch: Size3,
+        batch: int,
+        seed: int,
+        foreground: float = 1 / 3,
+        augment: Augment = MILD,
+    ) -> None:
+        _refuse_unfit(cases)
+        if min(*patch, batch) < 1 or seed < 0 or not 0 <= foreground <= 1:
+            got = f"patch={patch}, batch={batch}, seed={seed}, foreground={foreground:g}"
+            expected = "patch and batch of at least 1, seed of at least 0, foreground in 0..1"
+            raise ContractError("Patches", got, expected, "patch=(32, 32, 32), batch=2, seed=0")
+        self.cases = tuple(cases)
+        self.patch, self.batch, self.seed = patch, batch, seed
+        self.foreground, self.augment = foreground, augment
+        self._voxels = [_voxels_by_label(case) for case in self.cases]
+
+    def __getitem__(
+        self, step: int
+    ) -> tuple[Float32[Tensor, "b c d h w"], Int64[Tensor, "b 1 d h w"]]:
+        """Return the images and labels of one step."""
+        images = np.empty((self.batch, len(self.cases[0].image), *self.patch), np.float32)
+        labels = np.empty((self.batch, 1, *self.patch), np.int64)
+        for row, draw in enumerate(self.draws(step)):
+            image, label = cut(self.cases[draw.case], draw, self.patch)
+            images[row], labels[row, 0] = image, label
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.__getitem__, count())
+
+    def stream(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of steps `start` to `stop` - 1, made two ahead in a thread.
+
+        Worth it when steps run on an accelerator and patches are large; where network and patches
+        share the same cores, indexing is as fast.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            steps = iter(range(start, stop))
+            ahead = deque(thread.submit(self.__getitem__, step) for step in islice(steps, 2))
+            while ahead:
+                yield ahead.popleft().result()
+                ahead.extend(thread.submit(self.__getitem__, step) for step in islice(steps, 1))
+
+    def draws(self, step: int) -> list[Draw]:
+        """Return what is random about the patches of one step."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step])))
+        return [self._draw(rng) for _ in range(self.batch)]
+
+    def _draw(self, rng: np.random.Generator) -> Draw:
+        case = int(rng.integers(len(self.cases)))
+        corner = self._corner(rng, case)
+        # Everything is drawn whatever `augment` says: switching it off moves no patch.
+        mirrored = (rng.random(3) < 0.5) & self.augment.flips
+        gain, shift = rng.uniform(-1, 1, (2, len(self.cases[case].image))).astype(np.float32)
+        noisy, noise = rng.random(2)
+        return Draw(
+            case,
+            corner,
+            (bool(mirrored[0]), bool(mirrored[1]), bool(mirrored[2])),
+            1 + self.augment.gain * gain,
+            self.augment.shift * shift,
+            self.augment.noise * float(noise) if noisy < 0.5 else 0.0,
+            int(rng.integers(2**63)),
+        )
+
+    def _corner(self, rng: np.random.Generator, case: int) -> Size3:
+        shape = self.cases[case].image.shape[1:]
+        room = np.subtract(shape, self.patch)
+        last = np.maximum(room, 0)
+        corner = rng.integers(0, last + 1)
+        if rng.random() < self.foreground and self._voxels[case]:
+            voxels = self._voxels[case][rng.integers(len(self._voxels[case]))]
+            centre = np.unravel_index(voxels[rng.integers(len(voxels))], shape)
+            corner = np.clip(np.subtract(centre, np.floor_divide(self.patch, 2)), 0, last)
+        i, j, k = np.where(room < 0, room // 2, corner)
+        return int(i), int(j), int(k)
+
+
+def cut(
+    case: Case, draw: Draw, patch: Size3
+) -> tuple[Float32[np.ndarray, "c d h w"], UInt8[np.ndarray, "d h w"]]:
+    """Return the image and label of one patch of a labelled case, as drawn."""
+    image = np.zeros((len(case.image), *patch), np.float32)
+    label = np.zeros(patch, np.uint8)
+    there, here = _overlap(draw.corner, patch, case.image.shape[1:])
+    image[(slice(None), *here)] = case.image[(slice(None), *there)]
+    if case.label is not None:
+        label[here] = case.label[there]
+    brain = image.any(axis=0)
+    image *= draw.gain[:, None, None, None]
+    image += draw.shift[:, None, None, None]
+    if draw.noise:
+        rng = np.random.default_rng(draw.noise_seed)
+        image += np.float32(draw.noise) * rng.standard_normal(image.shape, dtype=np.float32)
+    image *= brain
+    axes = tuple(axis for axis in range(3) if draw.flips[axis])
+    return np.flip(image, tuple(axis + 1 for axis in axes)), np.flip(label, axes)
+
+
+def _overlap(
+    corner: Size3, patch: Size3, shape: tuple[int, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the part of a case that a patch covers, in voxels of the case and of the patch."""
+    starts = [max(first, 0) for first in corner]
+    stops = [min(c + p, s) for c, p, s in zip(corner, patch, shape, strict=True)]
+    there = tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
+    here = tuple(slice(a - c, b - c) for a, b, c in zip(starts, stops, corner, strict=True))
+    return there, here
+
+
+def _voxels_by_label(case: Case) -> list[Int32[np.ndarray, " n"]]:
+    """Return the flat indices of the voxels of each label that the case has, background aside."""
+    flat = case.label.ravel() if case.label is not None else np.empty(0, np.uint8)
+    present = np.flatnonzero(np.bincount(flat)[1:]) + 1
+    return [np.flatnonzero(flat == value).astype(np.int32) for value in present]
+
+
+def _refuse_unfit(cases: Sequence[Case]) -> None:
+    if not cases:
+        raise ContractError("cases", "none", "at least one prepared case", "see `prepare`")
+    for case in cases:
+        if case.label is None:
+            attempt = "leave unlabelled cases out, or check where the label files are"
+            raise ContractError(f"case {case.id}", "no label", "a labelled case", attempt)
+        if case.label.shape != case.image.shape[1:]:
+            got, expected = f"a label of {case.label.shape}", f"{case.image.shape[1:]}"
+            raise ContractError(f"case {case.id}", got, expected, "see `prepare`")
+        if len(case.image) != len(cases[0].image):
+            expected = f"{len(cases[0].image)}, as in {cases[0].id}"
+            attempt = "train on one task at a time"
+            raise ContractError(f"case {case.id}", f"{len(case.image)} channels", expected, attempt)
+
+
+class Loaders(NamedTuple):
+    """What training reads: patches to learn from and whole cases to choose settings by."""
+
+    train: Patches
+    tune: list[Case]
+
+
+def loaders(
+    train: Sequence[Case],
+    tune: Sequence[Case],
+    *,
+    patch: Size3,
+    batch: int,
+    seed: int,
+    foreground: float = 1 / 3,
+    augment: Augment = MILD,
+) -> Loaders:
+    """Return the patches of the `train` cases beside the `tune` cases, once they fit together.
+
+    All cases are prepared. There are no workers: a batch is made in a small part of the time that a
+    step takes, and `Patches.stream` makes it in the background where that matters.
+    Raises ContractError when a patient is on both sides, or for cases that `Patches` refuses.
+    """
+    both = {patient(case.id) for case in train} & {patient(case.id) for case in tune}
+    if both:
+        got = f"{', '.join(sorted(both))} on both sides"
+        raise ContractError("train and tune", got, "no patient shared", "folds(ids, group=patient)")
+    _refuse_unfit([*train[:1], *tune])
+    patches = Patches(
+        train, patch=patch, batch=batch, seed=seed, foreground=foreground, augment=augment
+    )
+    return Loaders(patches, list(tune))

@@ -1,0 +1,86 @@
+"""Splits: nnU-Net's five folds, by patient where a patient was scanned more than once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dcd_core.storage import atomic
+from dcd_core.types import ContractError
+
+
+class Fold(NamedTuple):
+    """Ids to train on and ids to validate on, both sorted.
+
+    A list of them is the content of nnU-Net's splits_final.json (`write_splits`).
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def folds(
+    ids: Iterable[str],
+    *,
+    k: int = 5,
+    seed: int = 12345,
+    group: Callable[[str], str] | Mapping[str, str] | None = None,
+) -> list[Fold]:
+    """Split `ids` into `k` folds; without `group` these are nnU-Net's folds, id by id.
+
+    `group` gives the patient of an id (`patient`, or a mapping); then the patients are dealt out by
+    the same rule and take all their scans with them. BraTS 2024 needs this: nnU-Net's own split is
+    by scan, and a patient on both sides leaks.
+    Raises ContractError for an id given twice, or when there are fewer groups than folds.
+    Source: Isensee et al., nnU-Net, Nature Methods, 2021.
+    """
+    names = sorted(ids)
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ContractError("ids", f"{twice} more than once", "unique ids", "list each scan once")
+    owner = {name: _group_of(name, group) for name in names}
+    groups = sorted(set(owner.values()))
+    if not 2 <= k <= len(groups):
+        attempt = "give more scans or ask for fewer folds"
+        raise ContractError("folds", f"k={k}, {len(groups)} groups", "2 <= k <= groups", attempt)
+    return [
+        Fold(
+            tuple(name for name in names if owner[name] not in held),
+            tuple(name for name in names if owner[name] in held),
+        )
+        for held in _held_out(groups, k, seed)
+    ]
+
+
+def shared(fold: Fold, group: Callable[[str], str] | Mapping[str, str]) -> list[str]:
+    """The patients that a fold has on both sides, sorted: none, unless it was dealt out by scan."""
+    sides = [{_group_of(id, group) for id in part} for part in fold]
+    return sorted(sides[0] & sides[1])
+
+
+def write_splits(found: Sequence[Fold], path: str | os.PathLike[str]) -> Path:
+    """Write folds as nnU-Net's splits_final.json, whole or not at all; returns the path."""
+    with atomic(path) as temporary:
+        text = json.dumps([fold._asdict() for fold in found], indent=2)
+        temporary.write_text(text + "\n", "utf-8")
+    return Path(path)
+
+
+def _group_of(id: str, group: Callable[[str], str] | Mapping[str, str] | None) -> str:
+    if group is None:
+        return id
+    return group[id] if isinstance(group, Mapping) else group(id)
+
+
+def _held_out(groups: list[str], k: int, seed: int) -> list[set[str]]:
+    """Return the groups of each validation fold, as scikit-learn's shuffled KFold deals them."""
+    order = np.arange(len(groups))
+    # The legacy generator is the point: these are the folds that nnU-Net users already have.
+    np.random.RandomState(seed).shuffle(order)
+    # array_split makes the first n % k parts one longer, as KFold does.
+    return [{groups[index] for index in part} for part in np.array_split(order, k)]

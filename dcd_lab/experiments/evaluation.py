@@ -1,0 +1,56 @@
+"""Evaluation: the test cases of a cohort, predicted and scored on their own grids."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from dcd_core.infer import decide, predict
+from dcd_core.models import Segmenter
+from dcd_core.train.recipe import Recipe
+from dcd_core.types import TASKS
+from dcd_lab.data import Cohort, read_label
+from dcd_lab.data.prediction import to_native
+from dcd_lab.metrics import challenge, lesions, score
+
+_LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
+
+
+class Evaluation(NamedTuple):
+    """Two tables: `scores` (row: case, region) and `lesions` (row: case, lesion of the truth)."""
+
+    scores: pd.DataFrame
+    lesions: pd.DataFrame
+
+
+def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recipe) -> Evaluation:
+    """Score a segmenter on the test cases, on their own grids, as the challenges do.
+
+    The labels are those of `predict_case`, made from the prepared cases on disk: many networks are
+    scored on the same ones. Patch, overlap and precision are those of `recipe`; `threshold` is the
+    foreground probability from which a voxel counts.
+    """
+    task = TASKS[cohort.task]
+    rows: list[dict[str, object]] = []
+    of_lesions: list[dict[str, object]] = []
+    for case, prepared in zip(
+        map(read_label, cohort.scans("test")), cohort.cases("test"), strict=True
+    ):
+        assert case.label is not None
+        found = predict(
+            student,
+            prepared.image,
+            patch=recipe.patch,
+            overlap=recipe.overlap,
+            precision=recipe.precision,
+        )
+        label = decide(to_native(found.cpu().numpy(), prepared, case), threshold)
+        official = challenge(label, case.label, task, case.spacing_mm)
+        ours = score(label, case.label, task, case.spacing_mm)
+        # Of columns that both have, ours is kept: its worst distance is that of the case's volume.
+        for theirs, row in zip(official, ours, strict=True):
+            rows.append({"case": case.id, **theirs, **row})
+        for lesion in lesions(label > 0, case.label > 0, case.spacing_mm):
+            of_lesions.append({"case": case.id, **lesion})
+    return Evaluation(pd.DataFrame(rows), pd.DataFrame(of_lesions, columns=list(_LESION_COLUMNS)))

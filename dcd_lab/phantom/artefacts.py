@@ -1,0 +1,99 @@
+"""What a scanner adds to a signal: thick slices, coil shading, noise, misregistration.
+
+Noise is drawn on the acquisition's own grid and travels through the same interpolation as the
+signal, so it is as band-limited as in a resampled scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dcd_lab.phantom.fields import Array, Grid, along_axes, smooth
+
+
+class Acquisition(NamedTuple):
+    """Resolution in mm along (i, j, k), signal-to-noise ratio in white matter, shift in mm."""
+
+    resolution_mm: tuple[float, float, float]
+    snr: float
+    shift_mm: tuple[float, float, float]
+
+
+def draw_acquisition(
+    rng: np.random.Generator,
+    *,
+    in_plane_mm: tuple[float, float],
+    slice_mm: tuple[float, float],
+    snr: tuple[float, float],
+    shift_mm: float,
+    axis: int = 2,
+) -> Acquisition:
+    """Draw a resolution (thick along `axis`), noise level and misregistration."""
+    fine = float(rng.uniform(*in_plane_mm))
+    thick = max(fine, float(rng.uniform(*slice_mm)))
+    i, j, k = (thick if a == axis else fine for a in range(3))
+    x, y, z = (float(shift) for shift in rng.normal(0.0, shift_mm, 3))
+    level = float(np.exp(rng.uniform(*np.log(snr))))
+    return Acquisition((i, j, k), level, (x, y, z))
+
+
+def _slice_matrix(count: int, spacing: float, step: float, start: float) -> Array:
+    """Rows: acquired samples; each averages the voxels within one step (a soft box profile)."""
+    centres = np.arange(start, (count - 0.5) * spacing + step / 2, step)
+    distance = np.abs(centres[:, None] - spacing * np.arange(count)[None])
+    profile = np.clip((step / 2 - distance) / spacing + 0.5, 0.0, 1.0)
+    total = profile.sum(1, keepdims=True)
+    return np.divide(profile, total, out=np.zeros_like(profile), where=total > 0)
+
+
+def _cubic_matrix(count: int, spacing: float, step: float, start: float, samples: int) -> Array:
+    """Rows: voxels; Catmull-Rom interpolation between acquired samples, edges repeated."""
+    t = np.clip((spacing * np.arange(count) - start) / step, 0.0, samples - 1.0)
+    below = np.minimum(t.astype(int), samples - 2)
+    u = t - below
+    weights = (
+        (-(u**3) + 2 * u**2 - u) / 2,
+        (3 * u**3 - 5 * u**2 + 2) / 2,
+        (-3 * u**3 + 4 * u**2 + u) / 2,
+        (u**3 - u**2) / 2,
+    )
+    matrix = np.zeros((count, samples))
+    for offset, weight in enumerate(weights):
+        column = np.clip(below + offset - 1, 0, samples - 1)
+        np.add.at(matrix, (np.arange(count), column), weight)
+    return matrix
+
+
+def acquire(
+    signals: Sequence[Array],
+    acquisition: Acquisition,
+    rng: np.random.Generator,
+    grid: Grid,
+    *,
+    reference: float,
+) -> list[Array]:
+    """Signals as acquired and resampled to the grid, with Rician noise of `reference` / SNR."""
+    down, up = [], []
+    for axis, count in enumerate(grid.shape):
+        coarse = acquisition.resolution_mm[axis] > 1.1 * grid.spacing_mm
+        step = acquisition.resolution_mm[axis] if coarse else grid.spacing_mm
+        start = float(rng.uniform(-0.5, 0.5)) * step if coarse else 0.0
+        matrix = _slice_matrix(count, grid.spacing_mm, step, start)
+        down.append(matrix)
+        moved = start + acquisition.shift_mm[axis]
+        up.append(_cubic_matrix(count, grid.spacing_mm, step, moved, len(matrix)))
+    sigma = reference / acquisition.snr
+    acquired = []
+    for signal in signals:
+        low = along_axes(signal, down)
+        noise = sigma * rng.standard_normal((2, *low.shape))
+        acquired.append(along_axes(np.hypot(low + noise[0], noise[1]), up))
+    return acquired
+
+
+def coil_shading(rng: np.random.Generator, grid: Grid, amplitude: float) -> Array:
+    """Receive sensitivity: the exponential of a smooth field with the given amplitude."""
+    return np.exp(amplitude * smooth(rng, grid, 85.0))

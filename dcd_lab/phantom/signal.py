@@ -1,0 +1,119 @@
+"""MR signals from tissue parameters: the sequence equations and one scanner session's settings.
+
+Signals are computed per tissue and then mixed, because a voxel half cortex and half fluid shows
+the mean of two signals and not the signal of a mean tissue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from dcd_lab.phantom.anatomy import Anatomy
+from dcd_lab.phantom.fields import Array
+
+
+class Tissue(NamedTuple):
+    """Proton density (0-1), relaxation times in ms and ADC in 1e-3 mm2/s; scalars or arrays."""
+
+    density: float | Array
+    t1_ms: float | Array
+    t2_ms: float | Array
+    adc: float | Array = 0.8
+
+
+# Medians at 3 T, set so that contrasts relative to white matter agree with real T1, T2, FLAIR and
+# DWI (Stanisz et al., MRM, 2005; Lesjak et al., Neuroinformatics, 2017; ISLES 2022 case 0009).
+TISSUES: dict[str, Tissue] = {
+    "white": Tissue(0.70, 880.0, 75.0, 0.76),
+    "cortex": Tissue(0.80, 1350.0, 92.0, 0.82),
+    "deep": Tissue(0.78, 1150.0, 76.0, 0.74),
+    "csf": Tissue(1.00, 4200.0, 560.0, 2.95),
+    "iron": Tissue(0.74, 1000.0, 58.0, 0.72),
+    "gliosis": Tissue(0.80, 1250.0, 125.0, 1.10),
+    "chronic": Tissue(0.95, 2300.0, 260.0, 2.10),
+}
+
+Pulse: TypeAlias = Callable[[Tissue], "float | Array"]
+"""A pulse sequence with its settings: tissue in, signal out."""
+
+
+class Layer(NamedTuple):
+    """A share (0-1) per voxel of one tissue."""
+
+    share: Array
+    tissue: Tissue
+
+
+def spin_echo(tissue: Tissue, *, tr_ms: float, te_ms: float) -> float | Array:
+    """Spin echo: PD (1 - exp(-TR/T1)) exp(-TE/T2)."""
+    recovered = 1.0 - np.exp(-tr_ms / tissue.t1_ms)
+    return tissue.density * recovered * np.exp(-te_ms / tissue.t2_ms)
+
+
+def inversion_recovery(
+    tissue: Tissue, *, tr_ms: float, ti_ms: float, te_ms: float
+) -> float | Array:
+    """Inversion recovery (FLAIR, MPRAGE): PD |1 - 2 exp(-TI/T1) + exp(-TR/T1)| exp(-TE/T2)."""
+    recovered = 1.0 - 2.0 * np.exp(-ti_ms / tissue.t1_ms) + np.exp(-tr_ms / tissue.t1_ms)
+    return tissue.density * np.abs(recovered) * np.exp(-te_ms / tissue.t2_ms)
+
+
+def spoiled_gradient_echo(tissue: Tissue, *, tr_ms: float, flip_deg: float) -> float | Array:
+    """Ideally spoiled gradient echo at short TE: PD sin a (1 - E1) / (1 - E1 cos a)."""
+    flip, e1 = np.deg2rad(flip_deg), np.exp(-tr_ms / tissue.t1_ms)
+    return tissue.density * np.sin(flip) * (1.0 - e1) / (1.0 - e1 * np.cos(flip))
+
+
+def diffusion_weighted(tissue: Tissue, *, tr_ms: float, te_ms: float, b: float) -> float | Array:
+    """Spin echo times exp(-b ADC); b in s/mm2."""
+    return spin_echo(tissue, tr_ms=tr_ms, te_ms=te_ms) * np.exp(-b * 1e-3 * tissue.adc)
+
+
+def apparent_diffusion(signal_0: Array, signal_b: Array, b: float) -> Array:
+    """ADC in 1e-3 mm2/s from two magnitude images: 1000 ln(S0 / Sb) / b."""
+    tiny = 1e-6
+    return 1e3 * np.log(np.maximum(signal_0, tiny) / np.maximum(signal_b, tiny)) / b
+
+
+def null_inversion_ms(t1_ms: float, tr_ms: float) -> float:
+    """Inversion time at which inversion recovery of a tissue vanishes."""
+    return float(-t1_ms * np.log((1.0 + np.exp(-tr_ms / t1_ms)) / 2.0))
+
+
+def with_contrast_agent(
+    tissue: Tissue, concentration_mm: float | Array, *, r1: float = 4.5, r2: float = 5.5
+) -> Tissue:
+    """Relaxation after gadolinium: 1/T' = 1/T + r C, with r in 1/(s mM) and C in mM."""
+    t1_ms = 1.0 / (1.0 / tissue.t1_ms + 1e-3 * r1 * concentration_mm)
+    t2_ms = 1.0 / (1.0 / tissue.t2_ms + 1e-3 * r2 * concentration_mm)
+    return tissue._replace(t1_ms=t1_ms, t2_ms=t2_ms)
+
+
+def base_layers(anatomy: Anatomy, tissues: dict[str, Tissue]) -> list[Layer]:
+    """Healthy tissue as layers, white matter first."""
+    return [Layer(getattr(anatomy, n), tissues[n]) for n in ("white", "cortex", "deep", "csf")]
+
+
+def mix(base: Sequence[Layer], over: Sequence[Layer], sequence: Pulse) -> Array:
+    """Signal per voxel: the sum over `base` (shares add up to one), then `over` painted on top."""
+    signal = np.zeros_like(base[0].share)
+    for layer in base:
+        signal = signal + layer.share * sequence(layer.tissue)
+    for layer in over:
+        signal = signal + layer.share * (sequence(layer.tissue) - signal)
+    return signal
+
+
+def draw_tissues(rng: np.random.Generator) -> dict[str, Tissue]:
+    """This subject's tissues: every parameter of `TISSUES` varied by some percent."""
+    spread = Tissue(0.015, 0.05, 0.035, 0.03)
+    return {name: varied(rng, tissue, spread) for name, tissue in TISSUES.items()}
+
+
+def varied(rng: np.random.Generator, tissue: Tissue, spread: Tissue) -> Tissue:
+    """A tissue with every parameter multiplied by a log-normal factor of the given spread."""
+    factors = np.exp(np.array(spread) * rng.standard_normal(4))
+    return Tissue(*(value * factor for value, factor in zip(tissue, factors, strict=True)))

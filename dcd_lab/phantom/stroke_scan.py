@@ -1,0 +1,189 @@
+"""An acute stroke patient: diffusion-weighted image, ADC map and FLAIR with fresh infarcts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from dcd_lab.phantom.anatomy import Anatomy, brain_box, head_to_mni, rotation, subject
+from dcd_lab.phantom.artefacts import acquire, coil_shading, draw_acquisition
+from dcd_lab.phantom.confounders import gliosis, pallidum, susceptibility
+from dcd_lab.phantom.fields import Array, Grid, smooth, soft, uncrop, without_specks
+from dcd_lab.phantom.infarct import Infarcts, infarcts
+from dcd_lab.phantom.signal import (
+    Layer,
+    Pulse,
+    Tissue,
+    apparent_diffusion,
+    base_layers,
+    diffusion_weighted,
+    draw_tissues,
+    inversion_recovery,
+    mix,
+    null_inversion_ms,
+    spin_echo,
+    varied,
+)
+
+FIELD_OF_VIEW_MM = (224.0, 224.0, 146.0)
+# An infarct by age: PD, T1 (ms), T2 (ms) and ADC of the core, and how common the age is.
+_AGES: tuple[tuple[Tissue, float], ...] = (
+    (Tissue(0.79, 1260.0, 86.0, 0.44), 0.20),  # under 6 hours: FLAIR still normal
+    (Tissue(0.80, 1450.0, 108.0, 0.44), 0.50),  # 1 to 3 days
+    (Tissue(0.81, 1580.0, 118.0, 0.52), 0.20),  # 4 to 7 days
+    (Tissue(0.83, 1750.0, 128.0, 0.70), 0.10),  # 8 to 14 days: ADC nearly normal again
+)
+
+
+class Protocol(NamedTuple):
+    """One session's pulses: diffusion without and with weighting (b in s/mm2), and FLAIR."""
+
+    b: float
+    unweighted: Pulse
+    weighted: Pulse
+    flair: Pulse
+
+
+def head_grid(spacing_mm: float) -> Grid:
+    """The DWI grid in head millimetres: 112 x 112 x 73 voxels at 2 mm, first axis right to left."""
+    i, j, k = (round(extent / spacing_mm) for extent in FIELD_OF_VIEW_MM)
+    x = spacing_mm * ((i - 1) / 2 - np.arange(i))
+    y = spacing_mm * (np.arange(j) - (j - 1) / 2) - 20.0
+    z = spacing_mm * (np.arange(k) - (k - 1) / 2) + 9.0
+    return Grid((x, y, z), spacing_mm)
+
+
+def oblique_affine(seed: int, grid: Grid) -> Array:
+    """Voxel index to scanner millimetres: slices tilted some degrees about the ear-to-ear axis."""
+    rng = np.random.default_rng((seed, 1))
+    turn = rotation(np.deg2rad(rng.normal((10.0, 0.0, 0.0), (5.0, 2.0, 2.5))))
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-1.0, 1.0, 1.0]) * grid.spacing_mm
+    centre = (np.array(grid.shape) - 1) / 2
+    affine[:3, 3] = rng.normal(0.0, 8.0, 3) - affine[:3, :3] @ centre
+    return affine
+
+
+def paint(seed: int, grid: Grid) -> tuple[Array, Array]:
+    """Image (3, ...) float64 and label (...) of one patient on the whole grid."""
+    rng, shape = np.random.default_rng((seed, 0)), grid.shape
+    mni = head_to_mni(seed, grid, turn_deg=4.0, size=0.95)
+    box = brain_box(mni)
+    grid = grid.crop(box)
+    anatomy = subject(rng, grid, mni[(slice(None), *box)], atrophy=float(rng.beta(2.0, 2.0)))
+    found = infarcts(rng, grid, anatomy)
+    image = _scan(rng, grid, anatomy, found)
+    drawn = found.fresh_mm + 0.5 * smooth(rng, grid, 4.0) > 0.0
+    label = without_specks(drawn & (anatomy.csf < 0.55) & anatomy.brain, 2)
+    return uncrop(image * anatomy.brain, shape, box), uncrop(label, shape, box)
+
+
+def _protocol(rng: np.random.Generator, csf: Tissue) -> Protocol:
+    b = float(rng.choice((800.0, 1000.0)))
+    tr_ms, te_ms = float(rng.uniform(5000, 10000)), float(rng.uniform(55, 95))
+    flair_tr, flair_te = float(rng.uniform(8500, 12000)), float(rng.uniform(95, 135))
+    # Scanners invert a little early or late, so fluid is dark but not black.
+    ti_ms = null_inversion_ms(float(csf.t1_ms), flair_tr) * float(rng.uniform(0.90, 1.0))
+    return Protocol(
+        b,
+        partial(spin_echo, tr_ms=tr_ms, te_ms=te_ms),
+        partial(diffusion_weighted, tr_ms=tr_ms, te_ms=te_ms, b=b),
+        partial(inversion_recovery, tr_ms=flair_tr, ti_ms=ti_ms, te_ms=flair_te),
+    )
+
+
+def _layers(
+    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, found: Infarcts,
+    tissues: dict[str, Tissue],
+) -> list[Layer]:  # fmt: skip
+    """What is painted over healthy tissue: iron, gliosis, old infarcts, fresh infarcts."""
+    solid = 1.0 - anatomy.csf
+    inside = soft(found.fresh_mm, 3.0) * solid
+    # Some lesions are pale and none is even: the core is worst, each region has its own damage.
+    damage = rng.uniform(0.48, 0.93) + 0.05 * np.clip(found.fresh_mm - 1.0, 0.0, 4.0)
+    damage = damage + 0.20 * smooth(rng, grid, 18.0) + 0.13 * smooth(rng, grid, 5.0)
+    age = int(rng.choice(len(_AGES), p=[share for _, share in _AGES]))
+    fresh = varied(rng, _AGES[age][0], Tissue(0.01, 0.05, 0.06, 0.10))
+    old = soft(found.old_mm, 3.0) * solid * (1.0 - inside)
+    return [
+        Layer(pallidum(rng, grid, anatomy), tissues["iron"]),
+        Layer(gliosis(rng, grid, anatomy, float(rng.beta(1.5, 3.0))), tissues["gliosis"]),
+        Layer(old, tissues["chronic"]),
+        Layer(inside * np.clip(damage, 0.2, 1.0), fresh),
+    ]
+
+
+def _scan(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, found: Infarcts) -> Array:
+    """DWI, ADC and FLAIR as acquired, quantised."""
+    tissues = draw_tissues(rng)
+    protocol = _protocol(rng, tissues["csf"])
+    over = _layers(rng, grid, anatomy, found, tissues)
+    base = base_layers(anatomy, tissues)
+    dwi, adc = _diffusion(rng, grid, anatomy, protocol, base, over)
+    flair = _flair(rng, grid, anatomy, protocol.flair, base, over)
+    gain = rng.uniform(150.0, 400.0, 2)
+    return np.stack(
+        [_rounded(dwi * gain[0], 16), _rounded(adc, 1e4), _rounded(flair * gain[1], 16)]
+    )
+
+
+def _rounded(values: Array, steps: float) -> Array:
+    return np.rint(values * steps) / steps
+
+
+def _diffusion(
+    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, protocol: Protocol,
+    base: list[Layer], over: list[Layer],
+) -> tuple[Array, Array]:  # fmt: skip
+    """DWI relative to white matter, and the ADC map of the same noisy pair of images."""
+    white = base[0].tissue
+    texture = 1.0 + 0.04 * smooth(rng, grid, 8.0) + 0.03 * smooth(rng, grid, 4.0)
+    pile_up = susceptibility(rng, grid, anatomy)
+    shading = coil_shading(rng, grid, 0.12) * np.exp(pile_up) * texture
+    # Water in one place moves more freely than in another: ADC varies within a tissue too.
+    spread = (
+        -1e-3 * protocol.b * 0.8 * (0.08 * smooth(rng, grid, 6.0) + 0.05 * smooth(rng, grid, 15.0))
+    )
+    pair = [
+        mix(base, over, protocol.unweighted) * shading,
+        mix(base, over, protocol.weighted) * shading * np.exp(spread * (anatomy.csf < 0.5)),
+    ]
+    slices = (2.0, 2.0) if rng.random() < 0.6 else (3.0, 5.0)
+    settings = draw_acquisition(
+        rng, in_plane_mm=(1.8, 2.2), slice_mm=slices, snr=(20.0, 44.0), shift_mm=0.0
+    )
+    reference = float(protocol.unweighted(white))
+    s0, sb = acquire(pair, settings, rng, grid, reference=reference)
+    adc = np.clip(apparent_diffusion(s0, sb, protocol.b), -0.4, 4.0)
+    return sb / float(protocol.weighted(white)), adc
+
+
+def _flair(
+    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, pulse: Pulse,
+    base: list[Layer], over: list[Layer],
+) -> Array:  # fmt: skip
+    """FLAIR relative to white matter: thick slices, and not where the distorted DWI is."""
+    reference = float(pulse(base[0].tissue))
+    texture = 1.0 + 0.03 * smooth(rng, grid, 8.0) + 0.03 * smooth(rng, grid, 4.0)
+    settings = draw_acquisition(
+        rng, in_plane_mm=(0.8, 1.3), slice_mm=(3.0, 6.5), snr=(18.0, 40.0), shift_mm=0.5
+    )
+    signal = mix(base, over, pulse) * texture * coil_shading(rng, grid, 0.12)
+    (flair,) = acquire([signal], settings, rng, grid, reference=reference)
+    return _undistorted(flair, rng, grid, anatomy) / reference
+
+
+def _undistorted(flair: Array, rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
+    """Shift along the phase-encoding axis, up to some mm at the skull base.
+
+    The label lives in the distorted space of the DWI, hence it is FLAIR that moves.
+    """
+    base = soft(5.0 - anatomy.mni[2], 60.0)
+    shift = (0.5 + 2.5 * base) * smooth(rng, grid, 32.0) / grid.spacing_mm
+    last = flair.shape[1] - 1.001
+    j = np.clip(np.arange(flair.shape[1])[None, :, None] + shift, 0.0, last)
+    low = j.astype(int)
+    near = np.take_along_axis(flair, low, axis=1)
+    return near + (j - low) * (np.take_along_axis(flair, low + 1, axis=1) - near)

@@ -1,0 +1,37 @@
+"""Figures: volumes, predictions, curves and comparisons, drawn from arrays and tables.
+
+Every function takes what other modules computed and returns a Figure; nothing is tested, fitted or
+concluded here. Axes carry units, colours are told apart by colour-blind readers, and panels of a
+brain are radiological: the patient's right is on the left. Figures live outside pyplot, so a
+notebook that draws hundreds keeps none of them.
+"""
+
+from dcd_lab.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
+from dcd_lab.plots.scaling import growth
+from dcd_lab.plots.stages import by_stage, features, gallery, subbands
+from dcd_lab.plots.tables import by_volume, curves, forest, matrix, schedule, seeds, tradeoff
+from dcd_lab.plots.volumes import bands, compare_cases, segmentation, slices
+
+__all__ = [
+    "LABEL_COLORS",
+    "PALETTE",
+    "Page",
+    "axis_label",
+    "bands",
+    "by_stage",
+    "by_volume",
+    "colors",
+    "compare_cases",
+    "curves",
+    "features",
+    "forest",
+    "gallery",
+    "growth",
+    "matrix",
+    "schedule",
+    "seeds",
+    "segmentation",
+    "slices",
+    "subbands",
+    "tradeoff",
+]

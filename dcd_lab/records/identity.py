@@ -1,0 +1,189 @@
+"""What ran, from which source, on what machine: names and provenance of results."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from dcd_core.errors import nearest
+from dcd_core.types import ContractError
+from dcd_lab.records.places import plain, root
+
+_PACKAGES = ("torch", "numpy", "monai", "pywavelets")
+ROOMS = ("dcd_core", "dcd_lab")
+"""The packages of the project."""
+_CODE = (*ROOMS, "notebooks", "constraints.txt")
+
+
+def fingerprint(*parts: object) -> str:
+    """Return 12 hexadecimal digits that name `parts`, the same on every machine and in every run.
+
+    Parts are numbers, strings, paths, None, dataclasses, named tuples, numpy scalars and arrays,
+    and mappings, sequences and sets of these. Raises ContractError for anything else (a function
+    has no value to compare).
+    """
+    text = json.dumps([canonical(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+
+def canonical(value: object) -> object:
+    """Return `value` as plain JSON data; ContractError for what has no value to compare."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value).replace(os.sep, "/")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return canonical(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((canonical(item) for item in value), key=json.dumps)
+    if hasattr(value, "tolist") and type(value).__module__.startswith("numpy"):
+        return value.tolist()
+    raise ContractError(
+        "a part of a fingerprint",
+        f"{value!r} ({type(value).__name__})",
+        "plain data: numbers, strings, paths, dataclasses and containers of these",
+        "pass its name or its settings",
+    )
+
+
+def source_hash(*module_names: str) -> str:
+    """Return 12 hexadecimal digits over the source of dcd_core and dcd_lab, or of modules named.
+
+    Names are such as "dcd_core.dcd" or "dcd_lab.data"; only the files of these modules count, not
+    what they import. Raises ContractError for a module that is not there.
+    """
+    home = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for file in sorted({file for name in module_names or ROOMS for file in _files(home, name)}):
+        digest.update(f"{file.relative_to(home).as_posix()}\n".encode())
+        digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:12]
+
+
+def _files(home: Path, name: str) -> list[Path]:
+    """The source files of a module: one file, or all below a folder."""
+    stem = home.joinpath(*name.split("."))
+    one = stem.with_suffix(".py")
+    found = [one] if one.is_file() else [f for f in stem.rglob("*") if f.suffix in (".py", ".c")]
+    if name.split(".")[0] not in ROOMS or not found:
+        known = {f"{room}.{file.stem}" for room in ROOMS for file in (home / room).iterdir()}
+        raise ContractError("module", repr(name), "a module of the project", nearest(name, known))
+    return found
+
+
+def facts(*, seed: int | None = None, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what someone needs to know to judge or repeat a number.
+
+    Commit, whether the code differs from it, versions, processor, accelerator, operating system,
+    seed, the fingerprint of the parameters and the date. No host, user or folder is named.
+    """
+    return {
+        "commit": _git("rev-parse", "HEAD") or None,
+        # Results are rewritten by the very run that asks, so only code counts as dirty.
+        "dirty": bool(_git("status", "--porcelain", "--", *_CODE)),
+        "versions": versions(),
+        "source": source_hash(),
+        **_machine(),
+        "seed": seed,
+        "params": None if params is None else fingerprint(params),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, of the packages that compute, and of dcd_core."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    from dcd_core import __version__
+
+    return {**found, "dcd_core": __version__}
+
+
+def _git(*arguments: str) -> str:
+    command = ("git", "-C", str(root()), *arguments)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    from dcd_core.infer import native_bfloat16
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu(),
+        "cores": capacity()["cores"],
+        "gpu": gpu,
+        "bf16": native_bfloat16(torch.device("cuda" if gpu else "cpu")),
+        "os": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu() -> str:
+    text = ""
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def capacity() -> dict[str, Any]:
+    """Return what this process may use: `cores` (affinity and quota) and `memory_gib`."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _first_line("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = max(1, min(cores, round(int(quota[0]) / int(quota[1]))))
+    limits = []
+    with suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if (limit := _first_line("/sys/fs/cgroup/memory.max")).isdigit():
+        limits.append(int(limit))
+    return {"cores": cores, "memory_gib": round(min(limits) / 2**30, 1) if limits else None}
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").split("\n", 1)[0]
+    except OSError:
+        return ""
+
+
+def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
+    """Memory that this process holds ("VmRSS") or has held at most ("VmHWM"), on Linux.
+
+    Unlike `ru_maxrss`, which begins at the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text("ascii", errors="replace")
+    line = next(line for line in status.splitlines() if line.startswith(f"{which}:"))
+    return 1024 * int(line.split()[1])
+
+
+def run_dir(label: str, *key: object) -> Path:
+    """Return the folder `runs/<label>-<fingerprint of key>` of one run; it is not created here."""
+    return root() / "runs" / f"{plain(label)}-{fingerprint(*key)}"

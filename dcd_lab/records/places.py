@@ -1,0 +1,67 @@
+"""Where things are, and files that are never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+
+from dcd_core.storage import atomic
+from dcd_core.types import ContractError
+
+
+def root() -> Path:
+    """Return the folder of the project: DCD_ROOT, the checkout around the cwd, or the cwd."""
+    if named := os.environ.get("DCD_ROOT"):
+        return Path(named).resolve()
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if _is_project(folder)), here)
+
+
+def _is_project(folder: Path) -> bool:
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8")).get("project", {})
+    except (OSError, ValueError):
+        return False
+    return project.get("name") == "dcd-core"
+
+
+def real_cases() -> Path | None:
+    """Return the folder of real public cases, or None where there is none.
+
+    It is the folder named by DCD_REAL_CASES, else `shared/data` beside the checkout.
+    Raises ContractError when DCD_REAL_CASES names a folder that does not exist.
+    """
+    if named := os.environ.get("DCD_REAL_CASES"):
+        if not Path(named).is_dir():
+            raise ContractError(
+                "DCD_REAL_CASES", named, "an existing folder", "unset it or correct the path"
+            )
+        return Path(named)
+    beside = root().parent / "shared" / "data"
+    return beside if beside.is_dir() else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, with the line ends it came with."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain data as an indented JSON file, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def plain(name: str) -> str:
+    """Return `name` if it can be part of a file name; ContractError with a proposal if not."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ContractError(
+            "a name used in a file name",
+            repr(name),
+            "letters, digits, '-', '_' and '.'",
+            repr(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "name"),
+        )
+    return name

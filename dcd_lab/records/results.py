@@ -1,0 +1,217 @@
+"""Parameters in; tables and figures out, each with its provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcd_core.errors import nearest
+from dcd_core.storage import atomic
+from dcd_core.types import ContractError
+from dcd_lab.records.identity import canonical, facts
+from dcd_lab.records.places import plain, root, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+PROFILES = ("smoke", "demo", "study", "paper")
+"""Cheapest first: seconds for a test, minutes for the book, hours for a study, days for a paper."""
+
+
+def read_yaml(text: str) -> Any:
+    """Return the value of a YAML text, in which 1e-3 is a number (in YAML 1.1 it is a string)."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return yaml.load(text, Loader)
+
+
+def profile_document(profile: str) -> dict[str, dict[str, Any]]:
+    """Return `notebooks/params/<profile>.yml`: the section `shared` and one section per notebook.
+
+    Raises ContractError for an unknown profile or a file of another structure.
+    """
+    import yaml
+
+    folder = root() / "notebooks" / "params"
+    file = folder / f"{profile}.yml"
+    known = [path.stem for path in folder.glob("*.yml")]
+    if profile not in known:
+        raise ContractError("profile", repr(profile), "a known profile", nearest(profile, known))
+    try:
+        document = read_yaml(file.read_text("utf-8")) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise ContractError(
+            f"notebooks/params/{profile}.yml", f"broken YAML{place}", "YAML", "correct that line"
+        ) from None
+    sections = {name: section or {} for name, section in document.items()}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ContractError(
+                f"section {name!r} of notebooks/params/{profile}.yml",
+                type(section).__name__,
+                "a mapping of parameters",
+                "indent `key: value` lines below it",
+            )
+    return sections
+
+
+def params(profile: str, notebook: str) -> dict[str, Any]:
+    """Return the parameters of a notebook: the profile's name, the shared ones, then its own.
+
+    `notebook` is the stem, such as "05-brats". Raises ContractError for an unknown profile or
+    notebook.
+    """
+    document = profile_document(profile)
+    known = {path.stem for path in (root() / "notebooks").glob("*.ipynb")} | set(document)
+    if notebook not in known - {"shared"}:
+        raise ContractError(
+            "notebook", repr(notebook), "a known notebook", nearest(notebook, known - {"shared"})
+        )
+    return {"profile": profile, **document.get("shared", {}), **document.get(notebook, {})}
+
+
+def save(
+    table: DataFrame | Sequence[Mapping[str, Any]],
+    profile: str,
+    notebook: str,
+    name: str,
+    **extra: Any,
+) -> Path:
+    """Write `results/<profile>/<notebook>-<name>.csv` and a JSON sidecar with its provenance.
+
+    Floats keep six significant digits. `seed` and `params` in `extra` go into the facts; every
+    other item of `extra` is written beside them. Returns the path of the CSV file.
+    """
+    import pandas
+
+    frame = table if isinstance(table, pandas.DataFrame) else pandas.DataFrame(list(table))
+    path = _result(profile, notebook, name)
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    seed, given = extra.pop("seed", None), extra.pop("params", None)
+    sidecar = {
+        "profile": profile,
+        "notebook": notebook,
+        "columns": [str(column) for column in frame.columns],
+        "rows": len(frame),
+        "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        **{key: canonical(value) for key, value in extra.items()},
+        "facts": facts(seed=seed, params=given),
+    }
+    write_text(path, text)
+    write_json(path.with_suffix(".json"), sidecar)
+    return path
+
+
+def load(profile: str, notebook: str, name: str) -> DataFrame:
+    """Return a table that `save` wrote; ContractError says which notebook to run if it is absent.
+
+    Only empty fields are missing values: a method called "null" stays a string.
+    """
+    path = _result(profile, notebook, name)
+    attempt = f"python notebooks/run.py --profile {profile} {notebook}"
+    return _read(path, attempt)
+
+
+def published(name: str = "published") -> DataFrame:
+    """Return a table of cited numbers from `results/published`; its column `source` cites them."""
+    folder = root() / "results" / "published"
+    known = [path.stem for path in folder.glob("*.csv")]
+    return _read(folder / f"{plain(name)}.csv", nearest(name, known))
+
+
+def _result(profile: str, notebook: str, name: str) -> Path:
+    file = f"{plain(notebook)}-{plain(name)}.csv"
+    return root() / "results" / plain(profile) / file
+
+
+def _read(path: Path, attempt: str) -> DataFrame:
+    import pandas
+
+    if not path.is_file():
+        where = path.relative_to(root()).as_posix()
+        raise ContractError("result", "no file", where, attempt)
+    return pandas.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+
+
+def save_figure(
+    figure: Figure,
+    profile: str,
+    notebook: str,
+    name: str,
+    *,
+    tables: Sequence[str | os.PathLike[str]] = (),
+    vector: bool = False,
+    function: str = "",
+) -> Path:
+    """Write `figures/<profile>/<notebook>-<name>` as PNG (110 dpi), or as SVG when `vector`.
+
+    The same figure always gives the same bytes. `tables` are the result files it was drawn from and
+    `function` the one that drew it (default: the figure's label); both enter figures/INDEX.yml,
+    except in the profile smoke. Returns the path of the image.
+    """
+    import matplotlib
+
+    suffix = "svg" if vector else "png"
+    path = root() / "figures" / plain(profile) / f"{plain(notebook)}-{plain(name)}.{suffix}"
+    stripped = {"Date": None, "Creator": None} if vector else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "dcd"}), atomic(path) as temporary:
+        figure.savefig(temporary, format=suffix, dpi=110, bbox_inches="tight", metadata=stripped)
+    if profile != "smoke":
+        entry = {
+            "function": function or str(figure.get_label()) or None,
+            "notebook": notebook,
+            "results": [_relative(table) for table in tables],
+        }
+        _index(path, entry)
+    return path
+
+
+def _relative(path: str | os.PathLike[str]) -> str:
+    """Return a path as seen from the project, so that no folder of this machine is recorded."""
+    absolute = (root() / path).resolve()
+    return (
+        absolute.relative_to(root()).as_posix()
+        if absolute.is_relative_to(root())
+        else (absolute.name)
+    )
+
+
+def _index(path: Path, entry: dict[str, Any]) -> None:
+    import yaml
+
+    index = root() / "figures" / "INDEX.yml"
+    with _locked(index):
+        known = yaml.safe_load(index.read_text("utf-8")) if index.is_file() else None
+        known = {**(known or {}), path.relative_to(index.parent).as_posix(): entry}
+        head = "# Which function, notebook and result files made each figure; written by records.\n"
+        write_text(index, head + yaml.safe_dump(known, sort_keys=True, allow_unicode=True))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold back other processes that read and rewrite `path`; the lock ends with its process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one worker at a time is the documented limit there
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

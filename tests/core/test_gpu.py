@@ -1,0 +1,267 @@
+"""On a GPU the code is that of the CPU, and so are its values; the loss never waits for it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from golden import RELEASED, assert_stored
+from outputs import labels, leaves, noise, output
+from training import TINY, Interrupted, make_case, run
+
+from dcd_core import models
+from dcd_core.dcd import DCD, detail_distance
+from dcd_core.infer import predict
+from dcd_core.methods import METHODS, build
+from dcd_core.methods.frequency import FreeKD
+from dcd_core.models import dynunet, resenc
+from dcd_core.train import read_fit
+from dcd_core.types import Output
+from dcd_core.wavelet import BANDS, dwt3, idwt3, wavedec3, waverec3
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CONVENTIONS = pytest.mark.parametrize("convention", ["orthonormal", "released"])
+# Short and long axes, slabs, a pyramid of levels, odd sizes, one wavelet per axis.
+CASES = [
+    ("db4", (32, 32, 32)),
+    ("db4", (24, 16, 168)),
+    ("haar", (64, 32, 16)),
+    ("db4", (15, 18, 21)),
+    ("bior2.2", (16, 24, 20)),
+    (("haar", "db4", "sym5"), (32, 16, 24)),
+]
+EACH_CASE = pytest.mark.parametrize(("wavelet", "size"), CASES)
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    """Products and convolutions in float32 proper, unless a test says otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+    torch.set_float32_matmul_precision(before)
+
+
+def moved(out):
+    """An output on the GPU, every tensor of it a leaf that wants a gradient."""
+    return Output(
+        out.logits.detach().cuda().requires_grad_(),
+        tuple(s.detach().cuda().requires_grad_() for s in out.stages),
+    )
+
+
+def pulled(loss, student, teacher):
+    """A loss of two feature maps and its gradients in both, on the CPU."""
+    student, teacher = (x.detach().clone().requires_grad_() for x in (student, teacher))
+    value = loss(student, teacher)
+    value.backward()
+    return [x.detach().cpu() for x in (value, student.grad, teacher.grad)]
+
+
+def worst(found, expected):
+    """The largest difference over the largest expected value, of every pair."""
+    return max(
+        ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+# --- the transform and the loss -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["periodization", "symmetric", "zero"])
+@pytest.mark.parametrize("wavelet", ["haar", "db4", "bior3.5"])
+def test_bands_are_those_of_pywavelets(wavelet, mode):
+    x = noise(2, 3, 12, 9, 16, dtype=torch.float64)
+    bands = pywt.dwtn(x.numpy(), wavelet, mode=mode, axes=(2, 3, 4))
+    found = dwt3(x.cuda(), wavelet, mode)
+    expected = torch.from_numpy(np.stack([bands[band] for band in BANDS], axis=2))
+    assert worst([found.cpu()], [expected]) < 1e-12
+    assert worst([dwt3(x.float().cuda(), wavelet, mode).cpu()], [expected]) < 1e-6
+    back = idwt3(found, wavelet, mode, size=(12, 9, 16))
+    assert worst([back.cpu()], [x]) < 1e-12
+
+
+def test_a_pyramid_comes_back_whole():
+    x = noise(1, 2, 24, 17, 32, dtype=torch.float64).cuda()
+    pyramid = wavedec3(x, "db4", levels=3)
+    assert worst([waverec3(pyramid, "db4", size=(24, 17, 32)).cpu()], [x.cpu()]) < 1e-12
+
+
+@CONVENTIONS
+@EACH_CASE
+def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
+    def loss(student, teacher):
+        return detail_distance(student, teacher, wavelet=wavelet, convention=convention)
+
+    pair = [noise(2, 3, *size, seed=seed, dtype=torch.float64) for seed in (0, 1)]
+    expected = pulled(loss, *pair)
+    assert worst(pulled(loss, *(x.cuda() for x in pair)), expected) < 1e-12
+    assert worst(pulled(loss, *(x.float().cuda() for x in pair)), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"]
+)
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
+def test_the_released_loss_is_the_golden_one(path, dtype, tolerance):
+    distance = partial(detail_distance, convention="released")
+    assert_stored(path, distance, dtype=dtype, tolerance=tolerance, device="cuda")
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_inside_autocast_the_arithmetic_stays_float32(dtype, convention):
+    def loss(student, teacher):
+        return detail_distance(student, teacher, convention=convention)
+
+    pair = [noise(1, 4, 24, 24, 24, seed=seed).to(dtype).cuda() for seed in (0, 1)]
+    expected = pulled(loss, *(x.float() for x in pair))
+    with torch.autocast("cuda", dtype=dtype):
+        found = pulled(loss, *pair)
+    assert found[0].dtype == torch.float32
+    assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-6)
+    # Gradients of half precision are rounded once, at the end.
+    assert worst(found[1:], expected[1:]) < torch.finfo(dtype).eps
+
+
+@CONVENTIONS
+def test_tf32_is_taken_where_it_is_allowed(convention):
+    def loss(student, teacher):
+        return detail_distance(student, teacher, convention=convention)
+
+    pair = [noise(1, 8, 32, 32, 32, seed=seed).cuda() for seed in (0, 1)]
+    exact = pulled(loss, *pair)
+    torch.set_float32_matmul_precision("high")
+    error = worst(pulled(loss, *pair), exact)
+    assert error < 5e-3
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert error > 1e-6, "older GPUs have no TF32, this one has"
+
+
+# --- nothing waits --------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # is a prototype, says PyTorch
+@CONVENTIONS
+@pytest.mark.parametrize("projection", ["learned", "frozen", "none"])
+def test_the_loss_never_waits_for_the_device(projection, convention):
+    narrow = (6, 8) if projection == "none" else (2, 4)
+    method = DCD(narrow, (6, 8), projection=projection, convention=convention).cuda()
+    student, teacher = moved(output(narrow, size=32)), moved(output((6, 8), size=32, seed=9))
+    method(student, teacher).backward()  # makes the matrices, which are copied there once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = method(student, teacher)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.item() > 0
+
+
+@CONVENTIONS
+def test_the_loss_can_be_captured_in_a_graph(convention):
+    """Which forbids every wait, and every tensor whose size depends on a value."""
+    student = noise(1, 4, 24, 24, 24).cuda().requires_grad_()
+    teacher = noise(1, 4, 24, 24, 24, seed=1).cuda()
+
+    def step():
+        student.grad = None
+        loss = detail_distance(student, teacher, convention=convention)
+        loss.backward()
+        return loss.detach()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    student.grad = None
+    with torch.cuda.graph(graph):
+        captured = step()
+    gradient = student.grad
+    with torch.no_grad():
+        student.copy_(noise(1, 4, 24, 24, 24, seed=2))
+    graph.replay()
+    value, pull = captured.clone(), gradient.clone()
+    assert value.item() == pytest.approx(step().item(), rel=1e-6)
+    assert torch.allclose(pull, student.grad, rtol=1e-5, atol=1e-9)
+
+
+# --- what uses it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_that_of_the_cpu(name):
+    torch.manual_seed(0)
+    method = build(name, (4, 6), (8, 12)).double()
+    if isinstance(method, FreeKD):
+        method.trained.fill_(True)
+    student = leaves(output((4, 6), dtype=torch.float64))
+    teacher = output((8, 12), seed=9, dtype=torch.float64)
+
+    there, there_student = copy.deepcopy(method).cuda(), moved(student)
+    expected = method(student, teacher, labels())
+    found = there(there_student, moved(teacher), labels().cuda())
+    expected.backward()
+    found.backward()
+    # Not closer: ReCo keeps the sizes of its regions in float32.
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    learning = [
+        [out.logits, *out.stages, *made.parameters()]
+        for made, out in ((there, there_student), (method, student))
+    ]
+    for one, other in zip(*learning, strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["auto", "32-true"])
+def test_a_student_trains_there_and_is_read_back_anywhere(precision, tmp_path):
+    found = run(tmp_path, dataclasses.replace(TINY, precision=precision))
+    assert next(found.student.parameters()).is_cuda
+    assert np.isfinite(found.history["segmentation"]).all()
+    assert found.history["distillation"].iloc[-1] > 0
+    again = read_fit(tmp_path)
+    for name, weight in again.student.state_dict().items():
+        assert torch.equal(weight, found.student.state_dict()[name].cpu()), name
+    assert set(again.method) == set(found.method)
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        whole = run(tmp_path / "whole")
+        with pytest.raises(Interrupted):
+            run(tmp_path / "twice", fail_at=5)
+        twice = run(tmp_path / "twice")
+    assert len(twice.history) == len(whole.history)
+    expected = whole.student.state_dict()
+    for name, weight in twice.student.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [dynunet, resenc])
+def test_a_prediction_is_that_of_the_cpu(make, tmp_path):
+    torch.manual_seed(0)
+    model = make(1, 2, channels=(4, 6, 8)).eval()
+    image = make_case(0, size=24).image
+    options = {"patch": (16, 16, 16), "overlap": 0.5, "precision": "32-true"}
+    expected = predict(model, image, **options)
+    found = predict(copy.deepcopy(model).cuda(), image, **options)
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+    path = models.save(copy.deepcopy(model).cuda(), tmp_path / "model.safetensors")
+    assert path.read_bytes() == models.save(model, tmp_path / "same.safetensors").read_bytes()

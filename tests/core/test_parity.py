@@ -1,0 +1,432 @@
+"""Parity: what the authors' release (commit 7cf0ca6) computes, audited with executable figures.
+
+Each test is one row of the audit and speaks of that commit, not of the paper. Numbers are exact
+wherever a closed form exists: both transforms are separable, so expectations over white noise are
+products of Frobenius products of small matrices.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import pywt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dcd_core.dcd import DCD, PUBLISHED, detail_distance, kd_weight
+from dcd_core.models import Segmenter, resenc, shrink
+from dcd_core.train import Distiller
+from dcd_core.types import Output
+from dcd_core.wavelet import BANDS
+
+RELEASED = {"wavelet": "db4", "convention": "released"}
+
+
+def noise(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def taps(name, dtype=torch.float64):
+    """The filter bank (dec_lo, dec_hi, rec_lo, rec_hi) as the release keeps it: float32 taps."""
+    return torch.tensor(np.float32(pywt.Wavelet(name).filter_bank)).to(dtype)
+
+
+def analysis_pair(n, name):
+    """Released analysis of one axis of n samples as matrices, its low and its high half.
+
+    Correlation with stride 2 and K - 1 zeros on both sides, applied to the unit vectors.
+    """
+    bank, unit = taps(name), torch.eye(n, dtype=torch.float64)[:, None]
+    found = F.conv1d(unit, bank[:2, None], stride=2, padding=bank.shape[1] - 1)
+    return {"a": found[:, 0].T.numpy(), "d": found[:, 1].T.numpy()}
+
+
+def round_trip_pair(n, name):
+    """Released analysis, then released synthesis, of one axis: low and high, cropped to n."""
+    bank, found = taps(name), {}
+    for half, (letter, down) in enumerate(analysis_pair(n, name).items()):
+        lines = torch.from_numpy(down.T.copy())[:, None]
+        up = bank[None, None, 2 + half]
+        back = F.conv_transpose1d(lines, up, stride=2, padding=bank.shape[1] - 1)
+        found[letter] = back[:, 0, :n].T.numpy()
+    return found
+
+
+def apply(one_axis, x):
+    """The same matrix along D, H and W."""
+    for axis in (2, 3, 4):
+        x = torch.tensordot(x, torch.from_numpy(one_axis), ([axis], [1])).movedim(-1, axis)
+    return x
+
+
+def dense_level(x, name):
+    """One released level with one K x K x K filter per band: masked reconstruction, coarse band."""
+    bank = taps(name, x.dtype)
+    pad = bank.shape[1] - 1
+
+    def kernels(low, high):
+        chosen = [[high if letter == "d" else low for letter in band] for band in BANDS]
+        return torch.stack([torch.einsum("i,j,k->ijk", *axes) for axes in chosen])[:, None]
+
+    bands = F.conv3d(x.reshape(-1, 1, *x.shape[2:]), kernels(*bank[:2]), stride=2, padding=pad)
+    keep = torch.tensor([band in PUBLISHED for band in BANDS])[:, None, None, None]
+    back = F.conv_transpose3d(bands * keep, kernels(*bank[2:]), stride=2, padding=pad)
+    d, h, w = x.shape[2:]
+    return back[:, :, :d, :h, :w], bands[:, :1]
+
+
+def dense_loss(student, teacher, name, levels):
+    """The released loss of both branches, each transformed by itself; squares in full precision."""
+    total = 0.0
+    for _ in range(levels):
+        one, student = dense_level(student, name)
+        two, teacher = dense_level(teacher, name)
+        total = total + (one.double() - two.double()).square().mean()
+    return total.item() / levels
+
+
+def relative_error_on_noise(one_axis):
+    """RMS of (S x S x S - I) applied to white noise, for S the same on three axes.
+
+    ||S x S x S - I||_F^2 / n^3 = (||S||_F^6 - 2 tr(S)^3 + n^3) / n^3.
+    """
+    n = len(one_axis)
+    norm, trace = (one_axis**2).sum(), np.trace(one_axis)
+    return math.sqrt(max(norm**3 - 2 * trace**3 + n**3, 0) / n**3)
+
+
+def level_losses(x, levels, **options):
+    """The losses of the single levels, from the averages over the first 1, 2, ... levels."""
+    sums = [0.0]
+    for level in range(1, levels + 1):
+        loss = detail_distance(x, torch.zeros_like(x), levels=level, **options)
+        sums.append(loss.item() * level)
+    return np.diff(sums)
+
+
+# --- A1: the synthesis does not invert the analysis -----------------------------------------------
+
+
+A1 = {
+    ("haar", 16): 1.292, ("haar", 32): 1.351, ("haar", 64): 1.382,
+    ("db2", 16): 1.351, ("db2", 32): 1.382, ("db2", 64): 1.398,
+    ("db4", 16): 1.191, ("db4", 32): 1.291, ("db4", 64): 1.350,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "n"), A1)
+def test_a1_all_bands_reconstruct_noise_with_more_error_than_signal(name, n):
+    pair = round_trip_pair(n, name)
+    error = relative_error_on_noise(pair["a"] + pair["d"])
+    assert error == pytest.approx(A1[name, n], abs=6e-4)
+    # Predicting zeros would have an error of 1. One draw of noise agrees with the expectation.
+    x = noise(1, 1, n, n, n)
+    back = apply(pair["a"] + pair["d"], x)
+    assert ((back - x).norm() / x.norm()).item() == pytest.approx(error, abs=0.02)
+    # And it is the reconstruction that the loss compares: with all bands, its mean square.
+    loss = detail_distance(
+        x, torch.zeros_like(x), wavelet=name, levels=1, bands=BANDS, convention="released"
+    )
+    assert loss.item() == pytest.approx(back.square().mean().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [16, 32, 64])
+@pytest.mark.parametrize("name", ["haar", "db2", "db4"])
+def test_a1_with_the_adjoint_of_the_analysis_they_reconstruct_exactly(name, n):
+    pair = analysis_pair(n, name)
+    adjoint = pair["a"].T @ pair["a"] + pair["d"].T @ pair["d"]
+    assert np.abs(adjoint - np.eye(n)).max() < 1e-6  # the float32 taps leave 1e-7
+    assert relative_error_on_noise(adjoint) < 1e-6
+
+
+def test_a1_the_synthesis_taps_are_the_analysis_taps_reversed():
+    # Correlation has already reversed the analysis, so its adjoint takes dec, not rec.
+    for name in ("haar", "db2", "db4"):
+        low, high, rec_low, rec_high = pywt.Wavelet(name).filter_bank
+        assert (rec_low, rec_high) == (low[::-1], high[::-1])
+
+
+# --- A2: the loss fades with depth ----------------------------------------------------------------
+
+
+def shares(n, name="db4", levels=3):
+    """Expected released loss over expected masked energy of white noise, level by level.
+
+    Both are quadratic forms of separable operators, so their expectations are sums of products of
+    three one-axis Frobenius products.
+    """
+    reach, found = np.eye(n), []
+    for _ in range(levels):
+        down = {k: v @ reach for k, v in analysis_pair(len(reach), name).items()}
+        seen = {k: v @ reach for k, v in round_trip_pair(len(reach), name).items()}
+        released = sum(
+            np.prod([(seen[p] * seen[q]).sum() for p, q in zip(one, two, strict=True)])
+            for one, two in itertools.product(PUBLISHED, repeat=2)
+        )
+        energy = sum(np.prod([(down[p] ** 2).sum() for p in band]) for band in PUBLISHED)
+        found.append(released / energy)
+        reach = down["a"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (64, (0.822, 0.789, 0.729)),
+        (32, (0.667, 0.609, 0.500)),
+        (16, (0.417, 0.330, 0.171)),
+        (8, (0.121, 0.048, 0.043)),
+        (4, (0.000, 0.004, 0.004)),
+    ],
+)
+def test_a2_share_of_the_masked_energy_that_the_released_loss_sees(n, expected):
+    assert shares(n) == pytest.approx(expected, abs=6e-4)
+
+
+def test_a2_shares_describe_the_loss_itself():
+    n, x = 32, noise(8, 4, 32, 32, 32)
+    measured = level_losses(x, 3, **RELEASED)
+    size, reach = n, np.eye(n)
+    for level, share in enumerate(shares(n)):
+        down = {k: v @ reach for k, v in analysis_pair(size, "db4").items()}
+        energy = sum(np.prod([(down[p] ** 2).sum() for p in band]) for band in PUBLISHED)
+        # The loss of a level is a mean over its own grid.
+        assert measured[level] * size**3 / energy == pytest.approx(share, rel=0.03)
+        size, reach = len(down["a"]), down["a"]
+
+
+# --- A3: a constant difference leaks into "detail" ------------------------------------------------
+
+
+def test_a3_a_constant_difference_costs_more_at_every_level():
+    x = torch.ones(1, 1, 32, 32, 32, dtype=torch.float64)
+    assert level_losses(x, 3, **RELEASED) == pytest.approx([0.005, 0.121, 0.289], abs=0.0006)
+    assert level_losses(x, 3, wavelet="db4") == pytest.approx([0, 0, 0], abs=1e-20)
+
+
+# --- A4: the projection is made after the optimizer -----------------------------------------------
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["as released", "as here"])
+def test_a4_a_projection_learns_only_where_the_optimizer_lists_it(listed):
+    student, method = nn.Conv3d(1, 2, 3, padding=1), DCD([2], [4], wavelet="haar")
+    before = method.adapters[0].weight.detach().clone()
+    parameters = [*student.parameters(), *(method.parameters() if listed else [])]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    features = student(noise(1, 1, 8, 8, 8).float())
+    teacher = Output(torch.empty(0), (noise(1, 4, 8, 8, 8, seed=1).float(),))
+    method(Output(torch.empty(0), (features,)), teacher).backward()
+    assert method.adapters[0].weight.grad.abs().max() > 0  # it would have learned
+    optimizer.step()
+    assert torch.equal(method.adapters[0].weight, before) != listed
+
+
+def test_a4_released_keeps_its_projections_fixed_and_with_bias():
+    method = DCD.released([8, 16], [32, 64])
+    assert [p.requires_grad for p in method.parameters()] == [False] * 4
+
+
+def test_a4_ours_is_in_optimizer_checkpoint_and_clipping():
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1))
+    student = Segmenter(network, ["0"], [2])
+    distiller = Distiller(student, student, DCD([2], [2], wavelet="haar"), nn.MSELoss())
+    name = "method.adapters.0.weight"
+    assert any(p is distiller.get_parameter(name) for p in distiller.trainable())
+    assert name in distiller.trained_state()
+
+
+# --- A5: stages are summed, levels averaged -------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [2, 6])
+def test_a5_the_released_sum_is_the_number_of_stages_times_the_mean(stages):
+    channels = [2] * stages
+    method = DCD.released(channels, channels)
+    student, teacher = (
+        Output(torch.empty(0), tuple(noise(1, 2, 8, 8, 8, seed=s + i) for i in range(stages)))
+        for s in (0, 100)
+    )
+    total = method(student, teacher)
+    method.stage_reduction = "mean"
+    assert total.item() == pytest.approx(stages * method(student, teacher).item(), rel=1e-12)
+
+
+def test_a5_levels_are_averaged():
+    x = noise(1, 2, 16, 16, 16)
+    levels = level_losses(x, 3, wavelet="db4", convention="released")
+    loss = detail_distance(x, torch.zeros_like(x), levels=3, convention="released")
+    assert loss.item() == pytest.approx(levels.mean(), rel=1e-12)
+
+
+# --- A6: the published bands ----------------------------------------------------------------------
+
+
+def test_a6_published_bands_leave_out_the_coarse_and_the_finest_diagonal():
+    assert [BANDS.index(band) for band in PUBLISHED] == [1, 2, 3, 4, 5, 6]
+    assert set(BANDS) - set(PUBLISHED) == {"aaa", "ddd"}
+
+
+@pytest.mark.parametrize("convention", ["orthonormal", "released"])
+def test_a6_the_loss_is_blind_to_the_finest_diagonal(convention):
+    # A checkerboard is pure ddd for Haar; two voxels off the border no padding reaches it.
+    index = torch.arange(16)
+    signs = 1.0 - 2.0 * ((index[:, None, None] + index[:, None] + index) % 2).double()
+    x = signs[None, None]
+    options = {"wavelet": "haar", "levels": 1, "convention": convention}
+    published = detail_distance(x, torch.zeros_like(x), **options).item()
+    diagonal = detail_distance(x, torch.zeros_like(x), bands=("ddd",), **options).item()
+    assert diagonal > 0.5
+    assert published < 0.2 * diagonal
+    if convention == "orthonormal":
+        assert published < 1e-24
+
+
+def test_a6_features_are_those_after_the_last_activation_and_the_stem_is_none_of_them():
+    model = resenc(1, 2, channels=(2, 3), blocks=(1, 2))
+    assert not any("stem" in name for name in model.stages)
+    last = {}
+    for name in model.stages:
+        stage = model.network.get_submodule(name)
+        activations = [m for m in stage.modules() if isinstance(m, nn.LeakyReLU)]
+        activations[-1].register_forward_hook(
+            lambda module, inputs, output, name=name: last.update({name: output.clone()})
+        )
+    features = model.encode(noise(1, 1, 8, 8, 8).float())
+    assert [f.shape[1] for f in features] == [2, 3]
+    for name, feature in zip(model.stages, features, strict=True):
+        assert torch.equal(feature, last[name])
+        # The slope of .01 shows: what is below zero is a hundredth of what is above.
+        assert -0.05 * feature.max() < feature.min() < 0
+
+
+# --- A7: half precision and dense filters ---------------------------------------------------------
+
+
+def test_a7_the_dense_re_enactment_is_the_released_loss():
+    student, teacher = noise(1, 2, 12, 9, 10), noise(1, 2, 12, 9, 10, seed=1)
+    found = detail_distance(student, teacher, levels=3, **RELEASED).item()
+    assert found == pytest.approx(dense_loss(student, teacher, "db4", 3), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("half", "apart", "low", "high"),
+    [
+        (torch.bfloat16, 1.0, -0.02, 0.02),
+        (torch.bfloat16, 0.1, 0.05, 0.5),
+        (torch.bfloat16, 0.01, 1.0, 10.0),
+        (torch.float16, 1.0, -0.01, 0.01),
+        (torch.float16, 0.1, -0.05, 0.05),
+        (torch.float16, 0.01, 0.02, 0.5),
+    ],
+    ids=str,
+)
+def test_a7_half_precision_overstates_small_differences(half, apart, low, high):
+    """Student and teacher `apart` in units of their spread, a common mean of ten such units.
+
+    The features are the same half precision numbers for all; only the transform differs. Each
+    branch is rounded by itself, so what counts is their rounding, not their difference.
+    """
+    teacher = 10 + noise(1, 2, 16, 16, 16)
+    student = teacher + apart * noise(1, 2, 16, 16, 16, seed=1)
+    student, teacher = student.to(half), teacher.to(half)
+    exact = dense_loss(student.double(), teacher.double(), "db4", 3)
+    with torch.autocast("cpu", dtype=half):
+        dense = dense_loss(student.float(), teacher.float(), "db4", 3)
+        ours = detail_distance(student, teacher, levels=3, **RELEASED).item()
+    assert low <= dense / exact - 1 < high
+    assert ours == pytest.approx(exact, rel=1e-5)
+
+
+def test_a7_a_dense_db4_filter_has_512_taps_where_24_do():
+    length = pywt.Wavelet("db4").dec_len
+    assert (length**3, 3 * length) == (512, 24)
+
+
+# --- A8: the schedule -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peak", "start", "ramp"), [(0.01, 150, 800), (0.05, 100, 300)], ids=["brats2024", "isles2022"]
+)
+def test_a8_weight_schedule_and_its_marks(peak, start, ramp):
+    weights = [kd_weight(epoch, peak=peak, start=start, ramp=ramp) for epoch in range(1001)]
+    assert set(weights[: start + 1]) == {0.0}
+    assert 0 < weights[start + 1] < 1e-4 * peak
+    assert weights[start + ramp // 2] == pytest.approx(peak / 2)
+    assert set(weights[start + ramp :]) == {peak}
+    # Early stopping with a patience of 60 epochs counts from epoch 0: it may end a run before
+    # distillation begins, and 60 epochs into the rise the weight is still a small part of its peak.
+    assert weights[60] == 0
+    assert weights[start + 60] / peak == pytest.approx({800: 0.0138, 300: 0.0955}[ramp], abs=1e-4)
+
+
+# --- A9: the plan the documented commands find ----------------------------------------------------
+
+TEACHER = (32, 64, 128, 256, 320, 320)
+BRATS = {"inputs": 4, "classes": 5}
+
+
+def convolution(inputs, outputs, kernel=3):
+    """Weights and biases of a convolution."""
+    return kernel**3 * inputs * outputs + outputs
+
+
+def unit(inputs, outputs):
+    """A convolution of 3 x 3 x 3 and the scale and shift of its instance norm."""
+    return convolution(inputs, outputs) + 2 * outputs
+
+
+def decoder(channels, convolutions, classes):
+    """Up-convolution, units on twice the width, and a head of deep supervision, per stage."""
+    return sum(
+        convolution(deep, fine, kernel=2)
+        + unit(2 * fine, fine)
+        + (convolutions - 1) * unit(fine, fine)
+        + convolution(fine, classes, kernel=1)
+        for fine, deep in itertools.pairwise(channels)
+    )
+
+
+def plain(channels, *, inputs, classes):
+    """Parameters of nnU-Net's default plan: two units per stage, in encoder and decoder."""
+    pairs = itertools.pairwise((inputs, *channels))
+    return sum(unit(i, o) + unit(o, o) for i, o in pairs) + decoder(channels, 2, classes)
+
+
+def residual(channels, *, inputs, classes, blocks=(1, 3, 4, 6, 6, 6)):
+    """Parameters of its ResEnc plan: a stem, residual blocks, one unit per decoder stage.
+
+    A block that changes the width has a 1 x 1 x 1 convolution without bias, and a norm, around it.
+    """
+    total = unit(inputs, channels[0]) + decoder(channels, 1, classes)
+    for i, o, count in zip((channels[0], *channels), channels, blocks, strict=False):
+        total += unit(i, o) + unit(o, o) + (count - 1) * 2 * unit(o, o)
+        total += i * o + 2 * o if i != o else 0
+    return total
+
+
+def test_a9_the_student_that_the_default_plan_builds_is_not_a_resenc():
+    student = shrink(TEACHER, 4)
+    assert student == (8, 16, 32, 64, 80, 80)
+    # Equal to the networks that dynamic-network-architectures 0.4.4 builds from these plans.
+    assert residual(TEACHER, **BRATS) == 102_354_777
+    assert residual(student, **BRATS) == 6_406_377
+    assert plain(student, **BRATS) == 1_953_769
+    assert plain(TEACHER, **BRATS) == 31_200_601
+
+
+def test_a9_the_closed_form_counts_what_torch_counts():
+    one = nn.Sequential(nn.Conv3d(3, 5, 3), nn.InstanceNorm3d(5, affine=True))
+    assert unit(3, 5) == sum(p.numel() for p in one.parameters())
+    up = nn.ConvTranspose3d(8, 4, 2, 2)
+    assert convolution(8, 4, kernel=2) == sum(p.numel() for p in up.parameters())
+    # Our ResEnc is of MONAI's blocks: convolutions in a block have no bias, strided ones of equal
+    # width have a shortcut of their own, and without deep supervision there is one head.
+    channels = shrink(TEACHER, 4)
+    ours = sum(p.numel() for p in resenc(4, 5, channels=channels).parameters())
+    assert ours == pytest.approx(residual(channels, **BRATS), rel=0.002)

@@ -1,0 +1,216 @@
+"""The road of the real data, from files to official scores, walked by phantoms in their layout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from dcd_core import models
+from dcd_core.dcd import DCD
+from dcd_core.train import Distiller, Recipe, fit
+from dcd_core.types import BRATS, ISLES
+from dcd_lab import data, metrics, phantom
+from dcd_lab.data import write
+from dcd_lab.data.prediction import predict_case
+
+TINY = {
+    "glioma_steps": 4,
+    "stroke_steps": 4,
+    "matched_steps": 5,
+    "glioma_spacing_mm": 4.0,
+    "stroke_spacing_mm": 4.0,
+    "glioma_patch": [16, 16, 16],
+    "stroke_patch": [16, 16, 16],
+    "teacher_channels": [4, 8, 16],
+    "student_channels": [2, 4, 8],
+    "teacher_floor": 0.0,
+    "seeds": [0],
+    "methods": ["feature-mse"],
+    "frozen": [],
+    "rival_steps": 4,
+    "strengths": [0.1],
+    "warm_steps": 2,
+    "calibration_batches": 2,
+    "lasso_steps": 4,
+    "divisor": 1,
+    "rounds": 1,
+    "workers": 2,
+}
+"""What the profile paper is cut down to; everything else stays as it is for the real data."""
+
+
+@pytest.fixture(scope="module")
+def clinical_data(tmp_path_factory):
+    """Fourteen patients of each challenge, in the layouts of their archives, painted from two."""
+    root = tmp_path_factory.mktemp("clinical")
+    gliomas = phantom.cohort("glioma", 2, seed=5, spacing_mm=4.0)
+    strokes = phantom.cohort("stroke", 2, seed=5, spacing_mm=4.0)
+    write(
+        (gliomas[n % 2]._replace(id=f"BraTS-GLI-{n:05}-{100 + n % 2}") for n in range(14)),
+        root / "training_data1_v2",
+        task=BRATS,
+    )
+    write(
+        (strokes[n % 2]._replace(id=f"sub-strokecase{n:04}") for n in range(14)),
+        root / "isles2022",
+        task=ISLES,
+    )
+    return root
+
+
+def test_the_pages_of_the_paper_run_on_real_layouts(clinical_data, project, tmp_path):
+    """`run.py --profile paper`, cut down by `--set` alone: data, distillations, rivals, cost."""
+    shutil.copytree(project / "notebooks", tmp_path / "notebooks")
+    shutil.copy(project / "pyproject.toml", tmp_path)
+    settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "notebooks/run.py",
+            "--profile",
+            "paper",
+            "03",
+            "05",
+            "06",
+            "07",
+            "10",
+            *settings,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "DCD_DATA": str(clinical_data), "DCD_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = tmp_path / "results" / "paper"
+    gliomas = pd.read_csv(results / "05-brats-scores.csv")
+    strokes = pd.read_csv(results / "06-isles-scores.csv")
+    arms = {"undistilled", "DCD", "DCD released", "teacher"}
+    assert set(gliomas.method) == arms
+    assert set(strokes.method) == arms | {"equal compute"}
+    assert set(gliomas.region) == set(BRATS.regions)
+    for scores, cases in ((gliomas, 3), (strokes, 3)):
+        assert scores.case.nunique() == cases  # a fifth of fourteen patients
+    rivals = pd.read_csv(results / "07-methods-scores.csv")
+    assert set(rivals.task) == {BRATS.name, ISLES.name}
+    assert set(rivals.method) == {"undistilled", "feature-mse"}
+    sizes = pd.read_csv(results / "10-cost-sizes.csv").set_index("method").parameters
+    assert sizes["pruned"] == pytest.approx(sizes["DCD"], rel=0.05)
+    assert sizes["teacher"] > 3 * sizes["DCD"]
+    assert sizes["undistilled"] == sizes["DCD"]
+    said = (tmp_path / "runs" / "executed" / "paper" / "06-isles.ipynb").read_text("utf-8")
+    assert "clinical cases" in said
+
+
+# --- at full size ---------------------------------------------------------------------------------
+
+
+def with_its_own_flair(case, folder):
+    """Write a stroke as ISLES 2022 does, its FLAIR in 29 thick slices of 512 x 512 voxels."""
+    [scan] = write([case], folder, task=ISLES)
+    step = np.array([0.449, 0.449, 5.0]) / case.spacing_mm
+    size = np.array([512, 512, 29])
+    index = np.diag([*step, 1.0])
+    index[:3, 3] = (np.array(case.label.shape) - 1 - (size - 1) * step) / 2
+    affine = case.affine @ index
+    flair = data.resample(
+        case.image[2], case.affine, onto_affine=affine, onto_shape=tuple(map(int, size))
+    )
+    nib.save(nib.Nifti1Image(flair, affine), scan.channels[2])
+    return scan
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory):
+    """One scan of each challenge at its full size, below one root: (root, scans by task)."""
+    root = tmp_path_factory.mktemp("full-size")
+    [glioma] = write([phantom.glioma(3, spacing_mm=1.0)], root / "training_data1_v2", task=BRATS)
+    return root, {
+        "brats2024": glioma,
+        "isles2022": with_its_own_flair(phantom.stroke(3, spacing_mm=2.0), root / "isles2022"),
+    }
+
+
+def test_full_size_scans_pass_the_audit(full_size):
+    root, scans = full_size
+    found = data.audit(root)
+    assert found.count("error") == found.count("warning") == 0, found.text()
+    rows = found.manifest.set_index("task")
+    assert set(rows["id"]) == {scan.id for scan in scans.values()}
+    assert rows.loc["isles2022", "flair_overlap"] > 0.9
+    assert [nib.load(path).shape for path in scans["isles2022"].channels] == [
+        (112, 112, 73),
+        (112, 112, 73),
+        (512, 512, 29),
+    ]
+    assert nib.load(scans["brats2024"].label).shape == (182, 218, 182)
+
+
+@pytest.mark.parametrize("task", [BRATS, ISLES], ids=lambda task: task.name)
+def test_from_files_to_official_scores_at_full_size(task, full_size, tmp_path, monkeypatch):
+    """Prepared, distilled for two steps, predicted in windows, exported, scored by the rules."""
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path))
+    scan = full_size[1][task.name]
+    spacing_mm = None if task is BRATS else 3.0  # resampled there and back
+    [case] = data.prepared([scan], spacing_mm=spacing_mm)
+    shape = {"in_channels": len(task.channels), "classes": len(task.labels)}
+    teacher, student = (
+        models.build("resenc", **shape, channels=channels, deep_supervision=True)
+        for channels in ((8, 16, 16, 16), (2, 4, 4, 4))
+    )
+    method = DCD(student.channels, teacher.channels)
+    recipe = Recipe(steps=2, patch=(48, 48, 32), batch=1, kd_start=0.0, kd_ramp=0.0, warmup=0)
+    patches = data.Patches([case], patch=recipe.patch, batch=1, seed=0)
+    fitted = fit(Distiller(student, teacher, method), patches, [], recipe, run_dir=tmp_path / "run")
+    assert (fitted.history["distillation"] > 0).any()
+
+    native = data.read(scan)
+    label = predict_case(
+        fitted.student, native, task, patch=(64, 64, 64), spacing_mm=spacing_mm, overlap=0.25
+    )
+    assert label.shape == native.label.shape
+    path = data.export(label, tmp_path / f"{scan.id}.nii.gz", reference=scan.channels[0])
+    back, reference = nib.load(path), nib.load(scan.channels[0])
+    assert np.array_equal(back.affine, reference.affine)
+    stored = np.asarray(back.dataobj)
+    assert np.array_equal(stored, label)
+    for row in metrics.challenge(stored, native.label, task, native.spacing_mm):
+        assert np.isfinite([value for value in row.values() if not isinstance(value, str)]).all()
+    for row in metrics.challenge(native.label, native.label, task, native.spacing_mm):
+        assert row["dice"] == 1
+
+
+# --- real cases -----------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_the_threshold_baseline_of_isles_0009_scores_as_the_challenge_says(real_cases, tmp_path):
+    """The challenge's own example: DWI above its 99th percentile, by the challenge's own rules."""
+    [scan] = data.isles2022(real_cases / "isles2022")
+    case = data.read(scan)
+    dwi = case.image[0]
+    label = (dwi > np.percentile(dwi[dwi != 0], 99)).astype(np.uint8)
+    path = data.export(label, tmp_path / "baseline.nii.gz", reference=scan.channels[0])
+    stored = np.asarray(nib.load(path).dataobj)
+    found = metrics.isles2022(stored, case.label, case.spacing_mm)
+    assert found["dice"] == pytest.approx(0.1738, abs=5e-5)
+    assert found["avd_ml"] == pytest.approx(10.32, abs=5e-3)
+    assert found["lesion_count_diff"] == 87
+    assert found["lesion_f1"] == pytest.approx(0.2479, abs=5e-5)
+
+
+@pytest.mark.real
+def test_isles_0009_is_prepared_and_scored(real_cases, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path))
+    [case] = data.prepared(data.isles2022(real_cases / "isles2022"), spacing_mm=2.0)
+    assert case.spacing_mm == (2.0, 2.0, 2.0)
+    assert case.label.sum() * 0.008 == pytest.approx(4.184)
+    found = metrics.isles2022(np.asarray(case.label), np.asarray(case.label), case.spacing_mm)
+    assert found["lesion_f1"] == 1

@@ -1,0 +1,416 @@
+"""Deploy: counts follow from shapes, exports say what the network says, int8 nearly so."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dcd_core import infer
+from dcd_core.models import Segmenter, dynunet, parameters, resenc
+from dcd_core.types import ISLES, Case, ContractError
+from dcd_lab import deploy
+from dcd_lab.deploy.simulated import rounded_values, rounded_weights
+from dcd_lab.metrics import dice
+
+PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
+ABSENT = [name for name in PACKAGES if find_spec(name) is None]
+needs_extra = pytest.mark.skipif(bool(ABSENT), reason=f"extra [deploy]: no {', '.join(ABSENT)}")
+ENDINGS = pytest.mark.parametrize("ending", [".xml", ".onnx"], ids=["openvino", "onnxruntime"])
+BUILDERS = {
+    "dynunet": lambda: dynunet(2, 3, channels=(4, 6, 8)),
+    "resenc": lambda: resenc(2, 3, channels=(4, 6), blocks=(1, 1), deep_supervision=True),
+}
+
+
+def patch(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+PATCHES = [patch(1, 2, 16, 16, 16), patch(2, 2, 8, 16, 24, seed=1)]
+
+
+class Up(nn.Module):
+    """A network whose work is a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose3d(2, 4, 2, 2)
+        self.head = nn.Conv3d(4, 3, 1)
+
+    def forward(self, x):
+        return self.head(self.up(x))
+
+
+class Convolutions(nn.Module):
+    """One convolution of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv3d(2, 5, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose3d(5, 4, 2, 2)
+        self.head = nn.Conv3d(4, 3, 1)
+
+    def forward(self, x):
+        return self.head(self.up(self.down(x)))
+
+
+def three():
+    torch.manual_seed(0)
+    return Segmenter(Convolutions(), ["down"], [5])
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+def test_macs_are_those_of_the_formula():
+    model, (b, n) = three(), (2, 8)
+    down = 2 * 5 * 27 * (n // 2) ** 3
+    up = 5 * 4 * 8 * (n // 2) ** 3  # every input voxel meets every weight once
+    head = 4 * 3 * n**3
+    assert deploy.macs(model, (b, 2, n, n, n)) == b * (down + up + head)
+
+
+def test_a_cost_states_what_was_measured_and_how(monkeypatch):
+    module = sys.modules["dcd_lab.deploy.cost"]  # the package has a function of that name
+    monkeypatch.setattr(module, "peak_mib", lambda model, shape, threads: 7.0)
+    model, before = three().train(), torch.get_num_threads()
+    found = deploy.cost(model, (1, 2, 8, 8, 8), threads=1, rounds=3)
+    assert found.parameters == parameters(model) == (2 * 27 + 1) * 5 + 5 * 4 * 8 + 4 + (4 + 1) * 3
+    assert found.macs == deploy.macs(model, (1, 2, 8, 8, 8))
+    assert found.peak_mib == 7
+    assert 0 < found.low_ms <= found.latency_ms <= found.high_ms
+    assert (found.threads, found.device) == (1, "cpu")
+    assert torch.get_num_threads() == before
+    assert model.training
+    for wrong in ({"rounds": 0}, {"threads": 0}):
+        with pytest.raises(ContractError, match="at least 1"):
+            deploy.cost(model, (1, 2, 8, 8, 8), **wrong)
+
+
+def test_the_peak_is_that_of_what_exists_at_once():
+    """Weights of 32 MiB, input of 4 MiB, output of 64 MiB: all, and not twice as much."""
+    model = Segmenter(nn.Conv3d(1, 16, 1), (), ())
+    model.network.ballast = nn.Parameter(torch.ones(2**23))
+    found = deploy.peak_mib(model, (1, 1, 64, 128, 128), threads=1)
+    if np.isnan(found):
+        pytest.skip("no record of memory on this system")
+    # Linux counts resident pages in batches, for each processor: up to some 1.5 MiB come late.
+    assert 98 < found < 120
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=BUILDERS, ids=BUILDERS)
+def exported(request, tmp_path_factory):
+    """A network and its ONNX file."""
+    pytest.importorskip("onnxscript", reason="needs the extra [deploy]")
+    torch.manual_seed(0)
+    model = BUILDERS[request.param]()
+    path = tmp_path_factory.mktemp("export") / f"{request.param}.onnx"
+    return model, deploy.export_onnx(model, path, (1, 2, 8, 8, 8))
+
+
+@needs_extra
+def test_the_export_is_the_network_on_any_batch_and_grid(exported):
+    model, path = exported
+    assert model.training, "as it was"
+    largest = max(model.eval()(x).logits.abs().max().item() for x in PATCHES)
+    assert deploy.check_export(model, path, PATCHES) < 1e-4 * largest
+    model.train()
+
+
+@needs_extra
+def test_an_export_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    path.write_text("older", "utf-8")
+
+    def fail(model, arguments, file, **options):
+        file.write_text("half", "utf-8")
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        deploy.export_onnx(three(), path, (1, 2, 8, 8, 8))
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert path.read_text("utf-8") == "older"
+
+
+@needs_extra
+def test_another_network_is_refused(exported):
+    model, path = exported
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(0.1)  # a factor would vanish in the norm
+    with pytest.raises(ContractError, match=r"logits .* off.*within 0\.001"):
+        deploy.check_export(other, path, PATCHES)
+    with pytest.raises(ContractError, match="off"):
+        next(iter(other.parameters())).data.fill_(float("nan"))
+        deploy.check_export(other, path, PATCHES)
+
+
+@needs_extra
+def test_an_export_is_a_segmenter_that_survives_pickling(exported):
+    _, path = exported
+    network = deploy.load(path, threads=1)
+    assert isinstance(network, Segmenter)
+    again = pickle.loads(pickle.dumps(network))
+    output = again(PATCHES[0])
+    assert torch.equal(output.logits, network(PATCHES[0]).logits)
+    assert (output.stages, output.deep) == ((), ())
+
+
+@needs_extra
+def test_either_runtime_reads_an_export(exported):
+    model, path = exported
+    network = deploy.load(path, runtime="openvino")
+    assert pickle.loads(pickle.dumps(network)).network.runtime == "openvino"
+    assert relative_error(model, network) < 1e-4
+
+
+def test_a_runtime_that_cannot_read_the_file_is_refused(tmp_path):
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(ContractError, match=r"runtime of \.xml"):
+        deploy.load(tmp_path / "a.xml", runtime="onnxruntime")
+
+
+def test_a_file_that_is_no_export_is_named(tmp_path):
+    for path in (tmp_path / "absent.onnx", tmp_path):
+        with pytest.raises(ContractError, match=r"\.onnx or \.xml"):
+            deploy.load(path)
+
+
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr("dcd_core.errors.find_spec", lambda name: None)
+    (tmp_path / "a.onnx").touch()
+    (tmp_path / "a.xml").touch()
+    calls = [
+        lambda: deploy.export_onnx(three(), tmp_path / "b.onnx", (1, 2, 8, 8, 8)),
+        lambda: deploy.quantize(tmp_path / "a.onnx", tmp_path / "b.xml", PATCHES),
+        lambda: deploy.load(tmp_path / "a.onnx"),
+        lambda: deploy.load(tmp_path / "a.xml"),
+    ]
+    for call in calls:
+        with pytest.raises(ContractError, match=r"dcd-core\[deploy\]"):
+            call()
+
+
+# --- int8 -----------------------------------------------------------------------------------------
+
+
+def relative_error(model, other, patches=PATCHES):
+    """Root mean square of the difference over that of the logits."""
+    with torch.inference_mode():
+        pairs = [(model.eval()(x).logits, other(x).logits) for x in patches]
+    differences = torch.cat([(one - two).flatten() for one, two in pairs])
+    return (differences.norm() / torch.cat([one.flatten() for one, _ in pairs]).norm()).item()
+
+
+@needs_extra
+@ENDINGS
+def test_int8_is_near_and_what_stays_in_float_is_exact(exported, ending, tmp_path):
+    model, path = exported
+    whole = deploy.load(deploy.quantize(path, tmp_path / f"a{ending}", PATCHES))
+    edges = deploy.load(deploy.quantize(path, tmp_path / f"b{ending}", PATCHES, keep_float="edges"))
+    assert 1e-3 < relative_error(model, edges) < relative_error(model, whole) < 0.2
+    heads = {f"heads.{i}" for i in range(1, 9)}  # of deep supervision: they are not exported
+    kept = [
+        name
+        for name, layer in model.network.named_modules()
+        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and name not in heads
+    ]
+    path = deploy.quantize(path, tmp_path / f"c{ending}", PATCHES, keep_float=kept)
+    assert relative_error(model, deploy.load(path)) < 1e-4
+
+
+@needs_extra
+def test_every_channel_has_a_scale_of_its_own(tmp_path):
+    """A class whose weights are a thousandth of the others' keeps its logits."""
+    torch.manual_seed(0)
+    model = Segmenter(nn.Conv3d(2, 3, 3, padding=1, bias=False), (), ())
+    with torch.no_grad():
+        model.network.weight[0] *= 1e-3
+        expected = model(PATCHES[0]).logits[:, 0]
+    path = deploy.export_onnx(model, tmp_path / "a.onnx", (1, 2, 8, 8, 8))
+    # ONNX Runtime rounds the output of a convolution as well, all channels on one scale.
+    found = deploy.load(deploy.quantize(path, tmp_path / "a.xml", PATCHES))(PATCHES[0]).logits[:, 0]
+    assert (found - expected).norm() < 0.2 * expected.norm(), (
+        "one scale for all would leave nothing"
+    )
+    deploy.quantize(path, tmp_path / "b.onnx", PATCHES)
+    weights = {w.name: w for w in onnx_weights(tmp_path / "b.onnx")}
+    [scales] = [w for name, w in weights.items() if name.endswith("weight_scale")]
+    assert list(scales.dims) == [3]
+
+
+def onnx_weights(path):
+    import onnx
+
+    return onnx.load(path).graph.initializer
+
+
+@needs_extra
+def test_transposed_convolutions_are_right(tmp_path):
+    """Some int8 engines get them wrong by more than their values: every output is looked at."""
+    torch.manual_seed(0)
+    model = Segmenter(Up(), ["up"], [4])
+    path = deploy.export_onnx(model, tmp_path / "up.onnx", (1, 2, 8, 8, 8))
+    for name in ("openvino.xml", "onnxruntime.onnx"):
+        quantised = deploy.quantize(path, tmp_path / name, PATCHES)
+        error = deploy.check_export(model, quantised, PATCHES, tolerance=0.03)
+        assert error > 1e-4, "or nothing was quantised"
+
+
+@needs_extra
+def test_int8_takes_a_quarter_of_the_space(tmp_path):
+    model = dynunet(2, 3, channels=(16, 32, 64), residual=False)
+    path = deploy.export_onnx(model, tmp_path / "a.onnx", (1, 2, 8, 8, 8))
+    for name in ("b.xml", "c.onnx"):
+        deploy.quantize(path, tmp_path / name, PATCHES[:1])
+    size = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert set(size) == {"a.onnx", "b.xml", "b.bin", "c.onnx"}
+    assert max(size["b.bin"], size["c.onnx"]) < 0.35 * size["a.onnx"]
+
+
+@needs_extra
+def test_what_cannot_be_quantised_is_refused(exported, tmp_path):
+    _, path = exported
+    with pytest.raises(ContractError, match="batches of training cases"):
+        deploy.quantize(path, tmp_path / "a.xml", [])
+    with pytest.raises(ContractError, match=r"\.xml or \.onnx"):
+        deploy.quantize(path, tmp_path / "a.pt", PATCHES)
+    with pytest.raises(ContractError, match="keep_float: got \\['absent'\\]"):
+        deploy.quantize(path, tmp_path / "a.xml", PATCHES, keep_float=["absent"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- int8, simulated ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rounded_weights_are_those_of_the_formula(axis):
+    weight = patch(4, 5, 3, 3, 3)
+    weight.select(axis, 1).zero_()
+    found = rounded_weights(weight, axis).numpy()
+    for i, channel in enumerate(np.moveaxis(weight.numpy(), axis, 0)):
+        step = np.abs(channel).max() / 127
+        expected = np.round(channel / step) * step if step else channel
+        np.testing.assert_allclose(np.moveaxis(found, axis, 0)[i], expected, atol=1e-6)
+        assert np.abs(expected - channel).max() <= step / 2 + 1e-7
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.0, 2.0), (-3.0, 0.0), (0.0, 0.0)])
+def test_rounded_values_are_those_of_the_formula(low, high):
+    x = patch(1, 2, 8, 8, 8) * 2
+    x[0, 0, 0, 0, 0] = 0
+    found = rounded_values(x, low, high).numpy()
+    step = (high - low) / 255
+    zero = round(-low / step) if step else 0
+    integers = np.clip(np.round(x.numpy() / (step or 1)) + zero, 0, 255) if step else zero
+    np.testing.assert_allclose(found, (integers - zero) * step, atol=1e-5)
+    assert found[0, 0, 0, 0, 0] == 0
+    assert len(np.unique(found)) <= 256
+    assert found.min() >= low - step
+    assert found.max() <= high + step
+
+
+def test_the_simulation_is_its_parts():
+    model = three().eval()
+    x = PATCHES[0]
+    found = deploy.simulate_int8(model, PATCHES[:1], percentile=99.0)
+
+    with torch.inference_mode():
+        value = clean = x
+        for name, axis in (("down", 0), ("up", 1), ("head", 0)):
+            layer = model.network.get_submodule(name)
+            low, high = np.percentile(clean.numpy(), [1, 99])
+            rounded = copy.deepcopy(layer)
+            rounded.weight.data = rounded_weights(layer.weight.data, axis)
+            value = rounded(rounded_values(value, min(low, 0.0), max(high, 0.0)))
+            clean = layer(clean)
+        torch.testing.assert_close(found(x).logits, value)
+    assert found.spec is None
+    assert found(x).stages[0].shape[1] == 5
+    assert relative_error(model, found, PATCHES[:1]) > 1e-3
+
+
+def test_what_is_kept_in_float_is_not_simulated():
+    model = three()
+    found = deploy.simulate_int8(model, PATCHES, keep_float=["down", "up", "head"])
+    assert relative_error(model, found) == 0
+    one = deploy.simulate_int8(model, PATCHES, keep_float=["down", "up"]).network
+    assert torch.equal(one.down.weight, model.network.down.weight)
+    assert not torch.equal(one.head.weight, model.network.head.weight)
+
+
+def test_a_simulation_needs_patches_and_known_names():
+    with pytest.raises(ContractError, match="batches of training cases"):
+        deploy.simulate_int8(three(), [])
+    with pytest.raises(ContractError, match="keep_float"):
+        deploy.simulate_int8(three(), PATCHES, keep_float=["dow"])
+    with pytest.raises(ContractError, match="percentile"):
+        deploy.simulate_int8(three(), PATCHES, percentile=50)
+
+
+# --- what is deployed segments --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that finds a bright block in noise, and cases like those it learned from."""
+
+    def case(seed):
+        rng = np.random.default_rng(seed)
+        label = np.zeros((16, 16, 16), np.uint8)
+        i, j, k = rng.integers(2, 8, 3)
+        label[i : i + 6, j : j + 6, k : k + 6] = 1
+        image = 2 + rng.standard_normal((3, 16, 16, 16)).astype(np.float32)
+        image[:2] += 3 * label
+        return Case(f"case{seed}", image, label, (2.0,) * 3, np.diag([2.0, 2.0, 2.0, 1.0]))
+
+    from dcd_core.train import segmentation_loss
+    from dcd_lab.data import prepare
+
+    torch.manual_seed(0)
+    cases = [case(seed) for seed in range(6)]
+    images = torch.stack([torch.tensor(prepare(c, task=ISLES).image) for c in cases])
+    labels = torch.stack([torch.tensor(prepare(c, task=ISLES).label)[None] for c in cases])
+    model, loss = dynunet(3, 2, channels=(4, 8, 8), residual=False), segmentation_loss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(60):
+        rows = [step % 4, (step + 1) % 4]
+        optimizer.zero_grad()
+        loss(model(images[rows]).logits, labels[rows].long()).backward()
+        optimizer.step()
+    return model.eval(), cases[4:], images[:4].split(1)
+
+
+def score(model, cases):
+    found = [infer.predict_case(model, c, ISLES, patch=(16, 16, 16)) for c in cases]
+    return np.mean([dice(label > 0, c.label > 0) for label, c in zip(found, cases, strict=True)])
+
+
+def test_simulated_int8_segments_as_well(trained):
+    model, cases, patches = trained
+    assert score(model, cases) > 0.9
+    simulated = deploy.simulate_int8(model, patches)
+    assert score(simulated, cases) == pytest.approx(score(model, cases), abs=0.02)
+
+
+@needs_extra
+def test_int8_segments_as_well(trained, tmp_path):
+    model, cases, patches = trained
+    path = deploy.export_onnx(model, tmp_path / "a.onnx", patches[0].shape)
+    assert score(deploy.load(path), cases) == pytest.approx(score(model, cases), abs=1e-6)
+    for name in ("b.xml", "c.onnx"):
+        quantised = deploy.load(deploy.quantize(path, tmp_path / name, patches))
+        assert score(quantised, cases) == pytest.approx(score(model, cases), abs=0.02)
+    peak = deploy.peak_mib(quantised, patches[0].shape, threads=1)
+    assert np.isnan(peak) or 0 < peak < 200

@@ -1,0 +1,352 @@
+"""Oracles: MONAI where definitions agree, scipy's distance transform, closed forms, properties."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_lab import metrics
+
+ANISOTROPIC = (0.9, 1.0, 5.0)
+
+
+def blob(seed: int, shape=(20, 24, 16), share: float = 0.15) -> np.ndarray:
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2)
+    return noise > np.quantile(noise, 1 - share)
+
+
+def cube(corner, size, shape=(24, 24, 24)) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(c, c + size) for c in corner)] = True
+    return mask
+
+
+def ball(center, radius_mm, spacing_mm=(1.0, 1.0, 1.0), shape=(40, 40, 40)) -> np.ndarray:
+    offsets = (np.indices(shape).T - np.array(center)) * np.array(spacing_mm)
+    return (np.linalg.norm(offsets, axis=-1) <= radius_mm).T
+
+
+@pytest.fixture(scope="module")
+def monai():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's imports, not ours
+        import monai.metrics
+    return monai.metrics
+
+
+def as_batch(mask: np.ndarray):
+    import torch
+
+    return torch.from_numpy(mask[None, None].astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:.*get_mask_edges:FutureWarning")
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), ANISOTROPIC])
+def test_monai_agrees(monai, seed, spacing_mm):
+    pred, true = blob(seed), blob(seed + 100, share=0.1)
+    p, t = as_batch(pred), as_batch(true)
+    options = {"include_background": True, "spacing": spacing_mm}
+    theirs_hd = monai.compute_hausdorff_distance(p, t, percentile=95, **options)
+    # 2 mm lies on the grid of distances, where MONAI's single precision may fall on either side.
+    theirs_nsd = monai.compute_surface_dice(p, t, class_thresholds=[2.2], **options)
+    assert metrics.dice(pred, true) == pytest.approx(float(monai.compute_dice(p, t)), rel=1e-6)
+    assert metrics.hd95(pred, true, spacing_mm) == pytest.approx(float(theirs_hd), rel=1e-5)
+    assert metrics.nsd(pred, true, spacing_mm, tolerance_mm=2.2) == pytest.approx(
+        float(theirs_nsd), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), ANISOTROPIC])
+def test_surfaces_equal_the_distance_transform(spacing_mm):
+    pred, true = blob(1), blob(2)
+    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (pred, true)]
+    maps = [ndimage.distance_transform_edt(~border, sampling=spacing_mm) for border in borders]
+    there, back = metrics.surfaces(pred, true, spacing_mm)
+    np.testing.assert_allclose(there, maps[1][borders[0]], atol=1e-9)
+    np.testing.assert_allclose(back, maps[0][borders[1]], atol=1e-9)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_shifted_cube_in_closed_form(axis):
+    step, size = 3, 10
+    true = cube((5, 5, 5), size)
+    pred = np.roll(true, step, axis)
+    shift_mm = step * ANISOTROPIC[axis]
+    assert metrics.dice(pred, true) == pytest.approx((size - step) / size)
+    # The face that moved holds 100 of the 488 border voxels, so more than 5 % are off by the shift
+    # unless a side face is nearer; nothing is further away than the shift.
+    assert metrics.surfaces(pred, true, ANISOTROPIC)[0].max() == pytest.approx(shift_mm)
+    assert metrics.hd95(pred, true, ANISOTROPIC) == pytest.approx(shift_mm)
+    assert metrics.nsd(pred, true, ANISOTROPIC, tolerance_mm=shift_mm) == 1
+
+
+def test_two_voxels_in_closed_form():
+    pred, true = cube((2, 3, 4), 1), cube((5, 7, 4), 1)
+    assert metrics.hd95(pred, true, (1, 1, 1)) == pytest.approx(5)
+    assert metrics.hd95(pred, true, (2, 1, 9)) == pytest.approx(math.hypot(6, 4))
+    assert metrics.nsd(pred, true, (1, 1, 1), tolerance_mm=4.9) == 0
+    assert metrics.nsd(pred, true, (1, 1, 1), tolerance_mm=5.0) == 1
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 0.8, 1.2)])
+def test_concentric_balls_in_closed_form(spacing_mm):
+    inner, outer = (ball((20, 20, 20), r, spacing_mm) for r in (8.0, 12.0))
+    expected = 2 * 8**3 / (8**3 + 12**3)
+    assert metrics.dice(inner, outer) == pytest.approx(expected, abs=0.01)
+    # The gap is 4 mm; digitising moves each border by less than half a voxel diagonal.
+    assert metrics.hd95(inner, outer, spacing_mm) == pytest.approx(4, abs=0.9)
+    assert metrics.volume_ml(outer, spacing_mm) == pytest.approx(4 / 3 * np.pi * 1.728, rel=0.02)
+
+
+def test_percentile_is_the_larger_direction_and_not_the_pooled_one():
+    true = cube((2, 2, 2), 4)  # 56 border voxels
+    pred = true.copy()
+    pred[20, 20:22, 20:22] = True  # 4 far ones: 6.7 % of pred's border, 3.4 % of both
+    there, back = metrics.surfaces(pred, true, (1, 1, 1))
+    assert (len(there), len(back)) == (60, 56)
+    assert np.percentile(np.concatenate([there, back]), 95) == 0
+    assert metrics.hd95(pred, true, (1, 1, 1)) == metrics.hd95(true, pred, (1, 1, 1)) > 15
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 10_000))
+def test_symmetry_range_and_identity(a, b):
+    pred, true = blob(a, (9, 10, 8), 0.3), blob(b, (9, 10, 8), 0.2)
+    assert metrics.dice(pred, true) == metrics.dice(true, pred)
+    assert metrics.hd95(pred, true, ANISOTROPIC) == metrics.hd95(true, pred, ANISOTROPIC)
+    values = [metrics.nsd(pred, true, ANISOTROPIC, tolerance_mm=mm) for mm in (0.0, 1.0, 2.0, 99.0)]
+    assert values == sorted(values)
+    assert 0 <= values[0] <= values[-1] == 1
+    assert metrics.dice(true, true) == 1
+    assert metrics.hd95(true, true, ANISOTROPIC) == 0
+    assert metrics.nsd(true, true, ANISOTROPIC, tolerance_mm=0) == 1
+
+
+def test_padding_and_axis_order_change_nothing():
+    pred, true = (np.pad(blob(seed), 1) for seed in (3, 4))
+    grown = [np.pad(mask, ((3, 0), (0, 7), (2, 2))) for mask in (pred, true)]
+    turned = [mask.transpose(2, 0, 1) for mask in (pred, true)]
+    spacing = (ANISOTROPIC[2], ANISOTROPIC[0], ANISOTROPIC[1])
+    here = metrics.hd95(pred, true, ANISOTROPIC), metrics.small_lesion_dice(pred, true, ANISOTROPIC)
+    np.testing.assert_allclose(
+        (metrics.hd95(*grown, ANISOTROPIC), metrics.small_lesion_dice(*grown, ANISOTROPIC)), here
+    )
+    np.testing.assert_allclose(metrics.hd95(*turned, spacing), here[0])
+    assert metrics.dice(*grown) == metrics.dice(pred, true)
+
+
+def test_a_mask_that_fills_the_volume_has_its_border_at_the_faces():
+    full = np.ones((5, 5, 5), bool)
+    there, _ = metrics.surfaces(full, full, (1, 1, 1))
+    assert len(there) == 5**3 - 3**3
+
+
+def test_empty_masks():
+    empty, full = np.zeros((3, 4, 12), bool), cube((0, 0, 0), 2, (3, 4, 12))
+    mm = (1.0, 1.0, 1.0)
+    assert (metrics.dice(empty, empty), metrics.hd95(empty, empty, mm)) == (1, 0)
+    assert metrics.nsd(empty, empty, mm, tolerance_mm=1) == 1
+    for pair in ((empty, full), (full, empty)):
+        assert metrics.dice(*pair) == 0
+        assert metrics.nsd(*pair, mm, tolerance_mm=99) == 0
+        assert metrics.hd95(*pair, mm) == pytest.approx(13)  # 3, 4, 12: diagonal 13
+        assert metrics.hd95(*pair, (2, 2, 2)) == pytest.approx(26)
+        assert metrics.hd95(*pair, mm, empty_mm=337.0) == 337
+    there, back = metrics.surfaces(empty, full, mm)
+    assert there.size == 0
+    assert np.isinf(back).all()
+    assert len(back) == 8
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.int64])
+def test_every_integer_type_is_one_mask(dtype):
+    pred, true = blob(5).astype(dtype), blob(6).astype(dtype)
+    assert metrics.dice(pred, true) == metrics.dice(blob(5), blob(6))
+    assert metrics.volume_ml(true, (1, 1, 1)) == pytest.approx(blob(6).sum() / 1000)
+
+
+def test_small_lesions_count_one_by_one():
+    large, small = cube((0, 0, 0), 12, (40, 24, 24)), cube((30, 18, 18), 2, (40, 24, 24))
+    true = large | small
+    assert metrics.small_lesion_dice(true, true, (1, 1, 1)) == 1
+    assert metrics.small_lesion_dice(large, true, (1, 1, 1)) == 0
+    assert metrics.dice(large, true) > 0.99
+    rows = metrics.lesions(true, true, (1, 1, 1))
+    assert [row["volume_ml"] for row in rows] == pytest.approx([1.728, 0.008])
+    assert [row["volume_ml"] for row in metrics.lesions(true, true, (1, 1, 1), below_ml=1)] == [
+        pytest.approx(0.008)
+    ]
+    assert math.isnan(metrics.small_lesion_dice(large, large, (1, 1, 1)))
+    assert math.isnan(metrics.small_lesion_dice(true, np.zeros_like(true), (1, 1, 1)))
+
+
+def test_diagonal_neighbours_are_one_lesion():
+    true = np.zeros((6, 6, 6), bool)
+    true[1, 1, 1] = true[2, 2, 2] = True
+    assert len(metrics.lesions(true, true, (1, 1, 1))) == 1
+
+
+def test_a_flood_neither_flatters_nor_destroys_a_small_lesion():
+    true = cube((11, 11, 11), 3)
+    flood = np.ones_like(true)
+    # 27 true voxels in a neighbourhood of every voxel within 2 mm, whatever the blob's size.
+    reach = ndimage.distance_transform_edt(~true) <= 2
+    expected = 2 * 27 / (27 + reach.sum())
+    got = metrics.small_lesion_dice(flood, true, (1, 1, 1), margin_mm=2)
+    assert got == pytest.approx(expected)
+    far = true | cube((0, 0, 0), 4)
+    assert metrics.small_lesion_dice(far, true, (1, 1, 1), margin_mm=2) == 1
+
+
+def test_spill_of_a_large_neighbour_is_charged_to_the_neighbour():
+    large, small = cube((0, 6, 6), 11), cube((16, 11, 11), 2)
+    spill = large | cube((2, 7, 7), 11)  # reaches i = 12, nearer to the large lesion
+    rows = metrics.lesions(spill | small, large | small, (1, 1, 1), margin_mm=6)
+    assert rows[1]["dice"] == 1
+    assert rows[0]["dice"] < 1
+
+
+def test_neighbourhood_follows_millimetres():
+    true, pred = cube((11, 11, 11), 1), cube((11, 11, 11), 1)
+    pred[11, 11, 13] = True
+    assert metrics.small_lesion_dice(pred, true, (1, 1, 1), margin_mm=3) == pytest.approx(2 / 3)
+    assert metrics.small_lesion_dice(pred, true, (1, 1, 2), margin_mm=3) == 1
+
+
+def by_volume() -> tuple[np.ndarray, np.ndarray]:
+    """Cubes of 0.008, 1 (exactly), 1.331 and 10.648 ml on a 1 mm grid; the second is missed."""
+    cubes = [((40, 4, 0), 2), ((40, 4, 20), 10), ((26, 4, 4), 11), ((0, 0, 0), 22)]
+    masks = [cube(corner, size, (60, 40, 40)) for corner, size in cubes]
+    return masks[0] | masks[2] | masks[3], np.logical_or.reduce(masks)
+
+
+def test_dice_by_volume_has_a_class_for_every_lesion():
+    pred, true = by_volume()
+    classes = metrics.dice_by_volume(pred, true, (1, 1, 1))
+    assert classes == {"below_1ml": 1, "1_to_10ml": 0.5, "above_10ml": 1}
+    fine = metrics.dice_by_volume(pred, true, (1, 1, 1), edges_ml=(0.005, 0.5, 20))
+    assert list(fine) == ["below_0005ml", "0005_to_05ml", "05_to_20ml", "above_20ml"]
+    assert list(fine.values()) == pytest.approx([math.nan, 1, 2 / 3, math.nan], nan_ok=True)
+    # The classes are those of `lesions`, and the first is what `small_lesion_dice` sees.
+    assert classes["below_1ml"] == metrics.small_lesion_dice(pred, true, (1, 1, 1))
+    # 1000 voxels of 0.001 ml are 1 ml, however the product is rounded.
+    ten = metrics.dice_by_volume(pred, true, (0.1, 0.1, 100.0), margin_mm=1)
+    assert ten["1_to_10ml"] == 0.5
+    with pytest.raises(ContractError, match="Try:"):
+        metrics.dice_by_volume(pred, true, (1, 1, 1), edges_ml=(10, 1))
+
+
+def test_boundary_dice_in_closed_form():
+    # A band of one voxel on either side of a cube of 10 that grew by one voxel along one axis.
+    true, pred = cube((6, 6, 6), 10), cube((6, 6, 6), 10)
+    pred[16, 6:16, 6:16] = True
+    inner = 10**3 - 8**3
+    expected = 2 * inner / (2 * inner + 100)
+    assert metrics.boundary_dice(pred, true, (1, 1, 1), band_mm=1) == pytest.approx(expected)
+    assert metrics.boundary_dice(true, true, (1, 1, 1), band_mm=1) == 1
+    # Two voxels inside, and the same hundred outside.
+    inner = 10**3 - 6**3
+    expected = 2 * inner / (2 * inner + 100)
+    assert metrics.boundary_dice(pred, true, (1, 1, 1), band_mm=2) == pytest.approx(expected)
+    # Far from the border nothing counts: a hole in the middle, a blob in a corner.
+    pred = true ^ cube((10, 10, 10), 2) ^ cube((0, 0, 0), 3)
+    assert metrics.boundary_dice(pred, true, (1, 1, 1), band_mm=2) == 1
+
+
+def test_the_band_is_in_millimetres_and_nan_where_there_is_none():
+    true = cube((6, 6, 6), 10)
+    pred = np.roll(true, 1, 2)
+    values = [metrics.boundary_dice(pred, true, (3, 3, k), band_mm=2.7) for k in (0.9, 2.7, 2.8)]
+    # Slices of 0.9 mm: three on either side of both ends, of 2.7 mm one; the sides, 3 mm wide, are
+    # no band. One slice is missed at one end and one made up at the other.
+    assert values[0] == pytest.approx(2 * 5 / (6 + 6))
+    assert values[1] == pytest.approx(2 * 1 / (2 + 2))
+    assert math.isnan(values[2])
+    assert math.isnan(metrics.boundary_dice(pred, np.zeros_like(true), (1, 1, 1), band_mm=2))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_band_is_that_of_a_distance_transform_of_everything(seed):
+    pred, true = blob(seed), blob(seed + 50)
+    t = np.pad(true, 12)
+    away = ndimage.distance_transform_edt(t, sampling=ANISOTROPIC)
+    away += ndimage.distance_transform_edt(~t, sampling=ANISOTROPIC)
+    band = (away <= 5.0 + 1e-6)[12:-12, 12:-12, 12:-12]
+    expected = metrics.dice(pred & band, true & band)
+    assert metrics.boundary_dice(pred, true, ANISOTROPIC, band_mm=5) == pytest.approx(expected)
+
+
+def test_a_face_of_the_volume_is_a_border():
+    true = np.ones((5, 5, 5), bool)
+    pred = true.copy()
+    pred[0] = False
+    outer = 5**3 - 3**3
+    expected = 2 * (outer - 25) / (2 * outer - 25)
+    assert metrics.boundary_dice(pred, true, (1, 1, 1), band_mm=1) == pytest.approx(expected)
+
+
+def test_score_is_the_single_functions_region_by_region():
+    rng = np.random.default_rng(0)
+    true = ndimage.zoom(rng.integers(0, 5, (5, 5, 5)), 4, order=0).astype(np.uint8)
+    pred = np.roll(true, 1, 0)
+    rows = metrics.score(pred, true, BRATS, ANISOTROPIC, tolerances_mm=(0.5, 1, 2))
+    assert [row["region"] for row in rows] == ["WT", "TC", "NETC", "SNFH", "ET", "RC"]
+    for row in rows:
+        p, t = (np.isin(x, BRATS.regions[row["region"]]) for x in (pred, true))
+        assert row["present"] is True
+        assert row["dice"] == metrics.dice(p, t)
+        assert row["hd95_mm"] == metrics.hd95(p, t, ANISOTROPIC)
+        assert row["nsd_05mm"] == metrics.nsd(p, t, ANISOTROPIC, tolerance_mm=0.5)
+        assert row["nsd_2mm"] == metrics.nsd(p, t, ANISOTROPIC, tolerance_mm=2)
+        assert row["boundary_2mm_dice"] == metrics.boundary_dice(p, t, ANISOTROPIC, band_mm=2)
+        classes = metrics.dice_by_volume(p, t, ANISOTROPIC)
+        found = {name: row[f"lesion_dice_{name}"] for name in classes}
+        assert found == pytest.approx(classes, nan_ok=True)
+        small = metrics.small_lesion_dice(p, t, ANISOTROPIC)
+        assert row["small_lesion_dice"] == pytest.approx(small, nan_ok=True)
+        assert row["volume_true_ml"] == pytest.approx(metrics.volume_ml(t, ANISOTROPIC))
+        assert row["volume_pred_ml"] == pytest.approx(metrics.volume_ml(p, ANISOTROPIC))
+
+
+def test_score_of_an_absent_lesion():
+    true = np.zeros((4, 5, 6), np.uint8)
+    (row,) = metrics.score(true, true, ISLES, (2.0, 2.0, 2.0))
+    assert (row["present"], row["dice"], row["hd95_mm"], row["nsd_1mm"]) == (False, 1, 0, 1)
+    pred = true.copy()
+    pred[0, 0, 0] = 1
+    (row,) = metrics.score(pred, true, ISLES, (2.0, 2.0, 2.0), empty_mm=99.0)
+    assert (row["present"], row["dice"], row["hd95_mm"], row["nsd_1mm"]) == (False, 0, 99, 0)
+
+
+MASK = np.zeros((4, 5, 6), np.uint8)
+MM = (1.0, 1.0, 1.0)
+BROKEN = {
+    "shapes differ": lambda: metrics.dice(MASK, MASK[1:]),
+    "not 3D": lambda: metrics.dice(MASK[None], MASK[None]),
+    "probabilities": lambda: metrics.dice(MASK.astype(np.float32), MASK),
+    "labels, not a mask": lambda: metrics.hd95(MASK + 2, MASK, MM),
+    "negative": lambda: metrics.hd95(MASK.astype(np.int8) - 1, MASK, MM),
+    "two spacings": lambda: metrics.hd95(MASK, MASK, (1.0, 1.0)),
+    "no spacing": lambda: metrics.surfaces(MASK, MASK, (1.0, 1.0, 0.0)),
+    "NaN spacing": lambda: metrics.volume_ml(MASK, (1.0, math.nan, 1.0)),
+    "negative tolerance": lambda: metrics.nsd(MASK, MASK, MM, tolerance_mm=-1),
+    "negative band": lambda: metrics.boundary_dice(MASK, MASK, MM, band_mm=-1),
+    "no edge": lambda: metrics.dice_by_volume(MASK, MASK, MM, edges_ml=()),
+    "NaN margin": lambda: metrics.lesions(MASK, MASK, MM, margin_mm=math.nan),
+    "label of another task": lambda: metrics.score(MASK + 2, MASK, ISLES, MM),
+    "score of two grids": lambda: metrics.score(MASK, MASK[1:], ISLES, MM),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_errors_say_what_to_do(name):
+    with pytest.raises(ContractError, match="Try:"):
+        BROKEN[name]()

@@ -1,0 +1,285 @@
+"""Oracles: textbook formulas, scipy, hand examples, and simulation with known truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from dcd_core.types import ContractError
+from dcd_lab import stats
+
+
+def draw(seed, replicates, k, n, sds, mean=0.0) -> np.ndarray:
+    """Differences (replicates, k, n) of the crossed model with standard deviations S, C, E."""
+    rng = np.random.default_rng(seed)
+    shapes = ((replicates, k, 1), (replicates, 1, n), (replicates, k, n))
+    return mean + sum(sd * rng.standard_normal(s) for sd, s in zip(sds, shapes, strict=True))
+
+
+def table_of(d: np.ndarray, *, metric="dice", seed=0) -> pd.DataFrame:
+    """A table whose paired difference of `dcd` and `none` is d (k, n)."""
+    base = np.random.default_rng(seed).uniform(0.3, 0.6, d.shape)
+    rows = [
+        {"method": name, "seed": s, "case": f"case{c:02d}", metric: values[s, c]}
+        for name, values in (("none", base), ("dcd", base + d))
+        for s in range(d.shape[0])
+        for c in range(d.shape[1])
+    ]
+    return pd.DataFrame(rows).sample(frac=1, random_state=seed)
+
+
+SCENARIOS = {
+    "seeds and cases": (0.03, 0.05, 0.03),
+    "seeds alone": (0.05, 0.02, 0.02),
+    "no seed effect": (0.0, 0.05, 0.03),
+    "mostly residual": (0.015, 0.06, 0.06),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_crossed_interval_covers(name):
+    d = draw(1, 4000, 3, 32, SCENARIOS[name], mean=0.02)
+    found = stats.interval(d)
+    coverage = np.mean((found.low <= 0.02) & (found.high >= 0.02))
+    assert 0.92 <= coverage <= 0.98
+    five = stats.interval(draw(2, 4000, 5, 32, SCENARIOS[name]))
+    assert 0.935 <= np.mean((five.low <= 0) & (five.high >= 0)) <= 0.98
+
+
+@pytest.mark.parametrize("n", [8, 16])
+def test_the_crossed_interval_covers_with_few_cases(n):
+    found = stats.interval(draw(3, 4000, 3, n, (0.01, 0.08, 0.03)))
+    assert 0.925 <= np.mean((found.low <= 0) & (found.high >= 0)) <= 0.98
+
+
+def test_one_seed_with_resampled_cases_is_no_evidence():
+    """The lesson: nominal 95 % from one training run misses the truth about every other time."""
+    d = draw(4, 400, 1, 32, (0.03, 0.05, 0.03))
+    rng = np.random.default_rng(5)
+    weights = rng.multinomial(32, np.full(32, 1 / 32), size=1000) / 32
+    low, high = np.quantile(d[:, 0] @ weights.T, [0.025, 0.975], axis=1)
+    assert np.mean((low <= 0) & (high >= 0)) < 0.65
+    cases_only = stats.interval(d)
+    assert not cases_only.seed_is_random
+    assert np.mean((cases_only.low <= 0) & (cases_only.high >= 0)) < 0.65
+
+
+def test_one_seed_says_so():
+    d = draw(6, 1, 1, 20, (0.05, 0.05, 0.02))[0]
+    found = stats.compare(table_of(d), "dice", "dcd", "none")
+    expected = scipy_stats.ttest_1samp(d[0], 0).confidence_interval(0.95)
+    assert found.seed_is_random is False
+    assert math.isnan(found.sd_seed)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.p == pytest.approx(scipy_stats.ttest_1samp(d[0], 0).pvalue)
+    assert (found.n_seeds, found.n_cases, found.df) == (1, 20, 19)
+    assert np.isfinite(found.detectable)
+
+
+def test_a_hand_example():
+    # Row means 2, 4, 6; column means 3, 5; grand mean 4; residuals all zero: MS_seed = 8,
+    # MS_case = 6, MS_error = 0, Var = 14 / 6, df = 14^2 / (8^2 / 2 + 6^2 / 1).
+    found = stats.interval(np.array([[1.0, 3.0], [3.0, 5.0], [5.0, 7.0]]))
+    df = 14**2 / (64 / 2 + 36)
+    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(14 / 6)
+    assert float(found.difference) == 4
+    assert float(found.df) == pytest.approx(df)
+    assert (float(found.low), float(found.high)) == pytest.approx((4 - half, 4 + half))
+    assert float(found.sd_seed) == pytest.approx(2)
+    assert float(found.sd_case) == pytest.approx(math.sqrt(2))
+    assert float(found.sd_residual) == 0
+
+
+def test_the_limits_are_the_classical_t_tests():
+    rng = np.random.default_rng(7)
+    by_seed, by_case = rng.standard_normal((4, 1)), rng.standard_normal((1, 9))
+    only_seed = stats.interval(np.broadcast_to(by_seed, (4, 9)))
+    only_case = stats.interval(np.broadcast_to(by_case, (4, 9)))
+    for found, values in ((only_seed, by_seed.ravel()), (only_case, by_case.ravel())):
+        oracle = scipy_stats.ttest_1samp(values, 0)
+        assert float(found.p) == pytest.approx(oracle.pvalue)
+        assert float(found.low) == pytest.approx(oracle.confidence_interval(0.95).low)
+        assert float(found.df) == pytest.approx(oracle.df)
+
+
+def test_variance_components_are_unbiased():
+    found = stats.interval(draw(8, 3000, 6, 24, (0.03, 0.05, 0.02)))
+    assert np.mean(found.sd_seed**2) == pytest.approx(0.03**2, rel=0.05)
+    assert np.mean(found.sd_case**2) == pytest.approx(0.05**2, rel=0.05)
+    assert np.mean(found.sd_residual**2) == pytest.approx(0.02**2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sds", "k", "n"), [((0.03, 0.05, 0.03), 3, 32), ((0.02, 0.05, 0.05), 5, 32)]
+)
+def test_detectable_is_what_the_test_detects(sds, k, n):
+    effect = stats.detectable(*sds, k, n)
+    found = stats.interval(draw(9, 3000, k, n, sds, mean=effect))
+    assert np.mean(found.p < 0.05) == pytest.approx(0.8, abs=0.06)
+
+
+def test_detectable_in_closed_form():
+    # Cases alone is the one-sample t test; this n gives the textbook (1.96 + 0.84) standard errors.
+    assert stats.detectable(0, 1, 0, 1, 100_000) == pytest.approx(2.8016 / math.sqrt(1e5), rel=1e-3)
+    # Seeds alone is the one-sample t test over three seeds.
+    shift = stats.detectable(0.03, 0, 0, 3, 32) / (0.03 / math.sqrt(3))
+    assert scipy_stats.nct.sf(scipy_stats.t.ppf(0.975, 2), 2, shift) == pytest.approx(0.8)
+    # Counting the seeds as the only units (k - 1 degrees of freedom) asks for 10.4 points here;
+    # the cases add some freedom.
+    assert 0.07 < stats.detectable(0.03, 0.05, 0, 3, 32) < 0.104
+    assert stats.detectable(0.03, 0.05, 0.02, 1, 32) == math.inf
+    by_seeds = [stats.detectable(0.02, 0.05, 0.03, k, 32) for k in (2, 3, 5, 10, 30)]
+    assert by_seeds == sorted(by_seeds, reverse=True)
+    assert stats.detectable(0.2, 0.5, 0.3, 3, 32) == pytest.approx(
+        10 * stats.detectable(0.02, 0.05, 0.03, 3, 32)
+    )
+
+
+def test_compare_pairs_by_seed_and_case():
+    d = draw(10, 1, 3, 12, (0.02, 0.05, 0.03), mean=0.1)[0]
+    found = stats.compare(table_of(d), "dice", "dcd", "none")
+    assert found.difference == pytest.approx(d.mean())
+    assert found.wilcoxon_p == pytest.approx(scipy_stats.wilcoxon(d.mean(axis=0)).pvalue)
+    assert (found.n_seeds, found.n_cases) == (3, 12)
+    assert (found.dropped_seeds, found.dropped_cases) == (0, 0)
+    assert found.seed_is_random is True
+    assert found.low < found.bootstrap_low < found.difference < found.bootstrap_high < found.high
+    mirrored = stats.compare(table_of(d), "dice", "none", "dcd")
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    assert mirrored.p == pytest.approx(found.p)
+
+
+def test_the_bootstrap_resamples_both_factors():
+    # With many seeds and cases the two-way bootstrap and the crossed interval agree.
+    d = draw(11, 1, 40, 60, (0.05, 0.05, 0.01))[0]
+    found = stats.compare(table_of(d), "dice", "dcd", "none")
+    ratio = (found.bootstrap_high - found.bootstrap_low) / (found.high - found.low)
+    assert ratio == pytest.approx(1, abs=0.08)
+    again = stats.compare(table_of(d), "dice", "dcd", "none")
+    other = stats.compare(table_of(d), "dice", "dcd", "none", seed=1)
+    assert again == found
+    assert other.bootstrap_low != found.bootstrap_low
+
+
+def test_holes_drop_whole_cases_and_lonely_seeds():
+    d = draw(12, 1, 3, 10, (0.02, 0.05, 0.03))[0]
+    table = table_of(d)
+    hole = (table.method == "none") & (table.seed == 1) & (table.case == "case04")
+    gone = (table.method == "dcd") & (table.seed == 2) & (table.case == "case07")
+    table.loc[hole, "dice"] = np.nan
+    table = table[~gone]
+    extra = table[(table.method == "dcd") & (table.seed == 0)].assign(seed=9)
+    found = stats.compare(pd.concat([table, extra]), "dice", "dcd", "none")
+    assert (found.n_cases, found.dropped_cases) == (8, 2)
+    assert (found.n_seeds, found.dropped_seeds) == (3, 1)
+    assert found.difference == pytest.approx(np.delete(d, [4, 7], axis=1).mean())
+
+
+def test_no_difference_at_all():
+    found = stats.compare(table_of(np.zeros((3, 5))), "dice", "dcd", "none")
+    assert (found.difference, found.low, found.high) == (0, 0, 0)
+    assert (found.p, found.wilcoxon_p, found.detectable) == (1, 1, 0)
+    constant = stats.interval(np.full((2, 4), 0.25))
+    assert (float(constant.low), float(constant.high), float(constant.p)) == (0.25, 0.25, 0)
+
+
+def test_summarise():
+    table = pd.DataFrame(
+        {
+            "method": ["none", "none", "dcd", "dcd"],
+            "seed": [0, 1, 0, 1],
+            "present": [True, True, False, True],
+            "dice": [0.2, 0.4, 0.5, np.nan],
+            "hd95_mm": [10.0, 14.0, 6.0, 8.0],
+        }
+    )
+    summary = stats.summarise(table, "method")
+    assert list(summary.columns) == ["method", "metric", "mean", "sd", "n"]
+    assert list(summary["metric"]) == ["dice", "dice", "hd95_mm", "hd95_mm"]
+    assert list(summary["method"]) == ["none", "dcd", "none", "dcd"]
+    np.testing.assert_allclose(summary["mean"], [0.3, 0.5, 12, 7])
+    np.testing.assert_allclose(summary["sd"], [math.sqrt(0.02), np.nan, math.sqrt(8), math.sqrt(2)])
+    assert list(summary["n"]) == [2, 1, 2, 2]
+    assert len(stats.summarise(table, ["method", "seed"], metrics=["dice"])) == 4
+
+
+def test_holm():
+    # By hand: .01*4, max(.04, .02*3), max(.06, .03*2), max(.06, .04*1).
+    np.testing.assert_allclose(stats.holm([0.02, 0.01, 0.04, 0.03]), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(stats.holm([0.5, 0.9]), [1, 1])
+    np.testing.assert_allclose(stats.holm([0.04, np.nan, 0.01]), [0.04, np.nan, 0.02])
+    assert stats.holm([]).shape == (0,)
+
+
+def test_holm_controls_the_family():
+    p = np.random.default_rng(13).uniform(size=(4000, 6))
+    wrong = [stats.holm(row).min() < 0.05 for row in p]
+    assert np.mean(wrong) == pytest.approx(0.05, abs=0.012)
+
+
+TABLE = table_of(np.zeros((2, 4)))
+BROKEN = {
+    "unknown method": (lambda: stats.compare(TABLE, "dice", "DCD", "none"), "'dcd', 'none'"),
+    "unknown baseline": (lambda: stats.compare(TABLE, "dice", "dcd", "mse"), "'dcd', 'none'"),
+    "itself": (lambda: stats.compare(TABLE, "dice", "dcd", "dcd"), "another"),
+    "unknown metric": (lambda: stats.compare(TABLE, "hd95_mm", "dcd", "none"), "hd95_mm"),
+    "two regions": (
+        lambda: stats.compare(pd.concat([TABLE, TABLE]), "dice", "dcd", "none"),
+        "one region",
+    ),
+    "one case": (
+        lambda: stats.compare(TABLE[TABLE.case == "case00"], "dice", "dcd", "none"),
+        "2 cases",
+    ),
+    "no common seed": (
+        lambda: stats.compare(
+            TABLE[(TABLE.method == "dcd") == (TABLE.seed == 0)], "dice", "dcd", "none"
+        ),
+        "common seed",
+    ),
+    "nothing to summarise": (
+        lambda: stats.summarise(TABLE[["method", "seed"]], "method"),
+        "metric",
+    ),
+    "unknown group": (lambda: stats.summarise(TABLE, "centre"), "centre"),
+    "p above 1": (lambda: stats.holm([1.2]), "between 0 and 1"),
+    "negative sd": (lambda: stats.detectable(-1, 1, 1, 3, 32), "sds >= 0"),
+    "NaN sd": (lambda: stats.detectable(math.nan, 1, 1, 3, 32), "sds >= 0"),
+    "NaN difference": (lambda: stats.interval(np.full((2, 3), np.nan)), "finite"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_errors_say_what_exists(name):
+    call, words = BROKEN[name]
+    with pytest.raises(ContractError, match=words):
+        call()
+
+
+# --- the spread of many methods -------------------------------------------------------------------
+
+
+def test_the_spread_of_two_methods_is_their_paired_t_test():
+    d = draw(3, 1, 6, 5, (0.03, 0.05, 0.02), mean=0.02)[0]
+    table = table_of(d)
+    found = stats.spread(table, "dice")
+    runs = table.groupby(["method", "seed"]).dice.mean().unstack("method")
+    t = scipy_stats.ttest_rel(runs.dcd, runs.none).statistic
+    assert found.n_methods == 2
+    assert (found.methods / found.chance) ** 2 == pytest.approx(t**2)
+    assert found.seeds == pytest.approx(runs.mean(axis=1).std())
+
+
+def test_methods_that_differ_equally_at_every_seed_leave_nothing_to_chance():
+    table = table_of(np.full((3, 4), 0.1))
+    found = stats.spread(table, "dice")
+    assert found.methods == pytest.approx(0.1 / 2**0.5)
+    assert found.chance == pytest.approx(0, abs=1e-12)
+    one_seed = stats.spread(table[table.seed == 0], "dice")
+    assert math.isnan(one_seed.seeds)
+    with pytest.raises(ContractError, match="dice"):
+        stats.spread(table.drop(columns="dice"), "dice")
