@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
-
 from dcd_core.dcd import DCD
 from dcd_core.errors import nearest
 from dcd_core.method import LogitMethod, Method, StageMethod

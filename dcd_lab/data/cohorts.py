@@ -15,11 +15,12 @@ from typing import Literal, TypeAlias, get_args
 from dcd_core.progress import progress
 from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
 from dcd_lab import phantom
+from dcd_lab.cache import run_dir
 from dcd_lab.data.nifti import write
 from dcd_lab.data.scans import Scan, brats2024, isles2022, layout
 from dcd_lab.data.splits import folds
 from dcd_lab.data.store import prepared
-from dcd_lab.records import fingerprint, run_dir, source_hash
+from dcd_lab.records import fingerprint, source_hash
 
 Split: TypeAlias = Literal["train", "tune", "test"]
 READERS = {BRATS.name: brats2024, ISLES.name: isles2022}

@@ -9,21 +9,19 @@ where it stopped, and two processes that make the same case do not disturb each 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from dcd_core.progress import progress
 from dcd_core.types import TASKS, Case
+from dcd_lab.cache import make_once, run_dir
 from dcd_lab.data.grid import prepare
 from dcd_lab.data.nifti import read
 from dcd_lab.data.scans import Scan
-from dcd_lab.records import fingerprint, run_dir, source_hash
+from dcd_lab.pool import each
+from dcd_lab.records import fingerprint, source_hash
 
 _CODE = (
     "dcd_core.types",
@@ -52,7 +50,7 @@ def prepared(
         for scan, folder in zip(scans, folders, strict=True)
         if not folder.is_dir()
     ]
-    for done, name in enumerate(_made(absent, workers), start=1):
+    for done, name in enumerate(each(_make, absent, workers=workers), start=1):
         progress("prepared cases", done, len(absent), name)
     return [_open(folder) for folder in folders]
 
@@ -75,39 +73,18 @@ def _stamp(path: Path) -> tuple[str, int, int] | None:
 _Work = tuple[Scan, float | None, Path]
 
 
-def _made(work: Sequence[_Work], workers: int) -> Iterator[str]:
-    """Make the absent cases; yield the id of each when it is done."""
-    if workers <= 1 or len(work) <= 1:
-        yield from map(_make, work)
-        return
-    # Spawned, not forked: a forked child inherits the locks of threads that it does not have.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    with pool:
-        pending = [pool.submit(_make, one) for one in work]
-        try:
-            for future in as_completed(pending):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _make(work: _Work) -> str:
     scan, spacing_mm, folder = work
     case = prepare(read(scan), spacing_mm=spacing_mm, task=TASKS[scan.task])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
-        whole = Path(scratch, "case")
-        whole.mkdir()
+
+    def write(whole: Path) -> None:
         np.save(whole / "image.npy", case.image)
         if case.label is not None:
             np.save(whole / "label.npy", case.label)
         facts = {"id": case.id, "spacing_mm": case.spacing_mm, "affine": case.affine.tolist()}
         (whole / "case.json").write_text(json.dumps(facts), "utf-8")
-        try:
-            os.replace(whole, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise  # otherwise another process has just made the same case
+
+    make_once(folder, write)
     return scan.id
 
 

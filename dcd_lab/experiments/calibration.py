@@ -17,8 +17,9 @@ from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller
 from dcd_core.train.loop import training_device
 from dcd_core.types import ContractError
+from dcd_lab.cache import run_dir
 from dcd_lab.experiments.job import Job, build_method, check_teacher, patches_of, sources
-from dcd_lab.records import fingerprint, run_dir, source_hash
+from dcd_lab.records import fingerprint, source_hash
 
 
 @dataclass(frozen=True)

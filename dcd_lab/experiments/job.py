@@ -24,11 +24,12 @@ from dcd_core.train.distiller import Distiller
 from dcd_core.train.loop import Fit, fit, read_fit, training_device
 from dcd_core.train.recipe import Recipe
 from dcd_core.types import TASKS, ContractError
+from dcd_lab.cache import run_dir
 from dcd_lab.compress import ReweightedGroupLasso
 from dcd_lab.data import Cohort, Patches
 from dcd_lab.experiments.evaluation import evaluate
 from dcd_lab.experiments.pool import run_each
-from dcd_lab.records import fingerprint, run_dir, source_hash
+from dcd_lab.records import fingerprint, source_hash
 
 TRAINING = (
     "dcd_core.types",

@@ -11,7 +11,6 @@ from dcd_lab.records.identity import (
     facts,
     fingerprint,
     resident_bytes,
-    run_dir,
     source_hash,
     versions,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "real_cases",
     "resident_bytes",
     "root",
-    "run_dir",
     "save",
     "save_figure",
     "source_hash",

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from dcd_core.errors import nearest
 from dcd_core.types import ContractError
-from dcd_lab.records.places import plain, root
+from dcd_lab.records.places import root
 
 _PACKAGES = ("torch", "numpy", "monai", "pywavelets")
 ROOMS = ("dcd_core", "dcd_lab")
@@ -182,8 +182,3 @@ def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
     status = Path("/proc/self/status").read_text("ascii", errors="replace")
     line = next(line for line in status.splitlines() if line.startswith(f"{which}:"))
     return 1024 * int(line.split()[1])
-
-
-def run_dir(label: str, *key: object) -> Path:
-    """Return the folder `runs/<label>-<fingerprint of key>` of one run; it is not created here."""
-    return root() / "runs" / f"{plain(label)}-{fingerprint(*key)}"

@@ -23,6 +23,7 @@ from dcd_core.progress import progress
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 from dcd_lab import records
+from dcd_lab.cache import run_dir
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -194,17 +195,17 @@ def test_source_hash_follows_the_files(project: Path) -> None:
         b"dcd_core/types.py\n" + (project / "dcd_core" / "types.py").read_bytes()
     )
     assert hashes[1] == digest.hexdigest()[:12]
-    with pytest.raises(ContractError, match="'dcd_core.types'"):
+    with pytest.raises(ContractError, match=r"'dcd_core\.types'"):
         records.source_hash("dcd_core.typos")
 
 
 def test_run_dir(workspace: Path) -> None:
-    folder = records.run_dir("teacher", Setting(0.5, ()), 3)
+    folder = run_dir("teacher", Setting(0.5, ()), 3)
     assert folder.parent == workspace / "runs"
     assert folder.name == f"teacher-{records.fingerprint(Setting(0.5, ()), 3)}"
     assert not folder.exists()
     with pytest.raises(ContractError, match=r"a-b"):
-        records.run_dir("a/b")
+        run_dir("a/b")
 
 
 def git(folder: Path, *arguments: str) -> str:
