@@ -24,12 +24,13 @@ class Losses(NamedTuple):
 class Distiller(nn.Module):
     """A student in training, with or without a teacher.
 
-    `method`: a module `forward(student: Output, teacher: Output, target) -> scalar`, or None for
-    the undistilled student. `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar.
-    The teacher is frozen, in eval mode, and only its encoder runs, unless the method says
-    `needs_logits = True`; at weight 0 it does not run at all. A method that says
-    `needs_teacher = False`, such as a penalty on weights, may do without one. Raises ContractError
-    where a method reads logits as `regions`, or as classes, and a network means them otherwise.
+    `method`: a `Method`, or any module `forward(student: Output, teacher: Output, target) ->
+    scalar`, which is then treated by the defaults of `Method`; None for the undistilled student.
+    `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar. The teacher is frozen
+    and in eval mode. Only its encoder runs, unless the method has `needs_logits`; without `distil`
+    it does not run. A method without `needs_teacher`, such as a penalty on weights, may do without
+    one. Raises ContractError where a method reads logits as `regions`, or as classes, and a network
+    means them otherwise.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Distiller(nn.Module):
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of `trained_state`, strict on everything but the teacher."""
         missing, unexpected = self.load_state_dict(state, strict=False)
-        wrong = [name for name in missing if not name.startswith("teacher.")] + list(unexpected)
+        wrong = [n for n in (*missing, *unexpected) if not n.startswith("teacher.")]
         if wrong:
             raise KeyError(f"checkpoint and model differ in {wrong[:5]}")
 
@@ -102,7 +103,9 @@ class Distiller(nn.Module):
         weights = [self.deep_weights**i for i in range(len(logits))]
         total = output.logits.new_zeros((), dtype=torch.float32)
         for weight, z in zip(weights, logits, strict=True):
-            y = target if z.shape[2:] == target.shape[2:] else _shrink(target, z)
+            y = target
+            if z.shape[2:] != y.shape[2:]:  # nearest neighbour: labels stay whole
+                y = nn.functional.interpolate(y.float(), z.shape[2:]).to(target.dtype)
             total = total + weight * self.seg_loss(z.float(), y)
         return total / sum(weights)
 
@@ -115,10 +118,3 @@ def segmentation_loss() -> nn.Module:
     from monai.losses import DiceCELoss
 
     return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
-
-
-def _shrink(target: Tensor, like: Tensor) -> Tensor:
-    # Nearest neighbour keeps labels whole on the coarser grids of deep supervision.
-    return nn.functional.interpolate(target.float(), like.shape[2:], mode="nearest").to(
-        target.dtype
-    )
