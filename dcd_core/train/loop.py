@@ -284,8 +284,8 @@ def _facts(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "fit.json").read_text("utf-8")))
     except (OSError, ValueError):
-        expected = "fit.json of a finished run"
-        raise ContractError("run", f"no such in {folder}", expected, "train it again") from None
+        got = f"no finished run in {folder}"
+        raise ContractError("training run", got, "its fit.json", "train it again") from None
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from training import CHANNELS, TINY, WIDE, Batches, make_case
+from training import CHANNELS, TINY, WIDE, make_case
 
 from dcd_core import methods, train
 from dcd_core.models import dynunet, resenc
