@@ -1,8 +1,7 @@
 """From a trained segmenter to a label volume: sliding window, one threshold, the native grid.
 
-A network sees patches; a case is larger. Overlapping windows are averaged under a Gaussian that
-trusts window centres more than borders. A voxel is foreground when its foreground probability
-exceeds a threshold chosen on the val split, and takes the most probable foreground label.
+A network sees patches; a case is larger. Overlapping windows are averaged with Gaussian weights,
+largest at the window's centre. The threshold of the foreground is chosen on the val split.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; window blending by MONAI.
 """
@@ -79,8 +78,7 @@ def decide(
 ) -> UInt8[np.ndarray, "i j k2"]:
     """Label volume (d, h, w) from class probabilities (k, d, h, w).
 
-    The most probable foreground label wherever the foreground probability exceeds `threshold`,
-    elsewhere 0.
+    The most probable foreground label where all of them together exceed `threshold`, else 0.
     """
     foreground = probabilities[1:].sum(0) > threshold
     return ((probabilities[1:].argmax(0) + 1) * foreground).astype(np.uint8)
@@ -96,15 +94,14 @@ def choose_threshold(
 ) -> tuple[float, float]:
     """The threshold with the best mean foreground Dice over prepared val cases, and that Dice.
 
-    All labels count as one foreground, every case counts once, and unlabelled ones do not. Of
-    equally good thresholds the lowest is chosen; 0.5 where all give a Dice of 0. Without a labelled
-    case the result is (0.5, NaN).
+    All labels are one foreground; unlabelled cases are left out. Of equally good thresholds the
+    lowest is chosen, but 0.5 where all have a Dice of 0, and (0.5, NaN) without labelled cases.
     """
     scores = []
     for case in cases:
         if case.label is not None:
-            found = predict(model, case.image, patch=patch, overlap=overlap, precision=precision)
-            foreground = found.cpu().numpy()[1:].sum(0)
+            p = predict(model, case.image, patch=patch, overlap=overlap, precision=precision)
+            foreground = p.cpu().numpy()[1:].sum(0)
             scores.append([_dice(foreground > t, case.label > 0) for t in THRESHOLDS])
     if not scores:
         return 0.5, math.nan

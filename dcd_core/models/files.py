@@ -26,13 +26,13 @@ def pruned(
 ) -> Segmenter:
     """A segmenter of which only some channels are left, as `compress.prune` makes them.
 
-    `base`: what `build` needs for the whole network, its channel counts of the task apart; `kept`:
-    for every layer that lost channels the indices left on its sides "in" and "out"; `channels`: of
-    the encoder stages that result, finest first.
+    `base`: what `build` needs for the whole network, except `in_channels` and `classes`; `kept`:
+    for every layer that lost channels the indices left on its sides "in" and "out"; `channels`:
+    those left of the encoder stages, finest first.
     """
     whole = build(in_channels=in_channels, classes=classes, **base)
     cut(whole.network, kept)
-    return Segmenter(whole.network, whole.stages, channels)
+    return Segmenter(whole.network, whole.stages, channels, regions=whole.regions)
 
 
 ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
@@ -88,11 +88,7 @@ def load(path: str | Path) -> Segmenter:
         model = build(**spec)
         load_model(model, path, strict=True)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
-        raise ContractError(
-            "model file",
-            f"{path}, unreadable ({error})",
-            "a whole file written by save",
-            "deleting it",
-        ) from None
+        got = f"{path}, unreadable ({error})"
+        raise ContractError("model file", got, "a whole file of save", "deleting it") from None
     refuse_not_finite(model, path)
     return model.eval()

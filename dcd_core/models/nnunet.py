@@ -21,12 +21,8 @@ from dcd_core.types import ContractError
 
 # The types in nnU-Net's log of losses; PyTorch reads tensors and plain Python values anyway.
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
-]
+_NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(n)) for n in ("float32", "float64", "int64"))]
+_NUMBERS += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 @recorded
@@ -64,12 +60,9 @@ def planned(
         "deep_supervision": deep_supervision,
     }
     if arguments.get("conv_op") is not nn.Conv3d or arguments.get("n_stages") != len(channels):
-        raise ContractError(
-            "options",
-            f"{options.get('conv_op')}, {options.get('n_stages')} stages",
-            f"Conv3d and {len(channels)} stages, as many as channels",
-            "the arch_kwargs of a 3D configuration",
-        )
+        got = f"{options.get('conv_op')}, {options.get('n_stages')} stages"
+        expected = f"Conv3d and {len(channels)} stages, as many as channels"
+        raise ContractError("options", got, expected, "the arch_kwargs of a 3D configuration")
     try:
         unet_3d = kind(**arguments)
     except TypeError as error:  # its text names the argument
@@ -92,11 +85,9 @@ def from_nnunet(
     prepared its own. Raises ContractError for files that are missing, damaged, of other networks,
     or of an nnU-Net before 2.5, and for weights that are not finite.
     """
-    folder = Path(folder)
-    path = folder / f"fold_{fold}" / checkpoint
-    plans, dataset, content = (
-        _read(file) for file in (folder / "plans.json", folder / "dataset.json", path)
-    )
+    path = Path(folder) / f"fold_{fold}" / checkpoint
+    plans, dataset = (_read(Path(folder) / name) for name in ("plans.json", "dataset.json"))
+    content = _read(path)
     try:
         architecture = _configured(plans, content["init_args"]["configuration"])["architecture"]
         weights = {key.removeprefix("module."): w for key, w in content["network_weights"].items()}

@@ -43,12 +43,9 @@ class Segmenter(nn.Module):
         super().__init__()
         known = {name for name, _ in network.named_modules()}
         if len(stages) != len(channels) or not known.issuperset(stages):
-            raise ContractError(
-                "stages, channels",
-                f"{tuple(stages)}, {tuple(channels)}",
-                "names of submodules, and one number of channels per stage",
-                "network.named_modules()",
-            )
+            got = f"{tuple(stages)}, {tuple(channels)}"
+            expected = "names of submodules, and one number of channels per stage"
+            raise ContractError("stages, channels", got, expected, "network.named_modules()")
         self.network = network
         self.stages = tuple(stages)
         self.channels = tuple(channels)
@@ -66,7 +63,7 @@ class Segmenter(nn.Module):
         return self._run(x, encoder_only=True)[1]
 
     def _run(self, x: Volume, *, encoder_only: bool) -> tuple[Any, Stages]:
-        """What the network returns, unless the pass ends with the last stage; and the stages."""
+        """What the network returns, or None if only the encoder runs; and the stages."""
         features: dict[str, Tensor] = {}
 
         def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -124,12 +121,9 @@ def _heads(result: Any) -> Sequence[Tensor]:
     shapes = [tuple(getattr(z, "shape", ())) for z in heads]
     # A finer grid than the first, or another number of classes: that is no head.
     if not all(len(s) == 5 and s[:2] == shapes[0][:2] and s <= shapes[0] for s in shapes):
-        raise ContractError(
-            "output of the network",
-            f"{type(result).__name__} of shapes {shapes}",
-            "logits (b, k, d, h, w), or a list of them, finest first",
-            "a module that returns its logits alone",
-        )
+        got = f"{type(result).__name__} of shapes {shapes}"
+        expected = "logits (b, k, d, h, w), or a list of them, finest first"
+        raise ContractError("output of the network", got, expected, "a module that returns those")
     return heads
 
 
@@ -137,8 +131,8 @@ def _heads(result: Any) -> Sequence[Tensor]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within, the model is in eval mode; afterwards in the mode it had, even after an error."""
     was_training = model.training
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         model.train(was_training)

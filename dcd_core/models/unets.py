@@ -96,16 +96,12 @@ def swin(
 
     require("lab", "einops")
     doubled = tuple(channels) == tuple(channels[0] * 2**i for i in range(5))
-    divided = len(heads) == 4 and not any(
-        width % n for width, n in zip(channels, heads, strict=False)
-    )
+    divided = len(heads) == 4 and not any(c % n for c, n in zip(channels, heads, strict=False))
     if not doubled or channels[0] % 12 or not divided:
-        raise ContractError(
-            "channels, heads of swin",
-            f"{tuple(channels)}, {tuple(heads)}",
-            "five, each twice the one before, the first a multiple of 12, and four divisors",
-            "(24, 48, 96, 192, 384), (3, 6, 12, 24)",
-        )
+        got = f"{tuple(channels)}, {tuple(heads)}"
+        expected = "five, each twice the one before, the first a multiple of 12, and four divisors"
+        attempt = "(24, 48, 96, 192, 384), (3, 6, 12, 24)"
+        raise ContractError("channels, heads of swin", got, expected, attempt)
     network = SwinUNETR(
         in_channels=in_channels,
         out_channels=classes,

@@ -65,13 +65,13 @@ def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -
     ratios = []
     for step in range(batches):
         image, target = (part.to(device) for part in patches[step])
-        ratio = gradient_ratio(distiller(image, target, distil=True), encoder)
-        ratios += [] if ratio is None else [ratio]
-    if not ratios:
+        ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
         raise ContractError(
             "gradient of the distillation",
             f"zero on all of {batches} batches",
             "a loss that reaches the student's encoder",
             "another method, other stages, or a larger patch",
         )
-    return median(ratios)
+    return median(known)

@@ -45,14 +45,11 @@ class Distiller(nn.Module):
         super().__init__()
         traits = method if isinstance(method, Method) else Method
         reads = traits.regions
-        for network, named in ((student, "student"), (teacher, "teacher")):
-            if reads is not None and network is not None and network.regions != reads:
-                raise ContractError(
-                    f"logits of the {named}",
-                    _MEANINGS[network.regions],
-                    f"{_MEANINGS[reads]}, as {type(method).__name__} reads them",
-                    "a method of features, or regions=True where both networks are of regions",
-                )
+        networks = [network for network in (student, teacher) if network is not None]
+        if reads is not None and any(network.regions != reads for network in networks):
+            expected = f"{_MEANINGS[reads]}, as {type(method).__name__} reads them"
+            attempt = "a method of features, or regions=True where both networks are of regions"
+            raise ContractError("logits", _MEANINGS[not reads], expected, attempt)
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.method = method
@@ -74,13 +71,13 @@ class Distiller(nn.Module):
         alone = self.teacher is None and self.needs_teacher
         if not distil or self.method is None or alone:
             return Losses(segmentation, None)
-        with torch.no_grad():
-            if self.teacher is None:
-                teacher = Output(image.new_empty(0), ())
-            elif self.needs_logits:
-                teacher = self.teacher(image)
-            else:
-                teacher = Output(image.new_empty(0), self.teacher.encode(image))
+        teacher = Output(image.new_empty(0), ())
+        if self.teacher is not None:
+            with torch.no_grad():
+                if self.needs_logits:
+                    teacher = self.teacher(image)
+                else:
+                    teacher = teacher._replace(stages=self.teacher.encode(image))
         return Losses(segmentation, self.method(student, teacher, target))
 
     def trainable(self) -> list[nn.Parameter]:
