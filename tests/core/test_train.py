@@ -386,7 +386,11 @@ def test_what_is_not_finite_stops_the_run_and_keeps_the_batch(method, value, bal
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert checkpoint["state"]["step"] == 3
     assert all(w.isfinite().all() for w in checkpoint["distiller"].values())
-    run(tmp_path, recipe, resume=False)  # finished later
+    (tmp_path / "checkpoint.pt").unlink()
+    run(tmp_path, recipe)  # finished later
+    assert not diverged(tmp_path)
+    with pytest.raises(Interrupted):
+        run(tmp_path, recipe, fail_at=0, resume=False)
     assert not diverged(tmp_path)
 
 
