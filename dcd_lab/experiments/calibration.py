@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 
 from dcd_core.storage import atomic
-from dcd_core.train.balance import equal_weight
-from dcd_core.train.distiller import Distiller
-from dcd_core.train.loop import training_device
+from dcd_core.train import Distiller, equal_weight, training_device
 from dcd_core.types import ContractError
 from dcd_lab.cache import run_dir
 from dcd_lab.experiments.job import Job, build_method, check_teacher, patches_of, sources

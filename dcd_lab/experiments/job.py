@@ -20,9 +20,7 @@ from torch import nn
 from dcd_core import methods, models
 from dcd_core.models import Segmenter
 from dcd_core.storage import atomic
-from dcd_core.train.distiller import Distiller
-from dcd_core.train.loop import Fit, fit, read_fit, training_device
-from dcd_core.train.recipe import Recipe
+from dcd_core.train import Distiller, Fit, Recipe, fit, read_fit, training_device
 from dcd_core.types import TASKS, ContractError
 from dcd_lab.cache import run_dir
 from dcd_lab.compress import ReweightedGroupLasso
@@ -168,10 +166,10 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     A student can only learn detail from a teacher that has some.
     """
     result = job.result()
-    if not result.tune_dice >= floor:
+    if not result.val_dice >= floor:
         raise ContractError(
             f"teacher {job.label}",
-            f"Dice {result.tune_dice:.3f} on the tune cases",
+            f"Dice {result.val_dice:.3f} on the tune cases",
             f"at least {floor}",
             "more steps, a lower learning rate, or another seed for the teacher",
         )

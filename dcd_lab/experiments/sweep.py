@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from dcd_core.methods import METHODS, adapter_option, build
-from dcd_core.train.loop import diverged
+from dcd_core.train import diverged
 from dcd_core.train.recipe import Recipe
 from dcd_core.types import BRATS, ISLES, ContractError
 from dcd_lab.data import cohort
@@ -165,7 +165,7 @@ class Matrix:
         for arm in self.arms:
             job, dice = self.published_job(arm), math.nan
             if job is not None and not diverged(job.folder):
-                dice = job.result().tune_dice
+                dice = job.result().val_dice
             rows.append((arm, self.published_weight(arm), job is not None, dice))
         return pd.DataFrame(rows, columns=["method", "weight", "tried", "tune_dice"])
 
@@ -183,13 +183,13 @@ class Matrix:
                 for quarter in quarters:
                     until = quarter * self.steps
                     part = history.step.between(until - self.steps / 4, until, inclusive="right")
-                    found[quarter] += history[part].pull.tolist()
+                    found[quarter] += history[part].relative_weight.tolist()
             rows[arm] = {quarter: median(values) for quarter, values in found.items()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def _tuned(self, arm: str) -> dict[float, float]:
         """Dice on the tune cases, by strength."""
-        return {strength: job.result().tune_dice for strength, job in self.tuning(arm).items()}
+        return {strength: job.result().val_dice for strength, job in self.tuning(arm).items()}
 
     def _untested(self, arm: str, weight: float) -> Job:
         """A job on the tuning seed that reads nothing of the test split."""

@@ -546,9 +546,9 @@ def test_the_tune_split_chooses_the_strength_on_a_seed_that_is_not_compared(matr
         tuned = matrix.tuning(arm)
         assert all(job.recipe.seed == 1000 and not job.tested for job in tuned.values())
         assert not any(job.table("scores").exists() for job in tuned.values())
-        best = max(job.result().tune_dice for job in tuned.values())
+        best = max(job.result().val_dice for job in tuned.values())
         chosen = matrix.strength(arm)
-        assert tuned[chosen].result().tune_dice == best
+        assert tuned[chosen].result().val_dice == best
         expected = chosen * matrix.calibration(arm).weight
         assert matrix.student(arm, 1).recipe.kd_peak == pytest.approx(expected)
     choices = matrix.choices()
@@ -627,7 +627,7 @@ def test_a_published_weight_is_tried_and_reported_but_never_chosen(matrix, monke
     assert job.done
     assert not job.table("scores").exists()
     facts = json.loads((job.folder / "fit.json").read_text())
-    (job.folder / "fit.json").write_text(json.dumps(facts | {"tune_dice": 1.0}))  # the best by far
+    (job.folder / "fit.json").write_text(json.dumps(facts | {"val_dice": 1.0}))  # the best by far
     matrix = dataclasses.replace(matrix, arms=arms(["logits"]))
     assert matrix.published().values.tolist() == [["logits", 1e3, True, 1.0]]
     assert matrix.strength("logits") == chosen
