@@ -9,8 +9,12 @@ from dcd_core.train.distiller import Distiller, Losses, segmentation_loss
 from dcd_core.train.loop import Fit, fit, read_fit
 from dcd_core.train.recipe import EMA, Recipe
 
+VERSION = 1
+"""Of training. Raise it by hand when a change alters what is trained: kept runs are named by it."""
+
 __all__ = [
     "EMA",
+    "VERSION",
     "Distiller",
     "Fit",
     "Losses",

@@ -39,7 +39,7 @@ BALANCE_EVERY = 20
 class Fit(NamedTuple):
     """A finished training run.
 
-    `student`: the averaged weights in eval mode; `threshold` and `tune_dice`: the decision and its
+    `student`: the averaged weights in eval mode; `threshold` and `val_dice`: the decision and its
     mean foreground Dice on the tune cases; `history`: one row per logged step; `seconds` of
     training; `method`: the state dict of the distillation method, its projections say, as the last
     step left it (not averaged); empty where there is none.
@@ -47,7 +47,7 @@ class Fit(NamedTuple):
 
     student: Segmenter
     threshold: float
-    tune_dice: float
+    val_dice: float
     history: pd.DataFrame
     seconds: float
     method: Mapping[str, Tensor] = MappingProxyType({})
@@ -128,7 +128,7 @@ def read_fit(run_dir: str | Path) -> Fit:
         ) from None
     student = models.load(folder / "student.safetensors")
     method = _read_method(folder / "method.safetensors")
-    return Fit(student, facts["threshold"], facts["tune_dice"], history, facts["seconds"], method)
+    return Fit(student, facts["threshold"], facts["val_dice"], history, facts["seconds"], method)
 
 
 def diverged(run_dir: str | Path) -> bool:
@@ -242,7 +242,7 @@ def _row(
         "distillation": math.nan if kd is None else kd.item(),
         "weight": weight,
         # How hard the distillation pulls on the encoder, in gradients of the segmentation.
-        "pull": weight / state.ratio if state.ratio else 0.0,
+        "relative_weight": weight / state.ratio if state.ratio else 0.0,
         "gradient_norm": norm,
         "learning_rate": recipe.rate(state.step - 1),
         "seconds": state.seconds,
@@ -298,7 +298,7 @@ def _finish(
         history.to_csv(temporary, index=False, float_format="%.6g")
     facts = {
         "threshold": threshold,
-        "tune_dice": dice,
+        "val_dice": dice,
         "seconds": round(state.seconds, 2),
         "recipe": _plain(recipe),
     }

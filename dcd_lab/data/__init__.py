@@ -10,7 +10,7 @@ as BraTS 2024 and ISLES 2022 do, so that phantoms and patients come in through t
 
 from typing import Any
 
-from dcd_lab.data.cohorts import Cohort, clinical, cohort, embedded
+from dcd_lab.data.cohorts import Cohort, clinical, cohort, synthetic
 from dcd_lab.data.export import export
 from dcd_lab.data.grid import prepare, resample
 from dcd_lab.data.nifti import read, read_label, write
@@ -31,7 +31,6 @@ __all__ = [
     "brats2024",
     "clinical",
     "cohort",
-    "embedded",
     "export",
     "folds",
     "isles2022",
@@ -44,6 +43,7 @@ __all__ = [
     "read_label",
     "resample",
     "shared",
+    "synthetic",
     "to_native",
     "write",
     "write_splits",

@@ -1,7 +1,7 @@
-"""Cohorts: the cases of one experiment, split into train, tune and test, with a name for the whole.
+"""Cohorts: the cases of one experiment, split into train, val and test, with a name for the whole.
 
-The tune split chooses thresholds and weights, the test split is looked at once. A cohort is
-embedded (phantoms, written to disk in the layout of the real data) or clinical (found under
+The val split chooses thresholds and weights, the test split is looked at once. A cohort is
+synthetic (phantoms, written to disk in the layout of the real data) or clinical (found under
 DCD_DATA); both are read by the same readers.
 """
 
@@ -22,7 +22,7 @@ from dcd_lab.data.splits import folds
 from dcd_lab.data.store import prepared
 from dcd_lab.records import fingerprint, source_hash
 
-Split: TypeAlias = Literal["train", "tune", "test"]
+Split: TypeAlias = Literal["train", "val", "test"]
 READERS = {BRATS.name: brats2024, ISLES.name: isles2022}
 PHANTOMS = {
     BRATS.name: ("glioma", "BraTS-GLI-{:05}-100"),
@@ -34,7 +34,7 @@ PHANTOMS = {
 class Cohort:
     """Which cases an experiment uses.
 
-    `folder` holds the files in the layout of `task`; `train`, `tune`, `test` are case ids, no
+    `folder` holds the files in the layout of `task`; `train`, `val`, `test` are case ids, no
     patient in two of them; `spacing_mm` is the grid they are prepared on (None: their own);
     `identity` names the content, not the place, so that results can be compared across machines.
     """
@@ -42,7 +42,7 @@ class Cohort:
     task: str
     folder: Path
     train: tuple[str, ...]
-    tune: tuple[str, ...]
+    val: tuple[str, ...]
     test: tuple[str, ...]
     spacing_mm: float | None
     identity: str
@@ -67,39 +67,39 @@ class Cohort:
 
 
 def cohort(
-    source: Literal["embedded", "clinical"],
+    source: Literal["synthetic", "clinical"],
     task: str,
     *,
     train: int,
-    tune: int,
+    val: int,
     test: int,
     seed: int = 0,
     spacing_mm: float = 2.0,
     workers: int = 1,
 ) -> Cohort:
-    """The cohort a notebook asks for by name, prepared: `embedded`, or `clinical`.
+    """The cohort a notebook asks for by name, prepared: `synthetic`, or `clinical`.
 
     Clinical cases are split by folds: of the arguments after `task` only `spacing_mm`, to which
     they are resampled, and `workers` count for them, the others describe phantoms.
-    Raises ContractError for another source, and as `embedded`, `clinical` and `read` do.
+    Raises ContractError for another source, and as `synthetic`, `clinical` and `read` do.
     """
-    if source not in ("embedded", "clinical"):
-        raise ContractError("data source", repr(source), "'embedded' or 'clinical'", "'embedded'")
+    if source not in ("synthetic", "clinical"):
+        raise ContractError("data source", repr(source), "'synthetic' or 'clinical'", "'synthetic'")
     if source == "clinical":
         found = clinical(task, spacing_mm=spacing_mm)
     else:
-        sizes = {"train": train, "tune": tune, "test": test}
-        found = embedded(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
+        sizes = {"train": train, "val": val, "test": test}
+        found = synthetic(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
     for split in get_args(Split):
         found.cases(split, workers=workers)
     return found
 
 
-def embedded(
+def synthetic(
     task: str,
     *,
     train: int,
-    tune: int,
+    val: int,
     test: int,
     seed: int = 0,
     spacing_mm: float = 2.0,
@@ -107,14 +107,14 @@ def embedded(
 ) -> Cohort:
     """A cohort of phantoms, made once and kept under `runs/`.
 
-    `train`, `tune`, `test` count subjects; they are disjoint by construction. Interrupted work goes
+    `train`, `val`, `test` count subjects; they are disjoint by construction. Interrupted work goes
     on where it stopped. Raises ContractError for an unknown task or an empty split.
     """
     if task not in PHANTOMS:
         raise ContractError("task", repr(task), f"one of {sorted(PHANTOMS)}", "'isles2022'")
-    if min(train, tune, test) < 1:
-        raise ContractError("splits", (train, tune, test), "at least one case each", "train=8")
-    (kind, form), count = PHANTOMS[task], train + tune + test
+    if min(train, val, test) < 1:
+        raise ContractError("splits", (train, val, test), "at least one case each", "train=8")
+    (kind, form), count = PHANTOMS[task], train + val + test
     key = (kind, seed, spacing_mm, source_hash("dcd_lab.phantom"))
     folder = run_dir(f"cohort-{kind}", *key)
     # Case i does not depend on how many there are: a larger profile extends a smaller one's folder.
@@ -128,17 +128,17 @@ def embedded(
         task,
         folder,
         train=tuple(ids[:train]),
-        tune=tuple(ids[train : train + tune]),
-        test=tuple(ids[train + tune :]),
+        val=tuple(ids[train : train + val]),
+        test=tuple(ids[train + val :]),
         spacing_mm=None,
-        identity=fingerprint(*key, train, tune, test),
+        identity=fingerprint(*key, train, val, test),
     )
 
 
 def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Cohort:
     """The real data set under the folder named by the environment variable DCD_DATA.
 
-    Test is one of five folds grouped by patient; a tenth of the other patients is the tune split.
+    Test is one of five folds grouped by patient; a tenth of the other patients is the val split.
     Raises ContractError for an unknown task or fold, and when DCD_DATA is not set or holds fewer
     than 13 labelled patients of the task.
     """
@@ -152,7 +152,7 @@ def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Co
             "DCD_DATA",
             "not set",
             "the folder that holds BraTS 2024 GLI or ISLES 2022",
-            "DCD_DATA=/path/to/data, or data=embedded for the phantoms",
+            "DCD_DATA=/path/to/data, or data=synthetic for the phantoms",
         )
     scans = {scan.id: scan for scan in READERS[task](place) if scan.label is not None}
     groups = {id: scan.group for id, scan in scans.items()}
