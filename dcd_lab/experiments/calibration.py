@@ -1,7 +1,7 @@
-"""Calibration: the weight at which one method pulls as hard as the segmentation, measured once.
+"""Calibration: the weight at which both losses have equal gradients, measured once per method.
 
-Every method is measured on the same student, one that was trained a little and never met a teacher,
-and on the same batches.
+Every method is measured on the same batches and on the same student, which was trained for a few
+steps without a teacher.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from pathlib import Path
 
 import torch
 
-from dcd_core.storage import atomic
+from dcd_core import train
 from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller
 from dcd_core.train.loop import training_device
 from dcd_core.types import ContractError
 from dcd_lab.cache import run_dir
-from dcd_lab.experiments.job import Job, build_method, check_teacher, patches_of, sources
-from dcd_lab.records import fingerprint, source_hash
+from dcd_lab.experiments.job import Job, build_method, check_teacher, patches_of
+from dcd_lab.records.places import write_json
 
 
 @dataclass(frozen=True)
 class Calibration:
     """The measurement of one method.
 
-    `job`: a job of the method, which says what it compares; `warmed`: the job of the student it is
-    measured on; `batches`: how many.
+    `job`: a job of the method; `warmed`: the job of the student on which it is measured;
+    `batches`: how many are measured.
     """
 
     job: Job
@@ -35,39 +35,29 @@ class Calibration:
     batches: int = 50
 
     @property
-    def label(self) -> str:
-        """What progress calls it."""
-        return f"weight-of-{self.job.label}"
-
-    @property
     def folder(self) -> Path:
-        """Where it is kept: recipe fields that decide nothing here do not name it."""
+        """Where it is kept, named by all that decides the weight."""
         job, recipe = self.job, self.job.recipe
         assert job.teacher is not None
         networks = (self.warmed.identity, job.teacher.identity, recipe.deep_weights)
         method = (job.method, dict(job.options), recipe.kd_prepare)
         batches = (job.cohort.identity, self.batches, recipe.seed, recipe.patch, recipe.batch)
-        code = source_hash("dcd_lab.experiments.calibration", *sources(job.method))
-        found = fingerprint(*networks, *method, *batches, recipe.foreground, code)
-        return run_dir(self.label, found)
+        key = (train.VERSION, *networks, *method, *batches, recipe.foreground)
+        return run_dir(f"weight-of-{job.label}", *key)
 
     @property
     def done(self) -> bool:
         """Whether the weight is known."""
-        return self._file.is_file()
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "weight.json"
+        return (self.folder / "weight.json").is_file()
 
     @property
     def weight(self) -> float:
         """The weight; raises ContractError when it was not measured."""
         if not self.done:
             raise ContractError(
-                self.label, "a weight that was not measured", "a measured one", "measure(...)"
+                f"weight of {self.job.label}", "not measured", "a measured one", "measure(...)"
             )
-        return float(json.loads(self._file.read_text("utf-8"))["weight"])
+        return float(json.loads((self.folder / "weight.json").read_text("utf-8"))["weight"])
 
 
 def measure(calibration: Calibration) -> float:
@@ -85,6 +75,5 @@ def measure(calibration: Calibration) -> float:
         method = build_method(job, student, teacher, patches)
         distiller = Distiller(student, teacher, method, deep_weights=job.recipe.deep_weights)
         weight = equal_weight(distiller, patches, batches=calibration.batches)
-    with atomic(calibration._file) as temporary:
-        temporary.write_text(json.dumps({"weight": weight}), "utf-8")
+    write_json(calibration.folder / "weight.json", {"weight": weight})
     return weight

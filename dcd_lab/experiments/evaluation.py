@@ -1,19 +1,22 @@
-"""Evaluation: the test cases of a cohort, predicted and scored on their own grids."""
+"""Evaluation: the threshold chosen on the val cases, and the scores of the test cases."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import pandas as pd
+from torch import Tensor
 
-from dcd_core.infer import decide, predict
+from dcd_core.infer import choose_threshold, decide, predict
 from dcd_core.models import Segmenter
 from dcd_core.train.recipe import Recipe
-from dcd_core.types import TASKS
+from dcd_core.types import TASKS, Case
 from dcd_lab.data import Cohort, read_label
 from dcd_lab.data.prediction import to_native
 from dcd_lab.metrics import challenge, lesions, score
 
+VERSION = 1
+"""Of prediction, threshold and metrics. Raise it by hand when a change alters what they give."""
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
@@ -24,12 +27,19 @@ class Evaluation(NamedTuple):
     lesions: pd.DataFrame
 
 
+def choose(student: Segmenter, cohort: Cohort, recipe: Recipe) -> tuple[float, float]:
+    """The threshold that is best on the val cases, and their mean foreground Dice under it."""
+    labelled = [(case, case.label) for case in cohort.cases("val") if case.label is not None]
+    probabilities = [_predict(student, case, recipe).cpu().numpy() for case, _ in labelled]
+    return choose_threshold(probabilities, [label for _, label in labelled])
+
+
 def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recipe) -> Evaluation:
     """Score a segmenter on the test cases, on their own grids, as the challenges do.
 
-    The labels are those of `predict_case`, made from the prepared cases on disk: many networks are
-    scored on the same ones. Patch, overlap and precision are those of `recipe`; `threshold` is the
-    foreground probability from which a voxel counts.
+    The labels are those of `predict_case`, made from the prepared cases on disk, because many
+    networks are scored on the same ones. Patch, overlap and precision are those of `recipe`;
+    `threshold` is the foreground probability from which a voxel counts.
     """
     task = TASKS[cohort.task]
     rows: list[dict[str, object]] = []
@@ -38,14 +48,8 @@ def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recip
         map(read_label, cohort.scans("test")), cohort.cases("test"), strict=True
     ):
         assert case.label is not None
-        found = predict(
-            student,
-            prepared.image,
-            patch=recipe.patch,
-            overlap=recipe.overlap,
-            precision=recipe.precision,
-        )
-        label = decide(to_native(found.cpu().numpy(), prepared, case), threshold)
+        probabilities = _predict(student, prepared, recipe).cpu().numpy()
+        label = decide(to_native(probabilities, prepared, case), threshold)
         official = challenge(label, case.label, task, case.spacing_mm)
         ours = score(label, case.label, task, case.spacing_mm)
         # Of columns that both have, ours is kept: its worst distance is that of the case's volume.
@@ -54,3 +58,13 @@ def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recip
         for lesion in lesions(label > 0, case.label > 0, case.spacing_mm):
             of_lesions.append({"case": case.id, **lesion})
     return Evaluation(pd.DataFrame(rows), pd.DataFrame(of_lesions, columns=list(_LESION_COLUMNS)))
+
+
+def _predict(student: Segmenter, case: Case, recipe: Recipe) -> Tensor:
+    return predict(
+        student,
+        case.image,
+        patch=recipe.patch,
+        overlap=recipe.overlap,
+        precision=recipe.precision,
+    )

@@ -7,10 +7,8 @@ leaves either the old file or the new one, never half of one.
 
 from dcd_lab.records.identity import (
     ROOMS,
-    capacity,
     facts,
     fingerprint,
-    resident_bytes,
     source_hash,
     versions,
 )
@@ -30,7 +28,6 @@ from dcd_lab.records.shown import glue
 __all__ = [
     "PROFILES",
     "ROOMS",
-    "capacity",
     "facts",
     "fingerprint",
     "glue",
@@ -40,7 +37,6 @@ __all__ = [
     "published",
     "read_yaml",
     "real_cases",
-    "resident_bytes",
     "root",
     "save",
     "save_figure",

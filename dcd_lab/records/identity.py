@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dcd_core.errors import nearest
 from dcd_core.types import ContractError
@@ -130,6 +130,7 @@ def _git(*arguments: str) -> str:
 
 
 def _machine() -> dict[str, Any]:
+    import joblib
     import torch
 
     from dcd_core.infer import native_bfloat16
@@ -137,7 +138,7 @@ def _machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu(),
-        "cores": capacity()["cores"],
+        "cores": joblib.cpu_count(),  # as far as this process may use them
         "gpu": gpu,
         "bf16": native_bfloat16(torch.device("cuda" if gpu else "cpu")),
         "os": f"{platform.system()} {platform.machine()}",
@@ -150,35 +151,3 @@ def _cpu() -> str:
         text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
-
-
-def capacity() -> dict[str, Any]:
-    """Return what this process may use: `cores` (affinity and quota) and `memory_gib`."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _first_line("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = max(1, min(cores, round(int(quota[0]) / int(quota[1]))))
-    limits = []
-    with suppress(AttributeError, ValueError, OSError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if (limit := _first_line("/sys/fs/cgroup/memory.max")).isdigit():
-        limits.append(int(limit))
-    return {"cores": cores, "memory_gib": round(min(limits) / 2**30, 1) if limits else None}
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text("utf-8").split("\n", 1)[0]
-    except OSError:
-        return ""
-
-
-def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
-    """Memory that this process holds ("VmRSS") or has held at most ("VmHWM"), on Linux.
-
-    Unlike `ru_maxrss`, which begins at the peak of the process that started this one.
-    """
-    status = Path("/proc/self/status").read_text("ascii", errors="replace")
-    line = next(line for line in status.splitlines() if line.startswith(f"{which}:"))
-    return 1024 * int(line.split()[1])

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import joblib
+
 from dcd_core.storage import atomic
 from dcd_lab import records
 from runner.jobs import CHECKOUT, Job, is_done, remember, write_json
@@ -97,7 +99,7 @@ class Runner:
             )
 
     def _environment(self, job: Job) -> dict[str, str]:
-        threads = str(max(1, records.capacity()["cores"] // self.workers))
+        threads = str(max(1, joblib.cpu_count() // self.workers))
         paths = (str(CHECKOUT), os.environ.get("PYTHONPATH", ""))
         return {
             # This one alone: MKL and OpenBLAS follow it, and worker processes lower it to 1. Their
