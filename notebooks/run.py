@@ -30,7 +30,7 @@ from dcd_core.types import ContractError
 from dcd_lab import records
 from runner.execution import Runner
 from runner.jobs import Job, plan
-from runner.parameters import assignments, refuse, resolve
+from runner.parameters import assignments, profile_document, refuse, resolve
 from runner.screen import listing, results, status_table
 from runner.sources import chunk, discover, select, with_needs
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     try:
         if options.results:
-            records.profile_document(options.profile)
+            profile_document(options.profile)
             print(results(options.profile))
             return 0
         jobs = prepare(options)

@@ -5,14 +5,13 @@ are trained at a time. A `Study` is one cohort, one teacher and the arms that ar
 `Sweep` compares every method at every seed.
 """
 
-from dcd_lab.experiments.calibration import Calibration, measure
+from dcd_lab.experiments.calibration import measure
 from dcd_lab.experiments.evaluation import Evaluation, evaluate
 from dcd_lab.experiments.job import Job, check_teacher, run, run_all
 from dcd_lab.experiments.study import Study, histories, lesions, scores
 from dcd_lab.experiments.sweep import Sweep, arms
 
 __all__ = [
-    "Calibration",
     "Evaluation",
     "Job",
     "Study",

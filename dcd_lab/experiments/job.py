@@ -176,20 +176,18 @@ def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
     return jobs
 
 
-def run_each(
-    units: Iterable[Any], run: Callable[[Any], object], *, workers: int, what: str
-) -> None:
-    """Call `run` on every unit, a job or a calibration, that is not done; `workers` at a time.
+def run_each(jobs: Iterable[Job], run: Callable[[Job], object], *, workers: int, what: str) -> None:
+    """Call `run` on every job that is not done, `workers` at a time.
 
-    Units that share a folder take turns, because two workers in one folder would overwrite each
+    Jobs that share a folder take turns, because two workers in one folder would overwrite each
     other's checkpoints: tests of one run on several sets of cases, for example.
     """
-    waiting = [unit for unit in units if not unit.done]
+    waiting = [job for job in jobs if not job.done]
     while waiting:
-        turn = {unit.folder: unit for unit in waiting}
+        turn = {job.folder: job for job in waiting}
         for count, _ in enumerate(each(run, turn.values(), workers=workers), start=1):
             progress(what, count, len(turn))
-        waiting = [unit for unit in waiting if unit != turn[unit.folder] and not unit.done]
+        waiting = [job for job in waiting if job != turn[job.folder] and not job.done]
 
 
 def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:

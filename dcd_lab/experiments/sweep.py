@@ -21,11 +21,13 @@ from typing import Any
 import pandas as pd
 
 from dcd_core.methods import METHODS, adapter_option, build
+from dcd_core.progress import progress
 from dcd_core.train.loop import diverged
 from dcd_core.types import ContractError
-from dcd_lab.experiments.calibration import Calibration, measure
+from dcd_lab.experiments.calibration import measure
 from dcd_lab.experiments.job import Job, run, run_all, run_each
 from dcd_lab.experiments.study import Study
+from dcd_lab.pool import each
 
 UNDISTILLED = "undistilled"
 """Name of the student without a teacher."""
@@ -80,14 +82,19 @@ class Sweep:
             batches=page["calibration_batches"],
         )
 
-    def calibration(self, arm: str) -> Calibration:
-        """The measurement of the weight at which an arm's relative weight is one."""
-        warmed = self.study.student("warmed", self.val_seed, steps=self.warm_steps)
-        return Calibration(self._candidate(arm, 1.0), replace(warmed, tested=False), self.batches)
+    @property
+    def warmed(self) -> Job:
+        """The job of the student on which weights are measured."""
+        job = self.study.student("warmed", self.val_seed, steps=self.warm_steps)
+        return replace(job, tested=False)
+
+    def unit_weight(self, arm: str) -> float:
+        """The weight at which an arm's relative weight is one; `prepare` comes first."""
+        return measure(self._candidate(arm, 1.0), self.warmed, batches=self.batches)
 
     def candidates(self, arm: str) -> dict[float, Job]:
-        """The jobs among which an arm chooses, by relative weight; its weight must be measured."""
-        weight = self.calibration(arm).weight
+        """The jobs among which an arm chooses, by relative weight; `prepare` comes first."""
+        weight = self.unit_weight(arm)
         return {share: self._candidate(arm, share * weight) for share in self.relative_weights}
 
     def published_weight(self, arm: str) -> float:
@@ -97,7 +104,7 @@ class Sweep:
         return build(job.method, *channels, **job.options).weight
 
     def published_job(self, arm: str) -> Job | None:
-        """The job of an arm's published weight; the arm's weight must be measured.
+        """The job of an arm's published weight; `prepare` comes first.
 
         None where the published weight is unknown, or within a factor of `FAR` of a candidate's.
         """
@@ -119,8 +126,7 @@ class Sweep:
 
     def prepare(self, *, workers: int = 1) -> None:
         """Train the teacher and the student on which weights are measured."""
-        first = self.calibration(next(iter(self.arms)))
-        run_all([self.study.teacher(), first.warmed], workers=workers)
+        run_all([self.study.teacher(), self.warmed], workers=workers)
 
     def choose(self, arms: Iterable[str], *, workers: int = 1) -> None:
         """Measure the weights of arms and train their candidates; `prepare` comes first.
@@ -129,7 +135,8 @@ class Sweep:
         diverges is no error.
         """
         arms = list(arms)
-        run_each(map(self.calibration, arms), measure, workers=workers, what="weights")
+        for count, _ in enumerate(each(self.unit_weight, arms, workers=workers), start=1):
+            progress("weights", count, len(arms))
         candidates = [job for arm in arms for job in self.candidates(arm).values()]
         run_each(candidates, run, workers=workers, what="candidates")
         published = [job for job in map(self.published_job, arms) if job is not None]

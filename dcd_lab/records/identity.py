@@ -29,30 +29,24 @@ _CODE = (*ROOMS, "notebooks", "constraints.txt")
 def fingerprint(*parts: object) -> str:
     """Return 12 hexadecimal digits that name `parts`, the same on every machine and in every run.
 
-    Parts are numbers, strings, paths, None, dataclasses, named tuples, numpy scalars and arrays,
-    and mappings, sequences and sets of these. Raises ContractError for anything else (a function
-    has no value to compare).
+    Parts are numbers, strings, paths, None, dataclasses, numpy scalars and arrays, and mappings,
+    sequences and sets of these. Raises ContractError for anything else (a function has no value to
+    compare).
     """
-    text = json.dumps([canonical(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=plain_data)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
 
-def canonical(value: object) -> object:
-    """Return `value` as plain JSON data; ContractError for what has no value to compare."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+def plain_data(value: object) -> object:
+    """Return in the words of JSON what JSON has no word for, as its parameter `default` does."""
     if isinstance(value, os.PathLike):
         return os.fspath(value).replace(os.sep, "/")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return canonical(value._asdict())
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
+        return dict(value)
     if isinstance(value, set | frozenset):
-        return sorted((canonical(item) for item in value), key=json.dumps)
+        return sorted(value, key=repr)
     if hasattr(value, "tolist") and type(value).__module__.startswith("numpy"):
         return value.tolist()
     raise ContractError(
@@ -109,15 +103,16 @@ def facts(*, seed: int | None = None, params: Mapping[str, Any] | None = None) -
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, of the packages that compute, and of dcd_core."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
     from dcd_core import __version__
 
-    return {**found, "dcd_core": __version__}
+    installed = {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **installed, "dcd_core": __version__}
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
 
 
 def _git(*arguments: str) -> str:

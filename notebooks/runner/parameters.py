@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,50 @@ from dcd_lab import records
 from runner.sources import Notebook
 
 
+def read_yaml(text: str) -> Any:
+    """Return the value of a YAML text, in which 1e-3 is a number (in YAML 1.1 it is a string)."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return yaml.load(text, Loader)
+
+
+def profile_document(profile: str) -> dict[str, dict[str, Any]]:
+    """Return `notebooks/params/<profile>.yml`: the section `shared` and one section per notebook.
+
+    Raises ContractError for an unknown profile or a file of another structure.
+    """
+    import yaml
+
+    folder = records.root() / "notebooks" / "params"
+    file = folder / f"{profile}.yml"
+    known = [path.stem for path in folder.glob("*.yml")]
+    if profile not in known:
+        raise ContractError("profile", repr(profile), "a known profile", nearest(profile, known))
+    try:
+        document = read_yaml(file.read_text("utf-8")) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise ContractError(
+            f"notebooks/params/{profile}.yml", f"broken YAML{place}", "YAML", "correct that line"
+        ) from None
+    sections = {name: section or {} for name, section in document.items()}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ContractError(
+                f"section {name!r} of notebooks/params/{profile}.yml",
+                type(section).__name__,
+                "a mapping of parameters",
+                "indent `key: value` lines below it",
+            )
+    return sections
+
+
 def resolve(
     known: Mapping[str, Notebook], profile: str, overrides: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -18,7 +63,7 @@ def resolve(
 
     Raises ContractError for a key that nobody declares or a value of another type.
     """
-    document = records.profile_document(profile)
+    document = profile_document(profile)
     shared = document.pop("shared", {})
     everyone = {key for notebook in known.values() for key in notebook.declared}
     for key in shared:
@@ -68,5 +113,5 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise ContractError("--set", repr(text), "key=value", "--set seed=1")
-        pairs[key] = records.read_yaml(value)
+        pairs[key] = read_yaml(value)
     return pairs
