@@ -44,7 +44,7 @@ def test_importing_the_package_stays_light() -> None:
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     heavy = {"monai", "pandas", "matplotlib", "nilearn", "nibabel", "scipy", "torchvision"}
-    heavy |= {"sklearn", "lightning_fabric", "safetensors", "IPython", "papermill", "beartype"}
+    heavy |= {"sklearn", "safetensors", "IPython", "papermill", "beartype"}
     assert loaded >= {"torch", "pywt"}
     assert not loaded & heavy
 
@@ -61,7 +61,6 @@ def test_heavy_packages_are_imported_where_they_are_used(file: Path) -> None:
         "audit": {"scipy", "nibabel", "pandas"},
         "experiments": {"pandas"},
         "plots": {"matplotlib", "pandas", "scipy"},
-        "train": {"pandas", "scipy"},
     }
     found = {name.split(".")[0] for name in top_level_imports(ast.parse(file.read_text("utf-8")))}
     known = (

@@ -6,9 +6,7 @@ import json
 
 import torch
 
-from dcd_core.train.balance import equal_weight
-from dcd_core.train.distiller import Distiller
-from dcd_core.train.loop import training_device
+from dcd_core.train import Distiller, equal_weight, training_device
 from dcd_lab.cache import run_dir
 from dcd_lab.experiments.job import Job, build_method, check_teacher, patches_of
 from dcd_lab.records.places import write_json

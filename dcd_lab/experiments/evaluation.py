@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pandas as pd
-from torch import Tensor
 
 from dcd_core.infer import choose_threshold, decide, predict
 from dcd_core.models import Segmenter
-from dcd_core.train.recipe import Recipe
-from dcd_core.types import TASKS, Case
+from dcd_core.train import Recipe
+from dcd_core.types import TASKS
 from dcd_lab.data import Cohort, read_label
 from dcd_lab.data.prediction import to_native
 from dcd_lab.metrics import challenge, lesions, score
@@ -29,9 +28,13 @@ class Evaluation(NamedTuple):
 
 def choose(student: Segmenter, cohort: Cohort, recipe: Recipe) -> tuple[float, float]:
     """The threshold that is best on the val cases, and their mean foreground Dice under it."""
-    labelled = [(case, case.label) for case in cohort.cases("val") if case.label is not None]
-    probabilities = [_predict(student, case, recipe).cpu().numpy() for case, _ in labelled]
-    return choose_threshold(probabilities, [label for _, label in labelled])
+    return choose_threshold(
+        student,
+        cohort.cases("val"),
+        patch=recipe.patch,
+        overlap=recipe.overlap,
+        precision=recipe.precision,
+    )
 
 
 def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recipe) -> Evaluation:
@@ -48,8 +51,14 @@ def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recip
         map(read_label, cohort.scans("test")), cohort.cases("test"), strict=True
     ):
         assert case.label is not None
-        probabilities = _predict(student, prepared, recipe).cpu().numpy()
-        label = decide(to_native(probabilities, prepared, case), threshold)
+        probabilities = predict(
+            student,
+            prepared.image,
+            patch=recipe.patch,
+            overlap=recipe.overlap,
+            precision=recipe.precision,
+        )
+        label = decide(to_native(probabilities.cpu().numpy(), prepared, case), threshold)
         official = challenge(label, case.label, task, case.spacing_mm)
         ours = score(label, case.label, task, case.spacing_mm)
         # Of columns that both have, ours is kept: its worst distance is that of the case's volume.
@@ -58,13 +67,3 @@ def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recip
         for lesion in lesions(label > 0, case.label > 0, case.spacing_mm):
             of_lesions.append({"case": case.id, **lesion})
     return Evaluation(pd.DataFrame(rows), pd.DataFrame(of_lesions, columns=list(_LESION_COLUMNS)))
-
-
-def _predict(student: Segmenter, case: Case, recipe: Recipe) -> Tensor:
-    return predict(
-        student,
-        case.image,
-        patch=recipe.patch,
-        overlap=recipe.overlap,
-        precision=recipe.precision,
-    )

@@ -24,9 +24,7 @@ from dcd_core import methods, models, train
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train.distiller import Distiller
-from dcd_core.train.loop import Fit, fit, read_fit, training_device
-from dcd_core.train.recipe import Recipe
+from dcd_core.train import Distiller, Fit, Recipe, fit, read_fit, training_device
 from dcd_core.types import TASKS, ContractError
 from dcd_lab import records
 from dcd_lab.cache import run_dir

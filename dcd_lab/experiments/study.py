@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dcd_core.train.recipe import Recipe
+from dcd_core.train import Recipe
 from dcd_core.types import BRATS, ISLES, ContractError
 from dcd_lab.data import Cohort, cohort
 from dcd_lab.experiments.job import Job

@@ -22,7 +22,7 @@ import pandas as pd
 
 from dcd_core.methods import METHODS, adapter_option, build
 from dcd_core.progress import progress
-from dcd_core.train.loop import diverged
+from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab.experiments.calibration import measure
 from dcd_lab.experiments.job import Job, run, run_all, run_each
