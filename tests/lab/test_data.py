@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from cases import SIZE, file_of, make_case, oblique, save, voxels, world
-from scipy import ndimage
 from sklearn.model_selection import KFold
 
 from dcd_core.types import BRATS, ISLES, ContractError
@@ -143,21 +142,19 @@ def test_what_is_there_twice_is_refused(task, tmp_path):
     (scan,) = data.write([make_case(task)], tmp_path / "v1", task=task)
     unpacked = scan.channels[1].with_suffix("")
     nib.save(nib.load(scan.channels[1]), unpacked)
-    assert f"{unpacked.name}" in message(READERS[task.name], tmp_path)
+    assert unpacked.name in message(READERS[task.name], tmp_path)
     unpacked.unlink()
-    data.write([make_case(task)], tmp_path / "v2", task=task)
-    text = message(READERS[task.name], tmp_path)
-    assert "v1/" in text
-    assert "v2/" in text
-
-
-def test_files_of_one_brats_scan_in_two_folders_are_two_editions(tmp_path):
-    (scan,) = data.write([make_case()], tmp_path / "v1", task=BRATS)
     other = tmp_path / "v2" / scan.id
     other.mkdir(parents=True)
-    assert data.brats2024(tmp_path) == [scan]  # an empty folder is no second copy
-    scan.label.rename(other / scan.label.name)
-    assert "twice" in message(data.brats2024, tmp_path)
+    assert READERS[task.name](tmp_path) == [scan]  # an empty folder is no second copy
+    if task is BRATS:  # files of one scan in two folders may be of two editions
+        scan.label.rename(other / scan.label.name)
+        assert "twice" in message(data.brats2024, tmp_path)
+    other.parent.rename(tmp_path / ".v2")
+    data.write([make_case(task)], tmp_path / "v3", task=task)
+    text = message(READERS[task.name], tmp_path)
+    assert "v1/" in text
+    assert "v3/" in text
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -190,15 +187,6 @@ def test_an_interrupted_write_is_continued(task, files, after, tmp_path, monkeyp
         np.testing.assert_array_equal(data.read(scan).image, case.image)
 
 
-@TASK
-def test_a_case_killed_without_clean_up_is_not_listed(task, tmp_path):
-    (scan,) = data.write([make_case(task)], tmp_path / "half", task=task)
-    (tmp_path / "half").rename(tmp_path / ".partial-z")
-    assert "got no scan" in message(READERS[task.name], tmp_path)
-    data.write([make_case(task)], tmp_path, task=task)
-    assert [listed.id for listed in READERS[task.name](tmp_path)] == [scan.id]
-
-
 @pytest.mark.parametrize("change", ["label", "affine", "file"])
 def test_a_folder_that_holds_something_else_is_refused(change, tmp_path):
     case = make_case()
@@ -228,52 +216,42 @@ def test_ids_are_translated_by_their_number_or_refused(tmp_path):
 
 # --- reading what is wrong ------------------------------------------------------------------------
 
-DEFECTS = {
-    "missing": (Path.unlink, "no such file"),
-    "text": (lambda path: path.write_text("not an image"), "readable NIfTI"),
-    "empty file": (lambda path: path.write_bytes(b""), "readable NIfTI"),
-    "truncated": (spoil.cut_short, "readable NIfTI"),
-    "shape": (spoil.changed(lambda array: array[:-1]), "shape (8, 8, 7)"),
-    "affine": (spoil.moved_by(0.01), "0.01 mm off"),
-    "singular": (spoil.flat_affine, "cannot be inverted"),
-    "nan": (spoil.with_value(np.nan), "1 NaN"),
-    "inf": (spoil.with_value(np.inf), "1 NaN or infinite"),
-    "overflow": (spoil.changed(lambda a: np.where(a == a.max(), 1e300, 0)), "NaN or infinite"),
-    "four axes": (spoil.changed(lambda a: np.stack([a, a], -1)), "shape (9, 8, 7, 2)"),
-    "two axes": (spoil.changed(lambda array: array[..., 0]), "shape (9, 8)"),
-    "complex": (spoil.changed(lambda array: array * np.complex64(1j)), "complex64 voxels"),
-    "metre": (spoil.in_unit("meter"), "lengths in metre"),
-    "micron": (spoil.in_unit("micron"), "lengths in micron"),
-}
+DEFECTS = [
+    (Path.unlink, "no such file"),
+    (lambda path: path.write_text("not an image"), "readable NIfTI"),
+    (lambda path: path.write_bytes(b""), "readable NIfTI"),
+    (spoil.cut_short, "readable NIfTI"),
+    (spoil.changed(lambda array: array[:-1]), "shape (8, 8, 7)"),
+    (spoil.moved_by(0.01), "0.01 mm off"),
+    (spoil.flat_affine, "cannot be inverted"),
+    (spoil.with_value(np.nan), "1 NaN"),
+    (spoil.with_value(np.inf), "1 NaN or infinite"),
+    (spoil.changed(lambda a: np.where(a == a.max(), 1e300, 0)), "NaN or infinite"),
+    (spoil.changed(lambda a: np.stack([a, a], -1)), "shape (9, 8, 7, 2)"),
+    (spoil.changed(lambda array: array[..., 0]), "shape (9, 8)"),
+    (spoil.changed(lambda array: array * np.complex64(1j)), "complex64 voxels"),
+    (spoil.in_unit("meter"), "lengths in metre"),
+    (spoil.in_unit("micron"), "lengths in micron"),
+]
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
-@pytest.mark.parametrize(("task", "part"), [(BRATS, "t1c"), (ISLES, "msk")])
-def test_every_defect_is_refused_by_name(task, part, defect, tmp_path):
-    act, words = DEFECTS[defect]
+DEFECTIVE = [(*file, *defect) for defect in DEFECTS for file in ((BRATS, "t1c"), (ISLES, "msk"))]
+DEFECTIVE += [
+    (BRATS, "seg", spoil.with_value(5), "labels 0, 1, 2, 3, 4, 5"),
+    (BRATS, "seg", spoil.with_value(-1), "labels -1"),
+    (BRATS, "seg", spoil.with_value(1.4), "the value 1.4"),
+    (ISLES, "msk", spoil.with_value(2), "expected only 0, 1"),
+    (ISLES, "msk", spoil.with_value(255), "labels 0, 1, 255"),
+]
+
+
+@pytest.mark.parametrize(("task", "part", "act", "words"), DEFECTIVE)
+def test_every_defect_is_refused_by_name(task, part, act, words, tmp_path):
     (scan,) = data.write([make_case(task)], tmp_path, task=task)
     path = file_of(scan, part)
     act(path)
     text = message(data.read, scan)
     assert str(path) in text
-    assert words in text
-
-
-@pytest.mark.parametrize(
-    ("task", "value", "words"),
-    [
-        (BRATS, 5, "labels 0, 1, 2, 3, 4, 5"),
-        (BRATS, -1, "labels -1"),
-        (BRATS, 1.4, "the value 1.4"),
-        (ISLES, 2, "expected only 0, 1"),
-        (ISLES, 255, "labels 0, 1, 255"),
-    ],
-)
-def test_labels_outside_the_task_are_refused(task, value, words, tmp_path):
-    (scan,) = data.write([make_case(task)], tmp_path, task=task)
-    spoil.with_value(value)(scan.label)
-    text = message(data.read, scan)
-    assert str(scan.label) in text
     assert words in text
 
 
@@ -297,7 +275,7 @@ def test_labels_of_every_edition_become_those_of_2024(edition, tmp_path):
     (written,) = data.write([make_case()], tmp_path, task=BRATS)
     save(written.label, stored)
     (scan,) = data.brats2024(tmp_path, edition=edition)
-    label = data.read(scan).label
+    label = data.read(scan if edition != 2024 else scan._replace(edition=None)).label
     np.testing.assert_array_equal(data.read_label(scan).label, label)
     assert {value: int(label[1 + value, 2, 0]) for value in numbers} == numbers
     assert (label != 0).sum() == (stored != 0).sum()
@@ -307,15 +285,7 @@ def test_labels_of_every_edition_become_those_of_2024(edition, tmp_path):
         text = message(data.read, scan)
         assert f"edition {edition}" in text
         assert f"1 voxels of {value}" in text
-
-
-def test_an_unknown_edition_is_refused_and_none_is_that_of_the_task(tmp_path):
-    (scan,) = data.write([make_case()], tmp_path, task=BRATS)
-    assert scan.edition == 2024
-    whole = data.read(scan._replace(edition=None))
-    np.testing.assert_array_equal(whole.label, data.read(scan).label)
-    text = message(data.brats2024, tmp_path, edition=1999)
-    assert "edition of brats2024: got 1999" in text
+    assert "edition of brats2024: got 1999" in message(data.brats2024, tmp_path, edition=1999)
 
 
 @pytest.mark.parametrize("axes", ["LAS", "PIR"])
@@ -466,46 +436,3 @@ def test_folds_refuse_doubles_and_too_few_patients():
     assert "k=5, 4 groups" in message(data.folds, list("abcd"))
     ids = [f"BraTS-GLI-00001-{t}" for t in range(100, 110)]
     assert "k=5, 1 groups" in message(data.folds, ids, group=data.patient)
-
-
-# --- real cases -----------------------------------------------------------------------------------
-
-
-@pytest.mark.real
-def test_isles_0009_has_its_known_numbers_and_survives_writing(real_cases, tmp_path):
-    (scan,) = data.isles2022(real_cases / "isles2022")
-    assert (scan.id, scan.group) == ("sub-strokecase0009", "sub-strokecase0009")
-    case = data.read(scan)
-    assert case.image.shape == (3, 112, 112, 73)
-    assert case.spacing_mm == (2.0, 2.0, 2.0)
-    assert np.isclose(case.label.sum() * 0.008, 4.184)
-    assert ndimage.label(case.label, np.ones((3, 3, 3)))[1] == 18
-    dwi, adc, flair = case.image
-    assert np.isclose(np.count_nonzero(dwi) * 0.008, 1449.9, atol=0.05)
-    assert np.isclose(np.median(adc[dwi != 0]), 0.904, atol=1e-3)
-    both = np.count_nonzero((dwi != 0) & (flair != 0))
-    dice = 2 * both / (np.count_nonzero(dwi) + np.count_nonzero(flair))
-    assert np.isclose(dice, 0.961, atol=1e-3)
-    assert data.prepare(case).label.sum() == case.label.sum()
-    (scan,) = data.write([case], tmp_path, task=ISLES)
-    back = data.read(scan)
-    np.testing.assert_array_equal(back.image, case.image)
-    np.testing.assert_allclose(back.affine, case.affine, atol=1e-4)
-
-
-@pytest.mark.real
-def test_a_real_brain_on_the_brats_grid(real_cases, tmp_path):
-    """MS patient 19 of Lesjak et al. (Neuroinformatics, 2017) stands in for a glioma scan."""
-    source, id = real_cases / "open_ms_mni" / "patient19", "BraTS-GLI-00019-100"
-    (tmp_path / id).mkdir()
-    names = ("T1", "T1POST", "T2", "FLAIR", "lesions")
-    for part, name in zip((*BRATS.channels, "seg"), names, strict=True):
-        (tmp_path / id / f"{id}-{part}.nii.gz").symlink_to((source / f"{name}.nii.gz").resolve())
-    case = data.read(data.brats2024(tmp_path)[0])
-    assert case.image.shape == (4, 182, 218, 182)
-    expected = [[-1, 0, 0, 90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]]
-    np.testing.assert_allclose(case.affine, expected, atol=1e-3)
-    prepared = data.prepare(case)
-    brain = prepared.image.any(0)
-    np.testing.assert_allclose(prepared.image[:, brain].mean(1), 0, atol=0.02)
-    assert prepared.label.sum() == case.label.sum()
