@@ -19,7 +19,7 @@ from dcd_lab.cache import run_dir
 from dcd_lab.data.nifti import write
 from dcd_lab.data.scans import READERS, Scan, layout, layout_id
 from dcd_lab.data.splits import folds
-from dcd_lab.data.store import prepared
+from dcd_lab.data.store import VERSION, prepared
 from dcd_lab.records import fingerprint
 
 Split: TypeAlias = Literal["train", "val", "test"]
@@ -117,7 +117,7 @@ def synthetic(
         write([case], folder, task=TASKS[task])
         progress(f"{kind} phantoms", done, len(absent))
     splits = tuple(ids[:train]), tuple(ids[train : train + val]), tuple(ids[train + val :])
-    return Cohort(task, folder, *splits, None, fingerprint(*key, train, val, test))
+    return Cohort(task, folder, *splits, None, fingerprint(*key, VERSION, train, val, test))
 
 
 def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Cohort:
@@ -138,7 +138,7 @@ def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Co
     groups = {scan.id: scan.group for scan in READERS[task](root) if scan.label is not None}
     outer = folds(groups, group=groups)[fold]
     inner = folds(outer.train, k=10, group=groups)[0]
-    identity = fingerprint(task, outer, inner, spacing_mm)
+    identity = fingerprint(task, outer, inner, spacing_mm, VERSION)
     return Cohort(task, Path(root), inner.train, inner.val, outer.val, spacing_mm, identity)
 
 

@@ -5,13 +5,12 @@ written under a temporary name and then renamed, so that an interrupted run leav
 file or the new one, never half of one.
 """
 
-from dcd_lab.records.identity import ROOMS, facts, fingerprint, source_hash, versions
+from dcd_lab.records.identity import facts, fingerprint, source_hash, versions
 from dcd_lab.records.places import real_cases, root
 from dcd_lab.records.results import load, published, save, save_figure
 from dcd_lab.records.shown import glue
 
 __all__ = [
-    "ROOMS",
     "facts",
     "fingerprint",
     "glue",

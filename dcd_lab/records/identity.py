@@ -16,14 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dcd_core.errors import nearest
 from dcd_core.types import ContractError
 from dcd_lab.records.places import root
 
 _PACKAGES = ("torch", "numpy", "monai", "pywavelets")
-ROOMS = ("dcd_core", "dcd_lab")
-"""The packages of the project."""
-_CODE = (*ROOMS, "notebooks", "constraints.txt")
+_ROOMS = ("dcd_core", "dcd_lab")
+_CODE = (*_ROOMS, "notebooks", "constraints.txt")
 
 
 def fingerprint(*parts: object) -> str:
@@ -57,29 +55,15 @@ def plain_data(value: object) -> object:
     )
 
 
-def source_hash(*module_names: str) -> str:
-    """Return 12 hexadecimal digits over the source of dcd_core and dcd_lab, or of modules named.
-
-    Names are such as "dcd_core.dcd" or "dcd_lab.data"; only the files of these modules count, not
-    what they import. Raises ContractError for a module that is not there.
-    """
+def source_hash() -> str:
+    """Return 12 hexadecimal digits over the source of dcd_core and dcd_lab."""
     home = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for file in sorted({file for name in module_names or ROOMS for file in _files(home, name)}):
-        digest.update(f"{file.relative_to(home).as_posix()}\n".encode())
-        digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
+    for file in sorted(file for room in _ROOMS for file in (home / room).rglob("*")):
+        if file.suffix in (".py", ".c"):
+            digest.update(f"{file.relative_to(home).as_posix()}\n".encode())
+            digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:12]
-
-
-def _files(home: Path, name: str) -> list[Path]:
-    """The source files of a module: one file, or all below a folder."""
-    stem = home.joinpath(*name.split("."))
-    one = stem.with_suffix(".py")
-    found = [one] if one.is_file() else [f for f in stem.rglob("*") if f.suffix in (".py", ".c")]
-    if name.split(".")[0] not in ROOMS or not found:
-        known = {f"{room}.{file.stem}" for room in ROOMS for file in (home / room).iterdir()}
-        raise ContractError("module", repr(name), "a module of the project", nearest(name, known))
-    return found
 
 
 def facts(*, seed: int | None = None, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
