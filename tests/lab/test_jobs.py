@@ -180,14 +180,15 @@ def test_a_test_case_without_lesion_leaves_an_empty_but_readable_table(cohort):
 
 
 def test_equal_seeds_start_every_method_from_the_same_student_and_batches(taught):
-    """A step of length zero keeps the weights that were drawn."""
-    haar = replaced(taught, steps=1, learning_rate=0.0, kd_ramp=0.0, tested=False)
+    """A tiny step keeps the weights that were drawn."""
+    haar = replaced(taught, steps=1, learning_rate=1e-30, kd_ramp=0.0, tested=False)
     plain = replaced(haar, method="none", teacher=None, options={})
     jobs = [plain, haar, replaced(haar, options={"levels": 1})]
     run_all(jobs)
     first, *others = (list(job.result().student.parameters()) for job in jobs)
     for other in others:
-        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        pairs = zip(first, other, strict=True)
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-20) for a, b in pairs)
     batches = [job_module.patches_of(job)[0][0] for job in (plain, taught)]
     assert torch.equal(*batches)
 
@@ -243,7 +244,7 @@ def test_a_new_version_of_the_evaluation_chooses_and_scores_again_but_trains_not
 ):
     before, written = taught.read(), weights_written_ns(taught)
     old = taught.result().threshold
-    monkeypatch.setattr(infer, "THRESHOLDS", (0.999,))
+    monkeypatch.setattr(infer, "THRESHOLDS", (0.4321,))
     assert taught.result().threshold == old
     monkeypatch.setattr(evaluation, "VERSION", evaluation.VERSION + 1)
     assert not taught.done
@@ -252,8 +253,8 @@ def test_a_new_version_of_the_evaluation_chooses_and_scores_again_but_trains_not
             stale()
     run_all([taught])
     fitted = taught.result()
-    assert (fitted.threshold, fitted.val_dice) == (0.999, taught.val_dice)
-    again = evaluate(fitted.student, 0.999, taught.cohort, RECIPE).scores
+    assert (fitted.threshold, fitted.val_dice) == (0.4321, taught.val_dice)
+    again = evaluate(fitted.student, 0.4321, taught.cohort, RECIPE).scores
     assert taught.read()["dice"].tolist() == pytest.approx(again["dice"].tolist())
     assert taught.read()["dice"].tolist() != before["dice"].tolist()
     assert weights_written_ns(taught) == written
