@@ -23,12 +23,11 @@ from typing import Any
 # The modules that run are those of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dcd_core.errors import nearest
 from dcd_core.types import ContractError
 from dcd_lab import experiments, records
 from dcd_lab.experiments.sweep import UNDISTILLED
 from runner.parameters import assignments, resolve
-from runner.sources import discover
+from runner.sources import discover, refuse
 
 PAGE = "07-methods"
 
@@ -38,14 +37,8 @@ def parameters(profile: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     known = discover(records.root() / "notebooks")
     declared = known[PAGE].declared
     for key in overrides:
-        check("--set", key, declared)
+        refuse(key, declared, "--set")
     return {**declared, **resolve(known, profile, overrides)[PAGE]}
-
-
-def check(what: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    """Refuse a name that is not known."""
-    if name not in known:
-        raise ContractError(what, repr(name), f"one of {list(known)}", nearest(name, known))
 
 
 def units(page: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +55,7 @@ def run(options: argparse.Namespace, page: Mapping[str, Any]) -> None:
     if options.command == "list":
         print(json.dumps(units(page)))
         return
-    check("task", options.task, page["tasks"])
+    refuse(options.task, page["tasks"], "task")
     sweep = experiments.Sweep.of(experiments.Study.of(options.task, **page), **page)
     if options.command == "prepare":
         sweep.prepare()

@@ -44,8 +44,8 @@ class Study:
     def of(cls, task: str, /, **page: Any) -> Study:
         """The study that a page's parameters describe: its cases, its recipe and its networks.
 
-        Parameters that begin with "stroke_" or "glioma_" count for that task alone. What is no
-        parameter of a study is not read, so that a page may pass all it has, `**globals()`.
+        Parameters that begin with "stroke_" or "glioma_" count for that task alone. Names
+        that are no parameters of a study are not read: a page passes all it has, `**globals()`.
         Raises ContractError for an unknown task, for a parameter that is missing, and as
         `data.cohort` and `Recipe` do.
         """
@@ -53,7 +53,7 @@ class Study:
             raise ContractError("task", repr(task), f"one of {list(PREFIXES)}", "'isles2022'")
         own = PREFIXES[task]
         page |= {name.removeprefix(own): page[name] for name in page if name.startswith(own)}
-        patch, split, channels, taught, source, seed, training = _pick(
+        patch, split, teacher, student, source, seed, training = _pick(
             page,
             *("patch", "split", "teacher_channels", "student_channels"),
             *("data_source", "cohort_seed", "training"),
@@ -67,7 +67,7 @@ class Study:
         options = _pick(page, "spacing_mm", "workers")
         cases = cohort(source, task, **sizes, seed=seed, **options)
         networks = _pick(page, "architecture", "network", "teacher_floor")
-        return cls(task, cases, recipe, tuple(channels), tuple(taught), **networks)
+        return cls(task, cases, recipe, tuple(teacher), tuple(student), **networks)
 
     def teacher(self, seed: int | None = None) -> Job:
         """The job that trains the teacher; another `seed` gives another teacher."""
