@@ -33,6 +33,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import joblib
 import torch
 from measure import interleaved, spread
 
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small networks, for a test")
-    parser.add_argument("--threads", type=int, default=records.capacity()["cores"])
+    parser.add_argument("--threads", type=int, default=joblib.cpu_count())
     parser.add_argument("--out", help="folder under results/; default benchmarks, quick: smoke")
     options = parser.parse_args(argv)
     if options.threads < 1:

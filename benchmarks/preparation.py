@@ -38,6 +38,7 @@ from measure import spread
 
 from dcd_core.types import BRATS, Case, Size3
 from dcd_lab import data, records
+from dcd_lab.deploy.cost import resident_bytes
 
 FULL, SMALL = (182, 218, 182), (24, 28, 24)
 
@@ -75,7 +76,7 @@ def measured(folder: Path, rounds: int) -> dict[str, list[float]]:
             start = time.process_time()
             step()
             found[name].append(1e3 * (time.process_time() - start))
-    return {**found, "peak": [records.resident_bytes("VmHWM") / 2**30]}
+    return {**found, "peak": [resident_bytes("VmHWM") / 2**30]}
 
 
 def run(size: Size3, rounds: int, out: str) -> Path:

@@ -24,6 +24,8 @@ from dcd_lab.phantom import glioma_scan, stroke_scan
 __all__ = ["cohort", "difficulty", "glioma", "members", "stroke"]
 
 SPACING_MM = (1.0, 4.0)
+VERSION = 1
+"""Raise it by hand when a seed paints other voxels or labels than before."""
 
 
 def _check_spacing(spacing_mm: float) -> None:
