@@ -56,7 +56,7 @@ def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
     All levels of `selection` must be usable on the grid of `x`.
     """
     names, levels, bands, coarse_weight, convention = selection
-    selected = matrix(_selected, bands, like=x)
+    selected = matrix(_selected, bands, like=x)[..., None, None]
     total = x.new_zeros(())
     for level in range(1, levels + 1):
         axes = [*zip(x.shape[2:], names, strict=True)]
@@ -118,8 +118,8 @@ def voxels(size: Sequence[int], selection: Selection) -> int:
 
 
 def _selected(bands: Sequence[str]) -> np.ndarray:
-    """1 for each selected band and 0 for the others, (8, 1, 1, 1)."""
-    return np.isin(BANDS, bands).astype(float)[:, None, None, None]
+    """1 for each selected band and 0 for the others, (8, 1)."""
+    return np.isin(BANDS, bands).astype(float)[:, None]
 
 
 def _analysis(n: int, name: str, convention: Convention) -> np.ndarray:
