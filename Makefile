@@ -22,7 +22,7 @@ is_311 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2
 has_torch = -c 'import platform, sys; sys.exit(sys.maxsize < 2**32 or (sys.platform == "linux" and platform.libc_ver()[0] != "glibc"))'
 
 # What .venv must hold: the declared dependencies, their tested versions and what is compiled.
-want = $$(cat pyproject.toml constraints.txt dcd_core/wavelet/filterbank.c | cksum)
+want = $$(cat pyproject.toml constraints.txt dcd_core/wavelet/fast/filterbank.c | cksum)
 # torch is named in the call itself: a looser range would bring gigabytes of CUDA libraries.
 torch = $$(grep '^torch==' constraints.txt)
 

@@ -198,7 +198,7 @@ def test_targets_are_phony_and_well_formed(target: str, tmp_path: Path) -> None:
 
 def installable(folder: Path) -> Path:
     """What `make setup` reads, copied to a folder; return where its Python would be."""
-    for name in ("Makefile", "constraints.txt", "pyproject.toml", "dcd_core/wavelet/filterbank.c"):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", "dcd_core/wavelet/fast/filterbank.c"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
     python = folder / ".venv" / "bin" / "python"
