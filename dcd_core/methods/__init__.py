@@ -1,7 +1,7 @@
-"""Every other way to distil: one class per paper, all called alike, none tuned more than another.
+"""All methods of distillation: one class per paper, called alike, none tuned more than another.
 
 `METHODS` lists them by name and `build` makes one. DCD is among them, so that a comparison is a
-loop over names. What all share is in `method`; each family has a file.
+loop over names. What all share is in `dcd_core.method`; each family has a file.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from typing import Any
 
 from dcd_core.dcd import DCD
 from dcd_core.errors import nearest
-from dcd_core.method import LogitMethod, Method, StageMethod
-from dcd_core.methods.attention import AttentionTransfer
-from dcd_core.methods.channelwise import ChannelWiseFeatures, ChannelWiseLogits
+from dcd_core.method import Method, StageMethod
+from dcd_core.methods.attention import AttentionTransfer, ChannelWiseFeatures, ChannelWiseLogits
 from dcd_core.methods.controls import (
+    CoarseBand,
+    FinestBand,
     FourierHighPass,
     GaussianHighPass,
-    aaa_only,
-    ddd_only,
-    random_bands,
+    RandomBands,
 )
 from dcd_core.methods.features import FeatureMSE, FitNets
 from dcd_core.methods.frequency import FreeKD, PromptFreeFreeKD
-from dcd_core.methods.logits import DIST, LogitsKD, WaveletOutputs
+from dcd_core.methods.logits import DIST, LogitMethod, LogitsKD, WaveletOutputs
 from dcd_core.methods.masks import ACAMKD
 from dcd_core.methods.regions import IFVD, ReCo
 from dcd_core.methods.relations import CrossImage, PairwiseAffinity, RelationalKD
@@ -56,9 +55,9 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "freekd-prompt-free": PromptFreeFreeKD,
         "acam": ACAMKD,
         # controls
-        "aaa-only": aaa_only,
-        "ddd-only": ddd_only,
-        "random-bands": random_bands,
+        "aaa-only": CoarseBand,
+        "ddd-only": FinestBand,
+        "random-bands": RandomBands,
         "gaussian-highpass": GaussianHighPass,
         "fourier-highpass": FourierHighPass,
     }
@@ -84,17 +83,23 @@ def build(
 
 
 def options_of(name: str) -> list[str]:
-    """The options of a method; what its name already decides is none."""
+    """The options of a method, with those of its bases that it does not decide itself."""
     made = METHODS[name]
-    decided = getattr(made, "keywords", {})
-    found = inspect.signature(made).parameters
-    return [p for p in found if not p.endswith("_channels") and p not in decided]
+    if not isinstance(made, type):
+        return []  # `released` decides all
+    options: list[str] = []
+    for constructor in (kind.__init__ for kind in made.__mro__ if "__init__" in vars(kind)):
+        parameters = inspect.signature(constructor).parameters.values()
+        options += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break  # nothing is handed on to a base
+    return [option for option in options if option not in made.decided]
 
 
 def adapter_option(name: str) -> str | None:
-    """The option that says whether a method's adapters learn, None for methods without any."""
-    found = [option for option in options_of(name) if option in ("adapters", "projection")]
-    return found[0] if found else None
+    """The option that says how a method's adapters are made; None where there is none."""
+    made = METHODS[name]
+    return made.adapter_option if isinstance(made, type) else None
 
 
 __all__ = [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from dcd_core.method import Adapters, Scalar, StageMethod, in_chunks
+from dcd_core.method import Narrow, Scalar, StageMethod, at_least
 from dcd_core.methods.masks import overlap
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import ContractError, Output, Volume
@@ -27,37 +27,23 @@ Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
 class PromptFreeFreeKD(StageMethod):
     """The adapted student has the teacher's detail bands, every coefficient alike.
 
-    With a the adapted student, t the teacher, W_l the detail bands of level l of their Haar
-    transform and J levels,
+    With W_l the detail bands of level l of the Haar transform and J levels,
 
         mean_stages 1/J sum_(l = 1..J) mean |W_l(a - t)|.
 
-    Source: the control of Zhang, Huang, Liu, Jiang, Cheng, Zhang, "FreeKD: knowledge distillation
-    via semantic frequency prompt", CVPR 2024, arXiv 2311.12079, that masks nothing.
+    Source: the control of FreeKD that masks nothing.
     3D change: seven detail bands for three; J is 3, or fewer, so that 2^J is at most a quarter of
     the shortest side, but 1 at least. Stages 1 to 4: stage 0 would need most of the memory. Few
-    channels are transformed at a time; the transform is linear, so it acts once, on the difference.
+    channels are transformed at a time.
     Differs from the authors' code: no mask, and no plain MSE of weight 5 beside it.
-
-    Options: `levels` at most, `stages`, `adapters`. `weight` 1 belongs to the mean over
-    coefficients, levels and stages.
+    Options: `levels` at most, `stages`, `adapters`. `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
 
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        levels: int = 3,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
-        if levels < 1:
-            raise ContractError("levels", levels, "an integer of at least 1", "levels=3")
-        self.levels = levels
+    def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
+        self.levels = at_least("levels", levels, 1)
 
     @classmethod
     def default_stages(cls, count: int) -> Sequence[int]:
@@ -67,7 +53,8 @@ class PromptFreeFreeKD(StageMethod):
         """How many levels are compared on a grid (D, H, W)."""
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))
 
-    def stage(self, index: int, student: Volume, teacher: Volume, target: Tensor | None) -> Scalar:
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        student = self.adapters[index](student)
         levels = self.usable_levels(teacher.shape[2:])
         masks = self.masks(index, teacher, levels)
 
@@ -76,7 +63,7 @@ class PromptFreeFreeKD(StageMethod):
             pairs = zip(masks, details, strict=True)
             return torch.stack([(m * d.abs()).sum() / d[0, 0].numel() for m, d in pairs]).sum()
 
-        total = in_chunks(distance, student, teacher, dim=1)
+        total = self.in_chunks(distance, student, teacher, dim=1)
         return total / (levels * teacher.shape[0] * teacher.shape[1])
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
@@ -87,51 +74,39 @@ class PromptFreeFreeKD(StageMethod):
 class FreeKD(PromptFreeFreeKD):
     """The adapted student has the teacher's detail where prompts learnt on the teacher look.
 
-    With a the adapted student, t the teacher, W_l the detail bands of level l of their Haar
-    transform, P_l prompts (one vector of the teacher's channels per token), and masks per token,
-    band and place,
+    With W_l as in PromptFreeFreeKD, P_l prompts (one vector of the teacher's channels per token),
+    and masks per token, band and place,
 
         M_l = sigmoid(P_l . W_l(t)),
         mean_stages 1/J sum_(l = 1..J) mean_tokens mean |M_l * W_l(a - t)|.
 
-    Before, prompts learn on the frozen teacher what its task needs: its features are rebuilt from
-    their coarse band and their detail times mean_tokens M, go on through the rest of the network,
-    and task loss + diversity * mean_(two tokens) dice of their masks falls (`train_prompts`).
+    Before, prompts learn on the frozen teacher what its task needs (`train_prompts`): its features
+    are rebuilt from their coarse band and their detail times mean_tokens M, the rest of the network
+    reads them, and task loss + diversity * mean_(two tokens) dice of their masks falls.
 
-    Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, "FreeKD: knowledge distillation via semantic
-    frequency prompt", CVPR 2024, arXiv 2311.12079.
-    3D change: as PromptFreeFreeKD. What a stage became is what later stages are computed from, as
-    well as what the decoder is given.
+    Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, CVPR 2024, arXiv 2311.12079.
+    3D change: as in PromptFreeFreeKD. Later stages and the decoder read a masked stage.
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
     levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
     it. The position-aware weights of the paper are in neither.
-
     Options: `tokens`, `diversity` and `rate`, the learning rate, of the prompts' training; `levels`
-    at most, `stages`, `adapters`. `weight` 1 belongs to the mean over coefficients, tokens, levels
-    and stages. Prompts are buffers: never trained with the student, kept in its checkpoint.
+    at most, `stages`, `adapters`. `weight` 1 belongs to these means. Prompts are buffers: never
+    trained with the student, kept in its checkpoint.
     """
 
     def __init__(
         self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
+        *channels: Sequence[int],
         tokens: int = 4,
         diversity: float = 0.5,
         rate: float = 1e-3,
-        levels: int = 3,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            student_channels, teacher_channels, levels=levels, stages=stages, adapters=adapters
-        )
-        if tokens < 2:
-            raise ContractError("tokens", tokens, "2 at least, which can differ", "tokens=4")
+        super().__init__(*channels, **shared)
+        at_least("tokens", tokens, 2)
         self.diversity, self.rate = diversity, rate
-        for i, number in enumerate(self.stages):
-            width = teacher_channels[number]
-            prompts = torch.randn(levels, tokens, width) / width**0.5
+        for i, (_, width) in enumerate(self.channels):
+            prompts = torch.randn(self.levels, tokens, width) / width**0.5
             self.register_buffer(f"prompts_{i}", prompts)
         self.trained: Tensor
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
