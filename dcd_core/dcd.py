@@ -20,14 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dcd_core.method import Adapters, StageMethod
+from dcd_core.method import Adapters, StageMethod, check_target
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import (
     BANDS,
@@ -97,6 +97,8 @@ class DCD(StageMethod):
 
     Source: Fan et al., MICCAI 2026, arXiv 2605.26382.
     """
+
+    adapter_option: ClassVar[str | None] = "projection"
 
     def __init__(
         self,
@@ -169,6 +171,7 @@ class DCD(StageMethod):
         self, student: Output, teacher: Output, target: Tensor | None = None
     ) -> Float[Tensor, ""]:
         """The loss of a batch, a scalar; `target` is there because every method takes it."""
+        check_target(target, student)
         used = [d.distance for d in self.per_stage(student, teacher) if d.levels]
         if not used:
             raise _too_small([tuple(s.shape[2:]) for s in student.stages], self.wavelet)

@@ -14,20 +14,8 @@ from typing import Any
 from dcd_core.dcd import DCD
 from dcd_core.errors import nearest
 from dcd_core.method import Method, StageMethod
-from dcd_core.methods.attention import AttentionTransfer, ChannelWiseFeatures, ChannelWiseLogits
-from dcd_core.methods.controls import (
-    CoarseBand,
-    FinestBand,
-    FourierHighPass,
-    GaussianHighPass,
-    RandomBands,
-)
-from dcd_core.methods.features import FeatureMSE, FitNets
-from dcd_core.methods.frequency import FreeKD, PromptFreeFreeKD
-from dcd_core.methods.logits import DIST, LogitMethod, LogitsKD, WaveletOutputs
-from dcd_core.methods.masks import ACAMKD
-from dcd_core.methods.regions import IFVD, ReCo
-from dcd_core.methods.relations import CrossImage, PairwiseAffinity, RelationalKD
+from dcd_core.methods import controls, features, frequency, logits, masks, regions, relations
+from dcd_core.methods.logits import LogitMethod
 from dcd_core.types import ContractError
 
 METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
@@ -35,31 +23,31 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "dcd": DCD,
         "dcd-released": DCD.released,
         # outputs
-        "logits": LogitsKD,
-        "dist": DIST,
-        "wavelet-outputs": WaveletOutputs,
-        "cwd-logits": ChannelWiseLogits,
+        "logits": logits.LogitsKD,
+        "dist": logits.DIST,
+        "wavelet-outputs": logits.WaveletOutputs,
+        "cwd-logits": logits.ChannelWiseLogits,
         # features
-        "feature-mse": FeatureMSE,
-        "fitnets": FitNets,
-        "at": AttentionTransfer,
-        "cwd-features": ChannelWiseFeatures,
+        "feature-mse": features.FeatureMSE,
+        "fitnets": features.FitNets,
+        "at": features.AttentionTransfer,
+        "cwd-features": features.ChannelWiseFeatures,
         # relations, regions, sub-bands and masks
-        "skd": PairwiseAffinity,
-        "rkd": RelationalKD,
-        "cirkd": CrossImage,
-        "ifvd": IFVD,
-        "reco": ReCo,
-        "reco-released": ReCo.released,
-        "freekd": FreeKD,
-        "freekd-prompt-free": PromptFreeFreeKD,
-        "acam": ACAMKD,
+        "skd": relations.PairwiseAffinity,
+        "rkd": relations.RelationalKD,
+        "cirkd": relations.CrossImage,
+        "ifvd": regions.IFVD,
+        "reco": regions.ReCo,
+        "reco-released": regions.ReCo.released,
+        "freekd": frequency.FreeKD,
+        "freekd-prompt-free": frequency.PromptFreeFreeKD,
+        "acam": masks.ACAMKD,
         # controls
-        "aaa-only": CoarseBand,
-        "ddd-only": FinestBand,
-        "random-bands": RandomBands,
-        "gaussian-highpass": GaussianHighPass,
-        "fourier-highpass": FourierHighPass,
+        "aaa-only": controls.CoarseBand,
+        "ddd-only": controls.FinestBand,
+        "random-bands": controls.RandomBands,
+        "gaussian-highpass": controls.GaussianHighPass,
+        "fourier-highpass": controls.FourierHighPass,
     }
 )
 """Methods by name; "none" is no method."""
@@ -84,22 +72,22 @@ def build(
 
 def options_of(name: str) -> list[str]:
     """The options of a method, with those of its bases that it does not decide itself."""
-    made = METHODS[name]
-    if not isinstance(made, type):
-        return []  # `released` decides all
-    options: list[str] = []
-    for constructor in (kind.__init__ for kind in made.__mro__ if "__init__" in vars(kind)):
-        parameters = inspect.signature(constructor).parameters.values()
-        options += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break  # nothing is handed on to a base
-    return [option for option in options if option not in made.decided]
+    made, options = METHODS[name], list[str]()
+    if not (isinstance(made, type) and issubclass(made, Method)):
+        return options  # a `released` method decides all
+    for constructor in [vars(kind).get("__init__") for kind in made.__mro__]:
+        if constructor is not None:
+            parameters = inspect.signature(constructor).parameters.values()
+            options += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break  # nothing is handed on to a base
+    return [option for option in dict.fromkeys(options) if option not in made.decided]
 
 
 def adapter_option(name: str) -> str | None:
     """The option that says how a method's adapters are made; None where there is none."""
     made = METHODS[name]
-    return made.adapter_option if isinstance(made, type) else None
+    return made.adapter_option if isinstance(made, type) and issubclass(made, Method) else None
 
 
 __all__ = [

@@ -63,9 +63,8 @@ class GaussianHighPass(HighPass):
 class FourierHighPass(HighPass):
     """The adapted student has the teacher's high frequencies: the sharpest cut, no wavelet.
 
-    With H what keeps frequencies at or above the cutoff along at least one axis,
-
-        mean_stages mean (H d)^2,    d = a - t.
+        mean_stages mean (H d)^2,    d = a - t,
+        H what keeps frequencies at or above the cutoff along at least one axis.
 
     Source: ours, as GaussianHighPass.
     3D change: the frequencies left out are a cube, as those of a wavelet's coarse band, so the

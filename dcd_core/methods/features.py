@@ -1,14 +1,18 @@
-"""What the student sees: feature regression, band-blind and therefore DCD's first control."""
+"""What the student sees: features compared voxel by voxel, or where each channel is active."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import conv3d, normalize
 
-from dcd_core.method import Narrow, Scalar, StageMethod
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, positive
+from dcd_core.methods.logits import channelwise
 from dcd_core.types import Volume
 
 
@@ -39,8 +43,7 @@ class FeatureMSE(StageMethod):
 class FitNets(FeatureMSE):
     """The teacher's features are hints that the student learns to regress.
 
-    FeatureMSE under the name of its paper, with the teacher's channels, if `standardise`, brought
-    to mean 0 and deviation 1 over the batch and its voxels first.
+        mean_stages mean (a - t)^2, t, if `standardise`, at mean 0 and deviation 1 per channel.
 
     Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv 1412.6550.
     3D change: as in FeatureMSE.
@@ -59,3 +62,64 @@ class FitNets(FeatureMSE):
             variance, mean = torch.var_mean(teacher, (0, 2, 3, 4), correction=0, keepdim=True)
             teacher = (teacher - mean) * (variance + 1e-5).rsqrt()
         return super().stage(index, student, teacher, target)
+
+
+class ChannelWiseFeatures(StageMethod):
+    """Every channel of the adapted student is active where the teacher's is, at every stage.
+
+        mean_stages T^2 * mean_(b,c) sum_v phi_t (log phi_t - log phi_a),
+        phi = softmax_v(features / T).
+
+    Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
+    3D change: all stages; a few of the teacher's channels are adapted and compared at a time.
+    Differs from the authors' code: their adapter adds normalisation and ReLU. A well-known port
+    divides by the student's channels, which makes the loss larger by the width factor.
+    Options: `temperature` T, `stages`, `adapters`. `weight` 50 belongs to T = 4: the published one
+    of a single map, shared among the stages. Calibrate it.
+    """
+
+    weight: ClassVar[float] = 50.0
+
+    def __init__(self, *channels: Sequence[int], temperature: float = 4.0, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
+        self.temperature = positive("temperature", temperature)
+
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        adapter, divergence = (
+            self.adapters[index],
+            partial(channelwise, temperature=self.temperature),
+        )
+
+        def adapted(rows: Tensor, t: Tensor) -> Tensor:
+            return divergence(conv3d(student, rows.transpose(0, 1)), t)
+
+        if isinstance(adapter, nn.Identity):
+            total = self.in_chunks(divergence, student, teacher, dim=1)
+        else:
+            # A channel of the adapted student is made by one row of the adapter.
+            rows = adapter.get_parameter("weight").transpose(0, 1)
+            total = self.in_chunks(adapted, rows, teacher, dim=1)
+        return total / (teacher.shape[0] * teacher.shape[1])
+
+
+class AttentionTransfer(UnadaptedMethod):
+    """The student is active where the teacher is, whatever the channels.
+
+        mean_stages mean_b sum_v (q_s - q_t)^2,
+        q = mean_c features_c^2, a vector of voxels, divided by its Euclidean norm.
+
+    Source: Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928.
+    3D change: none but the voxels.
+    Differs from the authors' code: theirs is the mean over voxels, which shrinks with their number.
+    Its weight of 1000 on maps of 8^2 to 32^2 is 15.6 to 1 here.
+    Options: `stages`. `weight` 1 belongs to the sum over voxels.
+    """
+
+    weight: ClassVar[float] = 1.0
+
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        return (_attention(student) - _attention(teacher)).square().sum(1).mean()
+
+
+def _attention(features: Volume) -> Float[Tensor, "b v"]:
+    return normalize(features.square().mean(1).flatten(1), dim=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from dcd_core.method import Narrow, Scalar, StageMethod, at_least
@@ -27,9 +28,8 @@ Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
 class PromptFreeFreeKD(StageMethod):
     """The adapted student has the teacher's detail bands, every coefficient alike.
 
-    With W_l the detail bands of level l of the Haar transform and J levels,
-
-        mean_stages 1/J sum_(l = 1..J) mean |W_l(a - t)|.
+        mean_stages 1/J sum_(l = 1..J) mean |W_l(a - t)|,
+        W_l the detail bands of level l of the Haar transform.
 
     Source: the control of FreeKD that masks nothing.
     3D change: seven detail bands for three; J is 3, or fewer, so that 2^J is at most a quarter of
@@ -74,11 +74,9 @@ class PromptFreeFreeKD(StageMethod):
 class FreeKD(PromptFreeFreeKD):
     """The adapted student has the teacher's detail where prompts learnt on the teacher look.
 
-    With W_l as in PromptFreeFreeKD, P_l prompts (one vector of the teacher's channels per token),
-    and masks per token, band and place,
-
-        M_l = sigmoid(P_l . W_l(t)),
-        mean_stages 1/J sum_(l = 1..J) mean_tokens mean |M_l * W_l(a - t)|.
+        mean_stages 1/J sum_(l = 1..J) mean_tokens mean |M_l * W_l(a - t)|,
+        M_l = sigmoid(P_l . W_l(t)), masks per token, band and voxel, W_l as in PromptFreeFreeKD,
+        P_l prompts, one vector of the teacher's channels per token.
 
     Before, prompts learn on the frozen teacher what its task needs (`train_prompts`): its features
     are rebuilt from their coarse band and their detail times mean_tokens M, the rest of the network
@@ -128,21 +126,20 @@ class FreeKD(PromptFreeFreeKD):
         `task_loss`: of its logits, `dice_and_cross_entropy` by default. The teacher stays as it is.
         """
         task_loss = task_loss or dice_and_cross_entropy
-        prompts = [p.clone().requires_grad_() for p in self._prompts()]
+        prompts = [p.clone().requires_grad_() for p in self.prompts()]
         optimizer = torch.optim.Adam(prompts, lr=self.rate)
         losses = []
         for image, target in batches:
             image, target = (x.to(prompts[0].device) for x in (image, target))
-            output, spread = self._masked(teacher, image, prompts)
+            output, spread = self.masked(teacher, image, prompts)
             loss = task_loss(output.logits, target) + self.diversity * spread
-            # Of the prompts alone: the teacher's weights get no gradient, wanted or not.
-            for p, gradient in zip(prompts, torch.autograd.grad(loss, prompts), strict=True):
-                p.grad = gradient
+            optimizer.zero_grad()
+            loss.backward(inputs=prompts)  # the teacher's weights get no gradient
             optimizer.step()
             losses.append(loss.item())
         if not losses:
             raise ContractError("batches", "none", "one at least", "a list, not a spent iterator")
-        for kept, learnt in zip(self._prompts(), prompts, strict=True):
+        for kept, learnt in zip(self.prompts(), prompts, strict=True):
             kept.copy_(learnt.detach())
         self.trained.fill_(True)
         return losses
@@ -158,18 +155,19 @@ class FreeKD(PromptFreeFreeKD):
         return super().distance(student, teacher, target)
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
-        return [m.mean(1, keepdim=True) for m in masks_of(teacher, self._prompts()[index], levels)]
+        return [m.mean(1, keepdim=True) for m in masks_of(teacher, self.prompts()[index], levels)]
 
-    def _prompts(self) -> list[Tensor]:
+    def prompts(self) -> list[Tensor]:
+        """The prompts (levels, tokens, channels) of each stage in use."""
         return [self.get_buffer(f"prompts_{i}") for i in range(len(self.stages))]
 
-    def _masked(
+    def masked(
         self, teacher: Segmenter, image: Tensor, prompts: Sequence[Tensor]
-    ) -> tuple[Output, Tensor]:
-        """What the teacher says of features masked by prompts, and how much the masks overlap."""
+    ) -> tuple[Output, Scalar]:
+        """What a teacher answers where prompts mask its stages, and how much the masks overlap."""
         overlaps: list[Tensor] = []
 
-        def edit(index: int, features: Tensor) -> Tensor:
+        def edit(index: int, module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
             levels = self.usable_levels(features.shape[2:])
             masks = masks_of(features, prompts[index], levels)
             overlaps.extend(overlap(m.flatten(2)) for m in masks)
@@ -178,7 +176,11 @@ class FreeKD(PromptFreeFreeKD):
             size = features.shape[2:]
             return waverec3(Pyramid(coarse, tuple(kept)), "haar", size=(size[0], size[1], size[2]))
 
-        with _edited(teacher, self.stages, edit):
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(teacher))
+            for index, number in enumerate(self.stages):
+                module = teacher.network.get_submodule(teacher.stages[number])
+                stack.enter_context(module.register_forward_hook(partial(edit, index)))
             output = teacher(image)
         return output, torch.stack(overlaps).mean()
 
@@ -217,22 +219,3 @@ def dice_and_cross_entropy(logits: Volume, target: Tensor) -> Scalar:
     dice = (2 * (p * truth).sum(axes) + 1e-5) / (p.sum(axes) + truth.sum(axes) + 1e-5)
     error = cross_entropy(logits, labels.masked_fill(~counts, -1), ignore_index=-1, reduction="sum")
     return error / counts.sum().clamp(min=1) + 1 - dice[1:].mean()
-
-
-@contextmanager
-def _edited(
-    teacher: Segmenter, stages: Sequence[int], edit: Callable[[int, Tensor], Tensor]
-) -> Iterator[None]:
-    """Within, in eval mode, a teacher's i-th of `stages` returns `edit(i, its output)`."""
-
-    def hook(index: int) -> Callable[..., Tensor]:
-        return lambda module, inputs, output: edit(index, output)
-
-    modules = [teacher.network.get_submodule(teacher.stages[number]) for number in stages]
-    handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(modules)]
-    try:
-        with evaluating(teacher):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -21,16 +21,11 @@ TOKENS = 16
 class ACAMKD(StageMethod):
     """The student has the teacher's features where, and in the channels where, masks of both look.
 
-    ACAM-KD (re-implementation, no reference code). With F = softmax(Q(t) K(a)^T / sqrt(c / 2)) V(a)
-    the attention over places, and m = 1..M masks
-
-        space m_s . F(v) and channels m_c * mean_v F, both through a sigmoid,
-
-    the error e = (a - t)^2, averaged under each mask, and the overlap of the masks of either kind,
-
         mean_stages [mean_m (sum_v S_m(v) mean_c e / sum_v S_m
                              + sum_c C_m(c) mean_v e / sum_c C_m)
-                     + diversity * mean_(m < n) (dice(S_m, S_n) + dice(C_m, C_n))].
+                     + diversity * mean_(m < n) (dice(S_m, S_n) + dice(C_m, C_n))],
+        e = (a - t)^2, masks S_m = sigmoid(w_m . F(v)) and C_m = sigmoid(u_m * mean_v F), m = 1..M,
+        F = softmax(Q(t) K(a)^T / sqrt(c / 2)) V(a) the attention over places.
 
     Source: Lan, Tian, ICCV 2025, arXiv 2503.06307.
     3D change: attention at no more than 16^3 places, pooled; the logits of the masks of space are

@@ -21,9 +21,8 @@ Members = Bool[Tensor, "b v"]
 class IFVD(UnadaptedMethod):
     """The voxels of a class are as alike among themselves for the student as for the teacher.
 
-    With mu_k the mean of the features of class k in a sample, y the labels, and cosines over c,
-
-        mean_stages mean_v (cos(s(v), mu_y(v)(s)) - cos(t(v), mu_y(v)(t)))^2.
+        mean_stages mean_v (cos(s(v), mu(s, v)) - cos(t(v), mu(t, v)))^2,
+        mu(f, v) the mean of the features f of the class of v in its sample.
 
     Source: Wang, Zhou, Jiang, Bai, Xu, ECCV 2020.
     3D change: stages whose sides are at most `side` voxels; a stage has the labels of the nearest
@@ -55,17 +54,13 @@ class IFVD(UnadaptedMethod):
 class ReCo(StageMethod):
     """The student has the teacher's features, above all where both the labels and the teacher look.
 
-    With the teacher's attention, S = v softmax_v(mean_c |t| / T) over the v voxels of a sample and
-    C = c softmax_c(mean_v |t| / T) over channels, a region m counts
-
-        R(m) = sum_(b,c,v) (a - t)^2 S C m / (c * sum_(b,v) m),
-
-    m = 1 / size of the voxel's class in its sample on the foreground, 1 / size on the background.
-    With g(f) = f + U(sum_v softmax_v(k f) f) a block of global context, the loss of a stage is
-
-        R(foreground) + R(background) + mean |C_a - C_t| + mean |S_a - S_t| + MSE(g(a), g(t)),
-
-    and stage i of those in use weighs r^i / sum_j r^j, r = 2^(-3 decay).
+        sum_stages w_i [R(foreground) + R(background)
+                        + mean |C_a - C_t| + mean |S_a - S_t| + mean (g(a) - g(t))^2],
+        R(m) = sum_(b,c,v) (a - t)^2 S_t C_t m / (c * sum_(b,v) m), where m is 1 / size of the
+        voxel's class in its sample on the foreground, 1 / size on the background, else 0,
+        S = v softmax_v(mean_c |f| / T) and C = c softmax_c(mean_v |f| / T), attention of f,
+        g(f) = f + U(sum_v softmax_v(k f) f), a block of global context,
+        w_i = r^i / sum_j r^j of the stages in use, r = 2^(-3 decay).
 
     Source: Lan, Hsu, Khan, Jiang, ReCo-KD, 2026, arXiv 2601.08301, terms MS-SARD and MS-CA; blocks
     of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
@@ -78,7 +73,7 @@ class ReCo(StageMethod):
     block serves student and teacher: two could meet anywhere. It begins away from 0, where all of
     it learns from the first step.
     Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T
-    and `decay` (no units); `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to the sum of five
+    and `decay`; `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to the sum of five
     terms and these weights of stages, which sum to 1.
     """
 
@@ -166,9 +161,8 @@ class ReCo(StageMethod):
 class Context(nn.Module):
     """What a block of global context adds to every voxel: U(sum_v softmax_v(k f) f).
 
-    U is a layer to half the channels, a normalisation of these, ReLU and a layer back; the layers
-    do the scaling, so that the normalisation has no weights.
-    `trained`: otherwise frozen where training would have begun, at an output of 0.
+    U is a layer to half the channels, a normalisation of these without weights, ReLU and a layer
+    back. `trained`: otherwise frozen where training would have begun, at an output of 0.
     """
 
     def __init__(self, channels: int, *, trained: bool) -> None:

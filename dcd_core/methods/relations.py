@@ -44,9 +44,7 @@ class RelationMethod(UnadaptedMethod):
 class PairwiseAffinity(RelationMethod):
     """Two regions are as similar for the student as they are for the teacher.
 
-    With nodes x and a_ij = cos(x_i, x_j) over the channels,
-
-        mean_stages mean_(b,i,j) (a_ij(student) - a_ij(teacher))^2.
+        mean_stages mean_(b,i,j) (cos_ij(s) - cos_ij(t))^2,    cos_ij that of nodes i and j.
 
     Source: Liu, Chen, Liu, Qin, Luo, Wang, CVPR 2019, arXiv 1903.04197, and TPAMI 2020.
     3D change: the paper's patches of 2 x 2 would leave matrices of 4 GiB of a 64^3 map; at most
@@ -69,11 +67,10 @@ class PairwiseAffinity(RelationMethod):
 class RelationalKD(RelationMethod):
     """Regions lie as far from each other, and at the angles, that the teacher sees.
 
-    With nodes x of the whole batch, d_ij = |x_i - x_j| / mean_(i != j) |x_i - x_j|, u_ij the unit
-    vector from x_j to x_i, and h the Huber loss with threshold 1,
-
-        mean_stages [distance * mean_ij h(d_ij(student) - d_ij(teacher))
-                     + angle * mean_(i,j,k) h(<u_ij, u_kj>(student) - <u_ij, u_kj>(teacher))].
+        mean_stages [distance * mean_ij h(d_ij(s) - d_ij(t))
+                     + angle * mean_(i,j,k) h(<u_ij, u_kj>(s) - <u_ij, u_kj>(t))],
+        d_ij = |x_i - x_j| / mean_(i != j) |x_i - x_j| of the nodes x of the whole batch,
+        u_ij the unit vector from x_j to x_i, h the Huber loss with threshold 1.
 
     Source: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068.
     3D change: there a sample is an image and a batch has dozens. A batch of one or two patches has
@@ -106,15 +103,13 @@ class RelationalKD(RelationMethod):
 class CrossImage(RelationMethod):
     """A region resembles the regions of every patch of the batch as it does for the teacher.
 
-    CIRKD-style. With unit nodes u(b, i) and p(j | b, i, c) = softmax_j of <u(b, i), u(c, j)> / T,
-    the divergence of rows, for every pair of patches b, c, b = c among them,
-
-        mean_stages mean_(b,c,i) sum_j p_t(j) (log p_t(j) - log p_s(j)).
+        mean_stages mean_(b,c,i) sum_j p_t(j) (log p_t(j) - log p_s(j)),
+        p(j) = softmax_j <u(b, i), u(c, j)> / T of unit nodes u, for all patches b and c.
 
     Source: Yang, Zhou, An, Jiang, Xu, Zhang, CVPR 2022, arXiv 2204.06986.
     3D change: regions stand for pixels. A single patch is related to itself.
-    Differs from the authors' code: the mini-batch term alone. Their memory bank, with its pixel and
-    region queues over the whole data set, is left out.
+    Differs from the authors' code (CIRKD): the mini-batch term alone. Their memory bank, with its
+    pixel and region queues over the whole data set, is left out.
     Options: `temperature` T, `nodes` per axis, `stages`. `weight` 0.1 belongs to the mean over rows
     and pairs of patches, at T = 0.1.
     """
