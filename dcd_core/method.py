@@ -5,10 +5,10 @@ A method compares a student with its teacher and returns one number. All are cal
 read the teacher without a gradient, and own every tensor they train, so that a Distiller gives
 those to the optimizer and to the checkpoint.
 
-The docstring of a method has its formula, its `Source:`, what three dimensions changed, what is not
-as in the authors' code, its options, and the reduction that `weight` belongs to. In formulas s and
-t are features of student and teacher, a the adapted student, b samples, c channels of the teacher,
-k classes, v voxels; mean_stages is the mean over the stages in use, mean the one over all the rest.
+The docstring of a method has its formula, its source, what three dimensions changed, what is not as
+in the authors' code, its options, and the reduction that `weight` belongs to. In formulas s and t
+are features of student and teacher, a the adapted student, b samples, c channels of the teacher, k
+classes, v voxels; mean is the one over all that is not named. Stages in use are averaged.
 """
 
 from __future__ import annotations
@@ -37,12 +37,11 @@ Adapters: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 class Method(nn.Module):
     """A distillation loss; subclasses say what they compare in `distance`.
 
-    Each class declares what it is. `needs_teacher`: it cannot do without one. `needs_logits`: the
-    teacher's decoder must run as well. `regions`: it reads logits as those of overlapping regions
-    (True) or of classes (False), or either way (None). `weight`: the published weight in this
-    code's reduction, NaN where none was published. `adapter_option`: the option that says how
-    adapters are made, if there is one. `decided`: options of its base that a class sets itself.
-    `chunk`: numbers of a volume that are worked on at once, 64 MiB in float32.
+    Declared are `needs_teacher`: it cannot do without one; `needs_logits`: the teacher's decoder
+    must run as well; `regions`: it reads logits as overlapping regions (True), as classes (False)
+    or either way (None); `weight`: the published one in this code's reduction, NaN if unknown;
+    `adapter_option`: the option that says how adapters are made; `decided`: options of a base that
+    the class sets itself; `chunk`: numbers of a volume worked on at once, 64 MiB in float32.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -54,11 +53,11 @@ class Method(nn.Module):
     chunk: int = 1 << 24
 
     def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learn what must be learnt from the teacher alone; called once, before the first step.
+        """Learn from the teacher alone what is needed, if any; called before the first step.
 
         `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w), all of them used.
-        Most methods learn nothing. What is learnt is a buffer, so that a checkpoint holds it, and
-        a second call, as after a restart, changes nothing. The teacher stays as it is.
+        What is learnt is a buffer, so that a checkpoint holds it. A second call, as after a
+        restart, changes nothing. The teacher stays as it is.
         """
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
@@ -71,7 +70,7 @@ class Method(nn.Module):
             return self.distance(_in_float32(student), _in_float32(teacher, detach=True), target)
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
-        """The same, in float32."""
+        """The same in float32."""
         raise NotImplementedError
 
     def in_chunks(
@@ -85,9 +84,8 @@ class Method(nn.Module):
     ) -> list[Result]:
         """What `function` makes of every chunk of volumes along `dim`, `chunk` numbers at most.
 
-        The volumes (b, c, d, h, w) are equally long along `dim`. While gradients are wanted a chunk
-        is computed again in the backward pass. So only what `function` returns exists for all
-        chunks at once, not what it needs in between.
+        The volumes (b, c, d, h, w) are equally long along `dim`. Where gradients are wanted a chunk
+        is computed again in the backward pass, so only what `function` returns is kept.
         """
         size = volumes[0].shape[dim]
         step = max(1, self.chunk * size // max(v.numel() for v in volumes))
@@ -118,12 +116,8 @@ class StageMethod(Method):
         super().__init__()
         count = len(student_channels)
         if len(teacher_channels) != count:
-            raise ContractError(
-                "encoder stages",
-                f"{count} in the student, {len(teacher_channels)} in the teacher",
-                "equally many",
-                "student channels = shrink(teacher channels, factor)",
-            )
+            got = f"{count} in the student, {len(teacher_channels)} in the teacher"
+            raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
         self.stages = tuple(self.default_stages(count) if stages is None else stages)
         if not self.stages or any(not 0 <= i < count for i in self.stages):
             raise ContractError("stages", self.stages, f"indices 0 to {count - 1}", "stages=None")
@@ -141,12 +135,8 @@ class StageMethod(Method):
         one_of("adapters", kind, "learned", "frozen", "orthogonal", "none")
         if kind == "none":
             if student != teacher:
-                raise ContractError(
-                    "adapters 'none'",
-                    f"{student} student and {teacher} teacher channels",
-                    "equal channels",
-                    "'learned'",
-                )
+                got = f"{student} student and {teacher} teacher channels"
+                raise ContractError("adapters 'none'", got, "equal channels", "'learned'")
             return nn.Identity()
         convolution = nn.Conv3d(student, teacher, kernel_size=1, bias=False)
         if kind == "orthogonal":
@@ -160,48 +150,31 @@ class StageMethod(Method):
             if self.compares(t.shape[2:])
         ]
         if not losses:
-            raise ContractError(
-                f"stages of {type(self).__name__}",
-                f"grids {[tuple(teacher.stages[i].shape[2:]) for i in self.stages]}",
-                "one that is compared at least",
-                "deeper stages",
-            )
+            grids = [tuple(teacher.stages[i].shape[2:]) for i in self.stages]
+            what = f"grids of the stages of {type(self).__name__}"
+            raise ContractError(what, grids, "one that is compared at least", "deeper stages")
         return torch.stack(losses).mean()
 
     def pairs(self, student: Output, teacher: Output) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The stages in use: index among them, student features, teacher features.
-
-        Raises ContractError where stages are missing, or have another batch, grid or channels.
-        """
+        """Index, student features and teacher features of the stages in use, once checked."""
         for index, number in enumerate(self.stages):
             counts = len(student.stages), len(teacher.stages)
             if number >= min(counts):
-                raise ContractError(
-                    "encoder stages of student and teacher",
-                    counts,
-                    f"at least {number + 1} in both",
-                    "build(name, student.channels, teacher.channels) of these two networks",
-                )
+                expected = f"at least {number + 1} in both"
+                raise ContractError("encoder stages", counts, expected, "stages=(0, ...) of them")
             s, t = student.stages[number], teacher.stages[number]
-            shapes = f"student {tuple(s.shape)}, teacher {tuple(t.shape)}"
-            if len(s) != len(t) or s.shape[2:] != t.shape[2:]:
+            wanted = [(len(t), width, *t.shape[2:]) for width in self.channels[index]]
+            if [s.shape, t.shape] != wanted:
                 raise ContractError(
-                    f"grid of encoder stage {number}",
-                    shapes,
-                    "the same batch and (D, H, W) in both",
-                    "teacher and student with the same strides, fed the same patch",
-                )
-            if (s.shape[1], t.shape[1]) != self.channels[index]:
-                raise ContractError(
-                    f"channels of encoder stage {number}",
-                    shapes,
-                    "{} in the student, {} in the teacher".format(*self.channels[index]),
-                    "build(name, student.channels, teacher.channels) of these two networks",
+                    f"features of encoder stage {number}",
+                    f"student {tuple(s.shape)}, teacher {tuple(t.shape)}",
+                    "{} and {} channels of one batch on one grid".format(*self.channels[index]),
+                    "the two networks it was built for, with the same strides, fed the same patch",
                 )
             yield index, s, t
 
     def compares(self, size: Sequence[int]) -> bool:
-        """Whether a stage in use is compared on a grid (D, H, W): replaced where some are not."""
+        """Whether a stage is compared on a grid (D, H, W); replaced where some are not."""
         return True
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
@@ -255,9 +228,7 @@ def positive(what: str, value: float) -> float:
 def at_least(what: str, value: int, least: int) -> int:
     """Return `value`; ContractError if it is below `least`."""
     if value < least:
-        raise ContractError(
-            what, value, f"an integer of at least {least}", f"the default of `{what}`"
-        )
+        raise ContractError(what, value, f"at least {least}", f"the default of `{what}`")
     return value
 
 

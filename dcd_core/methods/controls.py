@@ -22,9 +22,7 @@ from dcd_core.wavelet.transform import apply_separable, matrix
 class HighPass(FeatureMSE):
     """FeatureMSE of what a low-pass filter along each axis takes from the features.
 
-    A linear filter commutes with an adapter without bias. So both networks are filtered before it:
-    in the backward pass the narrow student is, not the wide difference. The filtered teacher exists
-    whole.
+    A linear filter commutes with an adapter without bias, so the narrow student is filtered.
     """
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
@@ -67,8 +65,7 @@ class FourierHighPass(HighPass):
         H what keeps frequencies at or above the cutoff along at least one axis.
 
     Source: ours, as GaussianHighPass.
-    3D change: the frequencies left out are a cube, as those of a wavelet's coarse band, so the
-    filter is one matrix along each axis and no spectrum is stored.
+    3D change: the frequencies left out are a cube, as those of a wavelet's coarse band.
     Differs from the authors' code: there is none. Patches are periodic, as in DCD.
     Options: `cutoff` in cycles per voxel, at most 0.5; at 0.25 it keeps what seven ideal detail
     bands would. `stages`, `adapters`. `weight` 1 as in FeatureMSE.
@@ -78,19 +75,15 @@ class FourierHighPass(HighPass):
         super().__init__(*channels, **shared)
         self.cutoff = positive("cutoff", cutoff)
         if cutoff > 0.5:
-            raise ContractError(
-                "cutoff",
-                cutoff,
-                "at most 0.5 cycles per voxel, the highest there is",
-                "cutoff=0.25",
-            )
+            expected = "at most 0.5 cycles per voxel, the highest there is"
+            raise ContractError("cutoff", cutoff, expected, "cutoff=0.25")
 
     def lowpass(self, n: int, like: Volume) -> Float[Tensor, "n n"]:
         return matrix(_low_frequencies, n, self.cutoff, like=like)
 
 
 class OtherBands(DCD):
-    """DCD with bands of its own choice in place of `bands`; its other options are DCD's."""
+    """DCD with bands of its own choice; the other options are DCD's."""
 
     decided: ClassVar[tuple[str, ...]] = ("bands",)
 

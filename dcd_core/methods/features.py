@@ -74,8 +74,7 @@ class ChannelWiseFeatures(StageMethod):
     3D change: all stages; a few of the teacher's channels are adapted and compared at a time.
     Differs from the authors' code: their adapter adds normalisation and ReLU. A well-known port
     divides by the student's channels, which makes the loss larger by the width factor.
-    Options: `temperature` T, `stages`, `adapters`. `weight` 50 belongs to T = 4: the published one
-    of a single map, shared among the stages. Calibrate it.
+    Options: `temperature` T, `stages`, `adapters`. `weight` 50 at T = 4, published for one map.
     """
 
     weight: ClassVar[float] = 50.0
@@ -85,10 +84,8 @@ class ChannelWiseFeatures(StageMethod):
         self.temperature = positive("temperature", temperature)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        adapter, divergence = (
-            self.adapters[index],
-            partial(channelwise, temperature=self.temperature),
-        )
+        adapter = self.adapters[index]
+        divergence = partial(channelwise, self.temperature, None)
 
         def adapted(rows: Tensor, t: Tensor) -> Tensor:
             return divergence(conv3d(student, rows.transpose(0, 1)), t)

@@ -18,9 +18,6 @@ from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Pyramid, wavedec3, waverec3
 
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (b, k, d, h, w) and targets (b, 1, d, h, w) to a scalar."""
-
 Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
 """Per level, finest first: masks (b, tokens, 7, d, h, w), 0 to 1, of the seven detail bands."""
 
@@ -78,18 +75,17 @@ class FreeKD(PromptFreeFreeKD):
         M_l = sigmoid(P_l . W_l(t)), masks per token, band and voxel, W_l as in PromptFreeFreeKD,
         P_l prompts, one vector of the teacher's channels per token.
 
-    Before, prompts learn on the frozen teacher what its task needs (`train_prompts`): its features
-    are rebuilt from their coarse band and their detail times mean_tokens M, the rest of the network
-    reads them, and task loss + diversity * mean_(two tokens) dice of their masks falls.
+    Before, prompts learn on the frozen teacher (`train_prompts`): its features are rebuilt from
+    their coarse band and their detail times mean_tokens M, the rest of the network reads them, and
+    task loss + diversity * mean_(two tokens) dice of their masks falls.
 
     Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, CVPR 2024, arXiv 2311.12079.
     3D change: as in PromptFreeFreeKD. Later stages and the decoder read a masked stage.
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
     levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
     it. The position-aware weights of the paper are in neither.
-    Options: `tokens`, `diversity` and `rate`, the learning rate, of the prompts' training; `levels`
-    at most, `stages`, `adapters`. `weight` 1 belongs to these means. Prompts are buffers: never
-    trained with the student, kept in its checkpoint.
+    Options: `tokens`, `diversity` and learning `rate` of the prompts' training; `levels` at most,
+    `stages`, `adapters`. `weight` 1 belongs to these means.
     """
 
     def __init__(
@@ -118,12 +114,11 @@ class FreeKD(PromptFreeFreeKD):
         self,
         teacher: Segmenter,
         batches: Iterable[tuple[Tensor, Tensor]],
-        task_loss: TaskLoss | None = None,
+        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> list[float]:
         """Train the prompts on a teacher, a step of Adam per batch; the losses, step by step.
 
-        `batches`: images (b, c, d, h, w), targets (b, 1, d, h, w), as the teacher was trained on;
-        `task_loss`: of its logits, `dice_and_cross_entropy` by default. The teacher stays as it is.
+        `batches` as in `prepare`; `task_loss(logits, target)`: `dice_and_cross_entropy` if None.
         """
         task_loss = task_loss or dice_and_cross_entropy
         prompts = [p.clone().requires_grad_() for p in self.prompts()]
@@ -146,12 +141,8 @@ class FreeKD(PromptFreeFreeKD):
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         if not self.trained:
-            raise ContractError(
-                "prompts of freekd",
-                "as they were drawn",
-                "prompts trained on the teacher",
-                "method.prepare(teacher, batches) first, or 'freekd-prompt-free'",
-            )
+            attempt = "method.prepare(teacher, batches) first, or 'freekd-prompt-free'"
+            raise ContractError("prompts", "as drawn", "prompts trained on the teacher", attempt)
         return super().distance(student, teacher, target)
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
@@ -207,12 +198,9 @@ def dice_and_cross_entropy(logits: Volume, target: Tensor) -> Scalar:
     counts = labels >= 0
     classes = logits.shape[1]
     if labels.max() >= classes:
-        raise ContractError(
-            "labels to train prompts on",
-            int(labels.max()),
-            f"classes 0 to {classes - 1}, or below 0 where ignored",
-            "train_prompts(teacher, batches, task_loss) with the teacher's own loss",
-        )
+        expected = f"classes 0 to {classes - 1}, or below 0 where ignored"
+        attempt = "train_prompts(teacher, batches, task_loss) with the teacher's own loss"
+        raise ContractError("labels to train prompts on", int(labels.max()), expected, attempt)
     truth = one_hot(labels.clamp(min=0), classes).movedim(-1, 1) * counts[:, None]
     p = logits.softmax(1) * counts[:, None]
     axes = (0, 2, 3, 4)

@@ -22,8 +22,7 @@ class LogitMethod(Method):
     """A loss of full-resolution logits (b, k, d, h, w), written in `logits`.
 
     `regions`: the k channels are overlapping regions, each a sigmoid of its own, not classes of one
-    softmax; None where the loss treats both alike. `ignore`: label of voxels that count neither in
-    sums nor in means, None where all count.
+    softmax. `ignore`: label of voxels that count neither in sums nor in means, None where all do.
     """
 
     needs_logits: ClassVar[bool] = True
@@ -42,21 +41,14 @@ class LogitMethod(Method):
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         s, t = student.logits, teacher.logits
         if s.shape != t.shape:
-            raise ContractError(
-                "logits of the teacher",
-                tuple(t.shape),
-                f"the student's {tuple(s.shape)}",
-                "two networks of one task on one patch, and a teacher whose decoder runs",
-            )
+            expected = f"the student's {tuple(s.shape)}"
+            attempt = "two networks of one task on one patch, and a teacher whose decoder runs"
+            raise ContractError("logits of the teacher", tuple(t.shape), expected, attempt)
         if target is None or self.ignore is None:
             return self.logits(s, t, s.new_ones((len(s), *s.shape[2:]), dtype=torch.bool))
         if target.shape[2:] != s.shape[2:]:
-            raise ContractError(
-                "grid of the target",
-                tuple(target.shape[2:]),
-                f"that of the logits, {tuple(s.shape[2:])}",
-                "labels of the patch that both networks see",
-            )
+            size, expected = tuple(target.shape[2:]), f"that of the logits, {tuple(s.shape[2:])}"
+            raise ContractError("grid of the target", size, expected, "labels of the same patch")
         return self.logits(s, t, target[:, 0] != self.ignore)
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
@@ -112,12 +104,10 @@ class DIST(LogitMethod):
 
     Source: Huang, You, Wang, Qian, Xu, NeurIPS 2022, arXiv 2205.10536.
     3D change: none but the voxels.
-    Differs from the authors' code: voxels are related within a sample, there in the whole batch, so
-    that the loss of a batch is the mean of its samples'. With two classes the correlation between
-    classes is +1 or -1 and has no gradient; with one region its term is left out. Where a row is
-    constant r is 0, as there.
-    Options: `temperature` T, `beta`, `gamma`, `regions`, `ignore`. `weight` 1 belongs to these
-    means with beta = gamma = 1.
+    Differs from the authors' code: voxels are related within a sample, there in the whole batch.
+    With two classes the correlation between classes is +1 or -1 and has no gradient; with one
+    region its term is left out. Where a row is constant r is 0, as there.
+    Options: `temperature` T, `beta`, `gamma`, `regions`, `ignore`. `weight` 1 of beta = gamma = 1.
     """
 
     weight: ClassVar[float] = 1.0
@@ -160,9 +150,8 @@ class WaveletOutputs(LogitMethod):
     Differs from the authors' code: zero padding there; here patches are periodic, as in DCD, and an
     odd axis repeats its last voxel first, so a constant has no detail. The difference is 0 at
     ignored voxels, which stay in the mean.
-    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10, for
-    the sum over levels, is a start: the paper's was not recovered, and the mean over mostly empty
-    bands is about 1e-3.
+    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10 is a
+    start: the paper's was not recovered, and the mean over mostly empty bands is about 1e-3.
     """
 
     weight: ClassVar[float] = 10.0
@@ -176,12 +165,12 @@ class WaveletOutputs(LogitMethod):
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         levels = min(self.levels, max_level(student.shape[2:], self.wavelet))
         if not levels:
-            raise ContractError(
-                "levels of the output's wavelet transform",
-                f"grid {tuple(student.shape[2:])} with {self.wavelet}",
-                "at least one level along the shortest axis",
+            got = f"grid {tuple(student.shape[2:])} with {self.wavelet}"
+            expected, attempt = (
+                "at least one along the shortest axis",
                 "a larger patch, or wavelet='haar'",
             )
+            raise ContractError("levels of the output's transform", got, expected, attempt)
         # The transform is linear, so the difference is transformed, once.
         difference = self.probabilities(student) - self.probabilities(teacher)
         details = wavedec3(difference * counts[:, None], self.wavelet, levels=levels).details
@@ -194,8 +183,7 @@ class ChannelWiseLogits(LogitMethod):
         T^2 * mean_(b,k) sum_v phi_t (log phi_t - log phi_s),    phi = softmax_v(logits / T).
 
     Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
-    3D change: by the logarithm of the softmax, as probabilities of 2 million voxels underflow half
-    precision; a few classes at a time.
+    3D change: a few classes at a time.
     Differs from the authors' code: their scripts add adversarial and pixel-wise terms, and ignore
     no voxels. Classes absent from a patch count as any other, as there.
     Options: `temperature` T, `ignore`. `weight` 3 belongs to T = 4 and the mean over classes.
@@ -209,15 +197,13 @@ class ChannelWiseLogits(LogitMethod):
         self.temperature = positive("temperature", temperature)
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
-        divergence = partial(
-            channelwise, temperature=self.temperature, counts=None if counts.all() else counts
-        )
+        divergence = partial(channelwise, self.temperature, None if counts.all() else counts)
         total = self.in_chunks(divergence, student, teacher, dim=1)
         return total / (student.shape[0] * student.shape[1])
 
 
 def channelwise(
-    student: Volume, teacher: Volume, *, temperature: float, counts: Counts | None = None
+    temperature: float, counts: Counts | None, student: Volume, teacher: Volume
 ) -> Scalar:
     """T^2 times the divergence of the channels' distributions over voxels, summed over b and c."""
     p, q = (x / temperature for x in (student, teacher))

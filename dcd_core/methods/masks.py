@@ -28,16 +28,16 @@ class ACAMKD(StageMethod):
         F = softmax(Q(t) K(a)^T / sqrt(c / 2)) V(a) the attention over places.
 
     Source: Lan, Tian, ICCV 2025, arXiv 2503.06307.
-    3D change: attention at no more than 16^3 places, pooled; the logits of the masks of space are
-    interpolated to the voxels. Stages 2 to 4; errors in slabs along D.
+    3D change: attention at no more than 16^3 places, pooled; the logits of S are interpolated to
+    the voxels. Stages 2 to 4; errors in slabs along D.
     Differs from the authors' code: there is none. Our choices, where the paper leaves one: errors
     are divided by the sum of the mask, since a mask that minimises a plain masked error vanishes;
-    masks do learn from the errors, but the student learns nothing from the masks, or it would be
+    masks learn from the errors, but the student learns nothing from the masks, or it would be
     driven off where it agrees; V keeps all channels, as the channel mask needs them; the student is
     adapted first; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are
     of encoder features, not of predicted maps; M is an option, not the number of classes.
-    Options: `masks` M, `diversity`, `stages`, `adapters`. `weight` 1 belongs to these means, to
-    which the diversity adds up to 2 even where student and teacher agree.
+    Options: `masks` M, `diversity` (it adds up to 2 where networks agree), `stages`, `adapters`.
+    `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
@@ -72,10 +72,7 @@ class ACAMKD(StageMethod):
 
 
 class Fusion(nn.Module):
-    """Attention of the teacher's places to the student's, and the masks made of it.
-
-    `channels`: of both; `masks`: how many of each kind.
-    """
+    """Attention of the teacher's places to the student's, and `masks` of each kind made of it."""
 
     def __init__(self, channels: int, masks: int) -> None:
         super().__init__()
@@ -101,8 +98,8 @@ class Fusion(nn.Module):
         s, t = student.flatten(2).mT, teacher.flatten(2).mT
         q, k, v = self.query(t), self.key(s), self.value(s)
         scale, more = q.shape[2] ** -0.5, v.shape[2] - q.shape[2]
-        # Zeros change no product, but kernels that keep no matrix of places by places (a tenth of
-        # the memory at 16^3) want q, k and v to be equally wide, and an axis of heads.
+        # Kernels that keep no matrix of places by places, a tenth of the memory at 16^3, want q, k
+        # and v to be equally wide, by zeros, and an axis of heads.
         q, k, v = (x[:, None] for x in (pad(q, (0, more)), pad(k, (0, more)), v))
         fused = scaled_dot_product_attention(q, k, v, scale=scale)[:, 0]
         return fused.mT.unflatten(2, teacher.shape[2:])

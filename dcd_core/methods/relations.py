@@ -20,7 +20,7 @@ from dcd_core.types import Volume
 Nodes = Float[Tensor, "b n _"]
 
 SMALL = 1e-6
-"""Norms below this count as it: the direction of a node of zeros has no gradient that explodes."""
+"""Smaller norms count as it, so that the direction of a node of zeros has a finite gradient."""
 
 
 class RelationMethod(UnadaptedMethod):
