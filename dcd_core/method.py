@@ -120,7 +120,9 @@ class StageMethod(Method):
             raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
         self.stages = tuple(self.default_stages(count) if stages is None else stages)
         if not self.stages or any(not 0 <= i < count for i in self.stages):
-            raise ContractError("stages", self.stages, f"indices 0 to {count - 1}", "stages=None")
+            raise ContractError(
+                "stages", self.stages, f"indices from 0 to {count - 1}", "stages=None"
+            )
         # Channels of student and teacher, for each of the stages in use.
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
         self.adapters = nn.ModuleList(self.adapter(s, t, adapters) for s, t in self.channels)

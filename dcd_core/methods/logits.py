@@ -166,11 +166,8 @@ class WaveletOutputs(LogitMethod):
         levels = min(self.levels, max_level(student.shape[2:], self.wavelet))
         if not levels:
             got = f"grid {tuple(student.shape[2:])} with {self.wavelet}"
-            expected, attempt = (
-                "at least one along the shortest axis",
-                "a larger patch, or wavelet='haar'",
-            )
-            raise ContractError("levels of the output's transform", got, expected, attempt)
+            expected = "one level at least along the shortest axis"
+            raise ContractError("levels", got, expected, "a larger patch, or wavelet='haar'")
         # The transform is linear, so the difference is transformed, once.
         difference = self.probabilities(student) - self.probabilities(teacher)
         details = wavedec3(difference * counts[:, None], self.wavelet, levels=levels).details

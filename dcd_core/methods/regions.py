@@ -64,17 +64,16 @@ class ReCo(StageMethod):
 
     Source: Lan, Hsu, Khan, Jiang, ReCo-KD, 2026, arXiv 2601.08301, terms MS-SARD and MS-CA; blocks
     of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
-    3D change: none. Slabs along D are adapted twice: for attention and scores of the context, which
-    are taken over a whole patch, then for the squares. All stages but the deepest.
+    3D change: none. Slabs along D are adapted twice, first for what is taken over a whole patch.
+    All stages but the deepest.
     Differs from the authors' code: the public one is a port in a sibling of DCD's release
     (`released`). There the background counts as a class of the foreground, and only ignored voxels
     are background; adapters, with a bias, and blocks of context are never trained, and the latter
     begin at 0, so that g(f) = f. Here neither region has ignored voxels, both are trained, and one
-    block serves student and teacher: two could meet anywhere. It begins away from 0, where all of
-    it learns from the first step.
-    Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T
-    and `decay`; `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to the sum of five
-    terms and these weights of stages, which sum to 1.
+    block serves both networks: two could meet anywhere. It begins away from 0, where all of it
+    learns from the first step.
+    Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T;
+    `decay`; `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to this sum.
     """
 
     weight: ClassVar[float] = 0.01
@@ -148,10 +147,9 @@ class ReCo(StageMethod):
     def _weights(self, target: Tensor | None, teacher: Volume) -> Float[Tensor, "b 1 d h w"]:
         """The m / sum_(b,v) m of both regions, added up: no voxel is in both."""
         labels, counts = labels_at(teacher.shape[2:], target, self.ignore)
+        foreground, background = counts & (labels > 0), counts & (labels == 0)
         if self.masks == "released":
             foreground, background = counts, ~counts
-        else:
-            foreground, background = counts & (labels > 0), counts & (labels == 0)
         # As one class, whatever the background's labels are.
         areas = _per_area(labels * foreground, foreground), _per_area(0 * labels, background)
         weights = torch.stack([a / (a.sum() + 1e-8) for a in areas]).sum(0)
@@ -201,10 +199,9 @@ def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Ten
 def labels_at(
     size: Sequence[int], target: Tensor | None, ignore: int | None
 ) -> tuple[Labels, Members]:
-    """Labels on a coarser grid, that of the nearest voxel, and which of them count.
+    """Labels of the nearest voxels on a coarser grid, and which count: not `ignore`, not below 0.
 
     Nearest as in the codes that are compared, although it drops lesions smaller than a voxel.
-    Those below 0, which no class has, and `ignore` do not count. ContractError without a target.
     """
     if target is None:
         raise ContractError("target", None, "labels", "forward(student, teacher, target)")
@@ -216,10 +213,7 @@ def labels_at(
 
 
 def _closeness(features: Narrow, labels: Labels, counts: Members) -> Float[Tensor, "b v"]:
-    """Cosine of each voxel and the centre of its class in its sample.
-
-    Products of matrices, of k * v numbers, not a copy of the features per class.
-    """
+    """Cosine of each voxel and the centre of its class in its sample."""
     f = features.flatten(2)
     known = labels * counts  # a label of its own for ignored voxels may be 255
     members = one_hot(known).to(f.dtype) * counts[:, :, None]  # (b, v, k)
