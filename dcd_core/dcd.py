@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.method import Adapters, StageMethod
+from dcd_core.method import Adapters, StageMethod, check_target
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.energy import Convention, Selection, usable_levels, voxels
 from dcd_core.wavelet.fast import distance
@@ -89,6 +89,8 @@ class DCD(StageMethod):
 
     Source: Fan et al., MICCAI 2026, arXiv 2605.26382.
     """
+
+    adapter_option: ClassVar[str | None] = "projection"
 
     def __init__(
         self,
@@ -161,6 +163,7 @@ class DCD(StageMethod):
         self, student: Output, teacher: Output, target: Tensor | None = None
     ) -> Float[Tensor, ""]:
         """The loss of a batch, a scalar; `target` is there because every method takes it."""
+        check_target(target, student)
         used = [stage.distance for stage in self.per_stage(student, teacher) if stage.levels]
         if not used:
             grids = [tuple(s.shape[2:]) for s in student.stages]
