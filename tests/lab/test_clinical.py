@@ -29,7 +29,7 @@ teacher_floor=0.0 seeds=[0] workers=2
 
 @pytest.mark.slow
 def test_the_pages_of_the_paper_run_on_real_layouts(project, tmp_path):
-    """`run.py --profile paper`, cut down by `--set` alone, on fourteen patients of each challenge."""
+    """`run.py --profile paper`, cut down by `--set` alone, on fourteen patients per challenge."""
     root = tmp_path / "clinical"
     gliomas, strokes = (phantom.cohort(k, 2, seed=5, spacing_mm=4.0) for k in ("glioma", "stroke"))
     ids = [f"BraTS-GLI-{n:05}-{100 + n % 2}" for n in range(14)]
