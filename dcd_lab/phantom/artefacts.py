@@ -1,7 +1,7 @@
 """What a scanner adds to a signal: thick slices, coil shading, noise, misregistration.
 
-Noise is drawn on the acquisition's own grid and travels through the same interpolation as the
-signal, so it is as band-limited as in a resampled scan.
+Noise is drawn on the grid of the acquisition and interpolated as the signal is, so it is as
+band-limited as in a resampled scan.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcd_lab.phantom.fields import Array, Grid, along_axes, smooth
+from dcd_lab.phantom.fields import Array, Grid, along_axes, neighbour_matrix, smooth
 
 
 class Acquisition(NamedTuple):
     """Resolution in mm along (i, j, k), signal-to-noise ratio in white matter, shift in mm."""
 
-    resolution_mm: tuple[float, float, float]
+    resolution_mm: tuple[float, ...]
     snr: float
-    shift_mm: tuple[float, float, float]
+    shift_mm: tuple[float, ...]
 
 
 def draw_acquisition(
@@ -31,13 +31,12 @@ def draw_acquisition(
     shift_mm: float,
     axis: int = 2,
 ) -> Acquisition:
-    """Draw a resolution (thick along `axis`), noise level and misregistration."""
+    """Draw a resolution (thick along `axis`), a noise level and a misregistration."""
     fine = float(rng.uniform(*in_plane_mm))
     thick = max(fine, float(rng.uniform(*slice_mm)))
-    i, j, k = (thick if a == axis else fine for a in range(3))
-    x, y, z = (float(shift) for shift in rng.normal(0.0, shift_mm, 3))
-    level = float(np.exp(rng.uniform(*np.log(snr))))
-    return Acquisition((i, j, k), level, (x, y, z))
+    resolution_mm = tuple(thick if a == axis else fine for a in range(3))
+    shift = tuple(rng.normal(0.0, shift_mm, 3).tolist())
+    return Acquisition(resolution_mm, float(np.exp(rng.uniform(*np.log(snr)))), shift)
 
 
 def _slice_matrix(count: int, spacing: float, step: float, start: float) -> Array:
@@ -60,11 +59,7 @@ def _cubic_matrix(count: int, spacing: float, step: float, start: float, samples
         (-3 * u**3 + 4 * u**2 + u) / 2,
         (u**3 - u**2) / 2,
     )
-    matrix = np.zeros((count, samples))
-    for offset, weight in enumerate(weights):
-        column = np.clip(below + offset - 1, 0, samples - 1)
-        np.add.at(matrix, (np.arange(count), column), weight)
-    return matrix
+    return neighbour_matrix(below - 1, weights, samples)
 
 
 def acquire(

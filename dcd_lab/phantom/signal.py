@@ -1,7 +1,7 @@
-"""MR signals from tissue parameters: the sequence equations and one scanner session's settings.
+"""MR signals from tissue parameters: the sequence equations, and how tissues mix in a voxel.
 
-Signals are computed per tissue and then mixed, because a voxel half cortex and half fluid shows
-the mean of two signals and not the signal of a mean tissue.
+Signals are computed per tissue and then mixed: a voxel half cortex and half fluid shows the mean of
+two signals, not the signal of a mean tissue.
 """
 
 from __future__ import annotations
@@ -92,19 +92,25 @@ def with_contrast_agent(
     return tissue._replace(t1_ms=t1_ms, t2_ms=t2_ms)
 
 
-def base_layers(anatomy: Anatomy, tissues: dict[str, Tissue]) -> list[Layer]:
-    """Healthy tissue as layers, white matter first."""
-    return [Layer(getattr(anatomy, n), tissues[n]) for n in ("white", "cortex", "deep", "csf")]
+class Patient(NamedTuple):
+    """What is scanned: healthy tissues, and the layers painted over them, one after another."""
 
+    anatomy: Anatomy
+    tissues: dict[str, Tissue]
+    over: Sequence[Layer]
 
-def mix(base: Sequence[Layer], over: Sequence[Layer], sequence: Pulse) -> Array:
-    """Signal per voxel: the sum over `base` (shares add up to one), then `over` painted on top."""
-    signal = np.zeros_like(base[0].share)
-    for layer in base:
-        signal = signal + layer.share * sequence(layer.tissue)
-    for layer in over:
-        signal = signal + layer.share * (sequence(layer.tissue) - signal)
-    return signal
+    def signal(self, pulse: Pulse) -> Array:
+        """Signal per voxel."""
+        signal = np.zeros_like(self.anatomy.white)
+        for name in ("white", "cortex", "deep", "csf"):
+            signal = signal + getattr(self.anatomy, name) * pulse(self.tissues[name])
+        for share, tissue in self.over:
+            signal = signal + share * (pulse(tissue) - signal)
+        return signal
+
+    def white(self, pulse: Pulse) -> float:
+        """Signal of white matter, to which noise and gain refer."""
+        return float(pulse(self.tissues["white"]))
 
 
 def draw_tissues(rng: np.random.Generator) -> dict[str, Tissue]:
