@@ -7,11 +7,13 @@ band-limited as in a resampled scan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from dcd_lab.phantom.fields import Array, Grid, along_axes, neighbour_matrix, smooth
+from dcd_lab.phantom.fields import Array, Grid, Rng, along_axes, neighbour_matrix, smooth
+
+Range: TypeAlias = tuple[float, float]
 
 
 class Acquisition(NamedTuple):
@@ -23,13 +25,7 @@ class Acquisition(NamedTuple):
 
 
 def draw_acquisition(
-    rng: np.random.Generator,
-    *,
-    in_plane_mm: tuple[float, float],
-    slice_mm: tuple[float, float],
-    snr: tuple[float, float],
-    shift_mm: float,
-    axis: int = 2,
+    rng: Rng, in_plane_mm: Range, slice_mm: Range, *, snr: Range, shift_mm: float, axis: int = 2
 ) -> Acquisition:
     """Draw a resolution (thick along `axis`), a noise level and a misregistration."""
     fine = float(rng.uniform(*in_plane_mm))
@@ -63,12 +59,7 @@ def _cubic_matrix(count: int, spacing: float, step: float, start: float, samples
 
 
 def acquire(
-    signals: Sequence[Array],
-    acquisition: Acquisition,
-    rng: np.random.Generator,
-    grid: Grid,
-    *,
-    reference: float,
+    signals: Sequence[Array], acquisition: Acquisition, rng: Rng, grid: Grid, *, reference: float
 ) -> list[Array]:
     """Signals as acquired and resampled to the grid, with Rician noise of `reference` / SNR."""
     down, up = [], []
@@ -89,6 +80,6 @@ def acquire(
     return acquired
 
 
-def coil_shading(rng: np.random.Generator, grid: Grid, amplitude: float) -> Array:
+def coil_shading(rng: Rng, grid: Grid, amplitude: float) -> Array:
     """Receive sensitivity: the exponential of a smooth field with the given amplitude."""
     return np.exp(amplitude * smooth(rng, grid, 85.0))

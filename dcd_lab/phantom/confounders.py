@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from dcd_lab.phantom.anatomy import Anatomy
-from dcd_lab.phantom.fields import Array, Grid, blur, smooth, soft
+from dcd_lab.phantom.fields import Array, Grid, Rng, blur, smooth, soft
 
 
 def _blob(mni: Array, centre: tuple[int, int, int], radii: tuple[float, float, float]) -> Array:
@@ -18,9 +18,7 @@ def _blob(mni: Array, centre: tuple[int, int, int], radii: tuple[float, float, f
     return np.exp(-(x**2 + y**2 + z**2))
 
 
-def gliosis(
-    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, beta: tuple[float, float]
-) -> Array:
+def gliosis(rng: Rng, grid: Grid, anatomy: Anatomy, beta: tuple[float, float]) -> Array:
     """Share of white-matter hyperintensity: caps on the horns, a thin patchy band, deep spots.
 
     `beta`: the distribution of a patient's burden, 0 to 1.
@@ -35,7 +33,7 @@ def gliosis(
     return anatomy.white * np.clip(soft(band - 0.5, 0.4) + spots, 0.0, 1.0)
 
 
-def pallidum(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
+def pallidum(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Share of iron-rich deep nuclei, dark on T2, FLAIR and DWI."""
     bump = _blob(anatomy.mni, (19, -3, -1), (6.5, 10.0, 6.5))
     nigra = _blob(anatomy.mni, (10, -19, -13), (5.0, 5.0, 4.0))
@@ -43,7 +41,7 @@ def pallidum(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
     return 0.7 * (1.0 - anatomy.csf) * soft(level, 0.9)
 
 
-def vessels(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
+def vessels(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Share of enhancing vessel, dura and choroid plexus per voxel."""
     one, two = smooth(rng, grid, 11.0), smooth(rng, grid, 11.0)
     tube = soft(0.8 - 7.0 * np.hypot(one, two), 1.0) * soft(24.0 - anatomy.depth_mm, 8.0)
@@ -55,7 +53,7 @@ def vessels(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
     return np.clip(0.75 * veins + 0.55 * dura + 0.6 * choroid, 0.0, 1.0)
 
 
-def susceptibility(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
+def susceptibility(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Log signal change of echo-planar images above the sinuses and the ear bones."""
     frontal = _blob(anatomy.mni, (14, 42, -18), (17.0, 20.0, 9.0))
     ear = _blob(anatomy.mni, (50, -20, -26), (12.0, 24.0, 10.0))

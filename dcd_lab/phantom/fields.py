@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 Array = np.ndarray
+Rng = np.random.Generator
 # Head millimetres covered by every lattice; positions outside take the value at its border.
 LOW_MM, HIGH_MM = -135.0, 115.0
 # Mean over positions of the sum of squared cubic B-spline weights, per axis (closed form 151/315).
@@ -31,11 +32,6 @@ class Grid(NamedTuple):
         """Voxels along (i, j, k)."""
         i, j, k = self.axes
         return len(i), len(j), len(k)
-
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel."""
-        return self.spacing_mm**3 / 1000.0
 
     @property
     def points(self) -> list[Array]:
@@ -59,7 +55,7 @@ def length(offsets: Iterable[Array]) -> Array:
 
 
 def neighbour_matrix(first: Array, weights: Iterable[Array], columns: int) -> Array:
-    """One row per position; its `weights` in the columns from `first` on, or in the border column."""
+    """Row per position with its `weights` from column `first` on, edges repeated."""
     rows = np.arange(len(first))
     matrix = np.zeros((len(first), columns))
     for offset, weight in enumerate(weights):
@@ -90,7 +86,7 @@ def along_axes(values: Array, matrices: Sequence[Array]) -> Array:
     return (first @ values.reshape(len(values), -1)).reshape(len(first), *values.shape[1:])
 
 
-def smooth(rng: np.random.Generator, grid: Grid, scale_mm: float) -> Array:
+def smooth(rng: Rng, grid: Grid, scale_mm: float) -> Array:
     """A random field of zero mean, unit variance and the given correlation length."""
     nodes = int(np.ceil((HIGH_MM - LOW_MM) / scale_mm)) + 4
     lattice = rng.standard_normal((nodes, nodes, nodes))
@@ -116,12 +112,13 @@ def blur(volume: Array, sigma_mm: float, grid: Grid) -> Array:
 def uncrop(volume: Array, shape: tuple[int, int, int], box: Sequence[slice]) -> Array:
     """Put a cropped volume (..., i, j, k) back into a grid of zeros."""
     full = np.zeros((*volume.shape[:-3], *shape), volume.dtype)
-    full[(..., *box)] = volume
+    i, j, k = box
+    full[..., i, j, k] = volume
     return full
 
 
 def components(mask: Array, structure: Array | None = None) -> tuple[Array, Array]:
-    """Connected components: their number per voxel, and their sizes; 0, the background, has none."""
+    """Number of the connected component of every voxel, and sizes; that of the background is 0."""
     parts, count = ndimage.label(mask, structure)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0

@@ -7,51 +7,37 @@ and the annotator's wobble are all computed from this one number.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
-from dcd_lab.phantom.anatomy import Anatomy
-from dcd_lab.phantom.fields import Array, Grid, length, smooth
-
-FAR_MM = -60.0
+from dcd_lab.phantom.anatomy import FAR_MM, Anatomy
+from dcd_lab.phantom.fields import Array, Grid, Rng, length, smooth
 
 # Centres of arterial branch territories, MNI millimetres on one side; the other is its mirror.
 # Drawn from textbook descriptions of the cortical branches and perforators, not from an atlas file.
 BRANCHES: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "mca": (
-        (38, 40, -8), (46, 30, 22), (50, 8, 32), (54, -10, 40), (54, -28, 42), (46, -46, 46),
-        (48, -62, 30), (52, -62, 6), (60, -42, 4), (62, -20, -8), (52, 4, -22), (42, 16, -32),
-        (40, 4, 4),
-    ),
-    "aca": (
-        (8, 36, -18), (12, 60, 4), (10, 46, 28), (12, 26, 46), (12, 2, 58), (12, -24, 60),
-        (12, -52, 56), (7, 16, 26),
-    ),
-    "pca": (
-        (34, -20, -28), (34, -46, -18), (12, -82, 4), (14, -70, 28), (28, -88, 4),
-        (10, -10, 8), (17, -22, 6),
-    ),
+    "mca": ((38, 40, -8), (46, 30, 22), (50, 8, 32), (54, -10, 40), (54, -28, 42), (46, -46, 46),
+            (48, -62, 30), (52, -62, 6), (60, -42, 4), (62, -20, -8), (52, 4, -22), (42, 16, -32),
+            (40, 4, 4)),
+    "aca": ((8, 36, -18), (12, 60, 4), (10, 46, 28), (12, 26, 46), (12, 2, 58), (12, -24, 60),
+            (12, -52, 56), (7, 16, 26)),
+    "pca": ((34, -20, -28), (34, -46, -18), (12, -82, 4), (14, -70, 28), (28, -88, 4),
+            (10, -10, 8), (17, -22, 6)),
     "perforator": ((26, 0, 8), (16, 10, 6), (22, -16, 0)),
     "fossa": ((20, -52, -22), (20, -62, -42), (30, -46, -36), (5, -26, -34), (6, -22, -12)),
 }  # fmt: skip
 _PERFORATOR = 3  # index of the artery
-_RIGHT = 100  # added to indices of the right hemisphere
+_RIGHT = 100
 _ORIGIN = np.array([-96.0, -132.0, -78.0])
 _STEP = 3.0
 
 
-class Territories(NamedTuple):
-    """`branch`, `artery`: numbers of the nearest ones; `border_mm`: nearness to a watershed."""
-
-    branch: Array
-    artery: Array
-    border_mm: Array
-
-
 @lru_cache(maxsize=1)
-def territories() -> Territories:
-    """Arterial territories on a 3 mm lattice: the nearest branch centre wins."""
+def territories() -> tuple[Array, Array, Array]:
+    """On a 3 mm lattice: the nearest branch, the artery it is of, and how near a watershed is (mm).
+
+    `_RIGHT` is added to the numbers of branches and arteries of the right hemisphere.
+    """
     axes = (o + _STEP * np.arange(66) for o in _ORIGIN)
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     centres = [centre for part in BRANCHES.values() for centre in part]
@@ -61,7 +47,7 @@ def territories() -> Territories:
     gaps[arteries == _PERFORATOR] += 2.0
     branch, side = gaps.argmin(axis=0), np.where(x < 0, 0, _RIGHT)
     two = np.sort([gaps[arteries == cortical].min(axis=0) for cortical in range(3)], axis=0)
-    return Territories(branch + side, arteries[branch] + side, two[1] - two[0])
+    return branch + side, arteries[branch] + side, two[1] - two[0]
 
 
 def _lookup(part: Array, anatomy: Anatomy, wobble: Array | float = 0.0) -> Array:
@@ -83,13 +69,10 @@ def _level_of_volume(score: Array, tissue: Array, volume_ml: float, voxel_ml: fl
     return cost[order[last]] - score
 
 
-def _territorial(
-    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, allowed: Array, volume_ml: float
-) -> Array:
+def _territorial(rng: Rng, grid: Grid, anatomy: Anatomy, allowed: Array, volume_ml: float) -> Array:
     """One wedge: grows from a point near the surface through its branch, then its artery."""
     wobble = 4.0 * smooth(rng, grid, 14.0)
-    branch = _lookup(territories().branch, anatomy, wobble)
-    artery = _lookup(territories().artery, anatomy, wobble)
+    branch, artery = (_lookup(part, anatomy, wobble) for part in territories()[:2])
     start, left = _pick(rng, allowed), anatomy.mni[0] < 0
     away = length(grid.offsets([axis[i] for axis, i in zip(grid.axes, start, strict=True)]))
     score = away + 7.0 * smooth(rng, grid, 12.0) + 3.0 * smooth(rng, grid, 5.0)
@@ -98,10 +81,10 @@ def _territorial(
     score = score + np.where(left == left[start], 0.0, 60.0)
     score = score - rng.uniform(0.0, 6.0) * anatomy.cortex + 10.0 * anatomy.csf
     tissue = (1.0 - anatomy.csf) * anatomy.brain
-    return _level_of_volume(score, tissue, volume_ml, grid.voxel_ml)
+    return _level_of_volume(score, tissue, volume_ml, grid.spacing_mm**3 / 1000.0)
 
 
-def _pick(rng: np.random.Generator, allowed: Array) -> tuple[int, int, int]:
+def _pick(rng: Rng, allowed: Array) -> tuple[int, int, int]:
     """One of the allowed voxels, the middle of the grid if there is none."""
     flat = np.flatnonzero(allowed.ravel())
     chosen = flat[int(rng.integers(len(flat)))] if len(flat) else allowed.size // 2
@@ -110,7 +93,7 @@ def _pick(rng: np.random.Generator, allowed: Array) -> tuple[int, int, int]:
 
 
 def _scatter(
-    rng: np.random.Generator, grid: Grid, level: Array, allowed: Array, count: int, median_mm: float
+    rng: Rng, grid: Grid, level: Array, allowed: Array, count: int, median_mm: float
 ) -> None:
     """Paint embolic dots into `level` in place, each within a window around it."""
     wobble = smooth(rng, grid, 4.0)
@@ -120,22 +103,20 @@ def _scatter(
         voxel = _pick(rng, allowed)
         reach = int(np.ceil((2.2 * radius + 3.0) / grid.spacing_mm))
         box = tuple(slice(max(0, i - reach), i + reach + 1) for i in voxel)
-        centre = [
-            axis[i] + rng.uniform(-0.5, 0.5) * grid.spacing_mm
-            for axis, i in zip(grid.axes, voxel, strict=True)
-        ]
+        jitter = rng.uniform(-0.5, 0.5, 3) * grid.spacing_mm
+        centre = [axis[i] + j for axis, i, j in zip(grid.axes, voxel, jitter, strict=True)]
         offsets = grid.crop(box).offsets(centre)
         away = length(o / s for o, s in zip(offsets, stretch, strict=True))
         np.maximum(level[box], radius * (1.0 + 0.3 * wobble[box]) - away, out=level[box])
 
 
-def infarcts(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> tuple[Array, Array]:
+def infarcts(rng: Rng, grid: Grid, anatomy: Anatomy) -> tuple[Array, Array]:
     """Levels in mm (positive inside) of the fresh and of the old infarcts of one patient.
 
     Fresh ones are territorial, embolic, lacunar or at a watershed.
     Source: patterns and volumes after Hernandez Petzsche et al., Scientific Data, 2022.
     """
-    number = _lookup(territories().artery, anatomy)
+    number, border_mm = (_lookup(part, anatomy) for part in territories()[1:])
     # Cortex or the white matter just below it, inside the skull strip.
     shore = (anatomy.csf < 0.35) & anatomy.brain & (anatomy.edge_mm > 3.0)
     shore = shore & (anatomy.depth_mm < 24.0)
@@ -159,7 +140,7 @@ def infarcts(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> tuple[Ar
         _scatter(rng, grid, fresh, deep, 1, 5.5)
         dots = int(rng.integers(0, 3))
     else:
-        allowed = one_side & shore & (_lookup(territories().border_mm, anatomy) < 6.0)
+        allowed = one_side & shore & (border_mm < 6.0)
         dots = int(rng.integers(6, 20))
     _scatter(rng, grid, fresh, allowed, dots, 2.9)
     if rng.random() < 0.3:

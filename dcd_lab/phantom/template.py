@@ -19,34 +19,25 @@ _CROP = (slice(20, 177), slice(21, 214), slice(0, 161))
 FINE_ORIGIN_MM = np.array([-98.0 + 20, -134.0 + 21, -72.0])
 COARSE_MM = 2.0
 COARSE_ORIGIN_MM = FINE_ORIGIN_MM + 0.5 * (COARSE_MM - 1.0)
-FINE_LAST = (156.0, 192.0, 160.0)
 
 
 class Template(NamedTuple):
-    """The average brain in MNI space, float32.
+    """The average brain in MNI space, float32: tissue on voxels of 1 mm, the rest of 2 mm."""
 
-    `tissue` (3, ...) at 1 mm: white matter, grey matter and cerebrospinal fluid probabilities; the
-    rest at 2 mm: `edge_mm` depth below the brain mask, `depth_mm` depth below the hemisphere's
-    hull, `fold_from` (3, ...) the hull point above each voxel, `ventricle_pull` (3, ...) a unit
-    field that points into the ventricles, `ventricle` their fluid, `deep` membership of the deep
-    grey matter.
-    """
-
-    tissue: Array
-    edge_mm: Array
-    depth_mm: Array
-    fold_from: Array
-    ventricle_pull: Array
-    ventricle: Array
-    deep: Array
+    white: Array  # probability
+    csf: Array
+    edge_mm: Array  # depth below the brain mask
+    depth_mm: Array  # depth below the hemisphere's hull
+    fold_from: Array  # (3, ...) index of the hull point above each voxel
+    ventricle_pull: Array  # (3, ...) unit field that points into the ventricles
+    ventricle: Array  # the fluid in them
+    deep: Array  # membership of the deep grey matter
 
 
 def _load_map(name: str) -> Array:
     spec = find_spec("nilearn")
     if spec is None or not spec.submodule_search_locations:
-        raise ContractError(
-            "the MNI152 maps", "no nilearn", "nilearn installed", "pip install nilearn"
-        )
+        raise ContractError("MNI152 maps", "no nilearn", "nilearn installed", "pip install nilearn")
     folder = Path(next(iter(spec.submodule_search_locations)), "datasets", "data")
     path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
     stored = np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj)
@@ -82,7 +73,7 @@ def _hemisphere_hull(mask: Array, right: Array) -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=1)
-def template() -> Template:
+def average() -> Template:
     """The MNI152 2009a average with its derived geometry, computed once per process.
 
     Source: Fonov et al., NeuroImage, 2011 (maps as shipped with nilearn).
@@ -106,7 +97,7 @@ def template() -> Template:
     core = core & (np.abs(x) + 0.35 * np.abs(y + 2) < 37)
     deep = ndimage.gaussian_filter(core.astype(float), 1.2)
     parts = (edge, depth, above, pull, coarse_csf * (ventricle > 0), deep)
-    return Template(np.stack([white, grey, csf]), *(part.astype(np.float32) for part in parts))
+    return Template(white, csf, *(part.astype(np.float32) for part in parts))
 
 
 def coarse_index(mni: Array) -> Array:
@@ -119,11 +110,12 @@ def fine_index(mni: Array) -> Array:
     return mni - FINE_ORIGIN_MM.reshape(3, *[1] * (mni.ndim - 1))
 
 
-def tissue_maps(mni: Array) -> Array:
-    """White, grey and fluid probabilities (3, ...) of the average at MNI millimetres (3, ...)."""
-    return np.stack([sample(part, fine_index(mni)) for part in template().tissue])
+def white_and_csf(mni: Array) -> tuple[Array, Array]:
+    """Probabilities of white matter and fluid in the average brain at MNI millimetres (3, ...)."""
+    index = fine_index(mni)
+    return sample(average().white, index), sample(average().csf, index)
 
 
 def surface_depth(mni: Array) -> Array:
     """Millimetres below the average brain's surface at MNI millimetres (3, ...)."""
-    return sample(template().edge_mm, coarse_index(mni))
+    return sample(average().edge_mm, coarse_index(mni))

@@ -10,12 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcd_lab.phantom.anatomy import Anatomy
-from dcd_lab.phantom.fields import Array, Grid, length, sample, smooth, soft, without_specks
+from dcd_lab.phantom.anatomy import FAR_MM, Anatomy
+from dcd_lab.phantom.fields import Array, Grid, Rng, length, sample, smooth, soft, without_specks
 
 STEP_MM = 3.0
-REACH_MM = 54.0
-FAR_MM = -60.0
 
 
 class Growth(NamedTuple):
@@ -27,19 +25,16 @@ class Growth(NamedTuple):
 
 
 class Tumour(NamedTuple):
-    """Shares (0-1) of tissue replaced by each class, the cavity's level in mm, and the label."""
+    """Shares (0-1) of tissue that each class replaces, the cavity's level in mm, and the label."""
 
-    oedema: Array
-    enhancing: Array
-    necrosis: Array
-    cavity: Array
+    shares: dict[str, Array]
     cavity_mm: Array
     label: Array
 
 
 def lattice(centre_mm: Array) -> Grid:
     """The growth lattice around a seed point, in head millimetres."""
-    steps = np.arange(-REACH_MM, REACH_MM + 1e-6, STEP_MM)
+    steps = np.arange(-54.0, 54.0 + 1e-6, STEP_MM)
     x, y, z = (c + steps for c in centre_mm)
     return Grid((x, y, z), STEP_MM)
 
@@ -93,9 +88,7 @@ def push(grid: Grid, growth: Growth, edge_mm: Array, strength: float) -> Array:
     return np.stack([-size * o for o in offsets])
 
 
-def tumour(
-    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, growth: Growth, moved: Array
-) -> Tumour:
+def tumour(rng: Rng, grid: Grid, anatomy: Anatomy, growth: Growth, moved: Array) -> Tumour:
     """Classes of one tumour on the full grid; `moved` (3, ...) the push, in head mm."""
     start = [axis[0] for axis in lattice(growth.centre_mm).axes]
     index = [(p + m - s) / STEP_MM for p, m, s in zip(grid.points, moved, start, strict=True)]
@@ -108,20 +101,17 @@ def tumour(
     spread = depth + extent + 2.0 * rough - 4.0 * anatomy.cortex - 1.5 * anatomy.deep
     core, enhancing = _core(rng, grid, depth + 1.2 * rough, growth.radius_mm)
     cavity = _cavity(rng, grid, anatomy, growth) if rng.random() < 0.6 else nothing
-    hollow = soft(cavity, 2.0)
-    solid = 1.0 - anatomy.csf
+    solid, hollow = 1.0 - anatomy.csf, soft(cavity, 2.0)
     core_share = soft(core, 2.5) * solid * (1.0 - hollow)
-    enhancing_share = soft(enhancing, 2.0) * solid * (1.0 - hollow)
-    covered = np.maximum(core_share, enhancing_share)
-    oedema_share = soft(spread, 7.0) * solid * (1.0 - hollow) * (1.0 - covered)
-    necrosis_share = np.clip(core_share - enhancing_share, 0.0, 1.0)
+    ring = soft(enhancing, 2.0) * solid * (1.0 - hollow)
+    oedema = soft(spread, 7.0) * solid * (1.0 - hollow) * (1.0 - np.maximum(core_share, ring))
+    necrosis = np.clip(core_share - ring, 0.0, 1.0)
+    shares = {"oedema": oedema, "necrosis": necrosis, "enhancing": ring, "cavity": hollow}
     label = _outline(rng, grid, anatomy, (spread + 0.8, core, enhancing, cavity))
-    return Tumour(oedema_share, enhancing_share, necrosis_share, hollow, cavity, label)
+    return Tumour(shares, cavity, label)
 
 
-def _core(
-    rng: np.random.Generator, grid: Grid, depth: Array, radius_mm: float
-) -> tuple[Array, Array]:
+def _core(rng: Rng, grid: Grid, depth: Array, radius_mm: float) -> tuple[Array, Array]:
     """Levels of the tumour core and of its enhancing part: a ring, nodules, or none."""
     nothing = np.full(grid.shape, FAR_MM)
     core = depth - rng.uniform(0.10, 0.45) * radius_mm + 1.6 * smooth(rng, grid, 7.0)
@@ -132,9 +122,7 @@ def _core(
     return (nothing if kind == 2 else core), enhancing
 
 
-def _outline(
-    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, levels: tuple[Array, ...]
-) -> Array:
+def _outline(rng: Rng, grid: Grid, anatomy: Anatomy, levels: tuple[Array, ...]) -> Array:
     """The annotator's labels: each level a little off, specks dropped."""
     spread, core, enhancing, cavity = levels
     jitter = 0.45 * smooth(rng, grid, 5.0)
@@ -145,7 +133,7 @@ def _outline(
     label[(enhancing + jitter > 0) & tissue] = 3
     label[(cavity + jitter > 0) & anatomy.brain] = 4
     for value, smallest_ml in ((1, 0.05), (3, 0.05), (2, 0.3)):
-        kept = without_specks(label == value, smallest_ml / grid.voxel_ml)
+        kept = without_specks(label == value, smallest_ml / (grid.spacing_mm**3 / 1000.0))
         # A speck goes to what surrounds it: oedema inside the tumour, else background.
         label[(label == value) & ~kept] = 0 if value == 2 else 2
     return label
@@ -153,17 +141,13 @@ def _outline(
 
 def _outward(anatomy: Anatomy, at: tuple[int, int, int], spacing_mm: float) -> Array:
     """Unit vector in index space along which the surface is nearest."""
-    reach = max(1, round(6.0 / spacing_mm))
-    slope = np.zeros(3)
-    for axis in range(3):
-        ahead, behind = list(at), list(at)
-        ahead[axis] = min(at[axis] + reach, anatomy.edge_mm.shape[axis] - 1)
-        behind[axis] = max(at[axis] - reach, 0)
-        slope[axis] = anatomy.edge_mm[tuple(behind)] - anatomy.edge_mm[tuple(ahead)]
-    return slope / (np.linalg.norm(slope) + 1e-6)
+    reach, (i, j, k), edge = max(1, round(6.0 / spacing_mm)), at, anatomy.edge_mm
+    lines = zip((edge[:, j, k], edge[i, :, k], edge[i, j, :]), at, strict=True)
+    slope = [line[max(n - reach, 0)] - line[min(n + reach, len(line) - 1)] for line, n in lines]
+    return np.array(slope) / (np.linalg.norm(slope) + 1e-6)
 
 
-def _cavity(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, growth: Growth) -> Array:
+def _cavity(rng: Rng, grid: Grid, anatomy: Anatomy, growth: Growth) -> Array:
     """A resection cavity: an irregular blob at the tumour, opened to the nearest cortex.
 
     Source: cavity shapes after Perez-Garcia et al., IJCARS, 2021.
