@@ -33,7 +33,7 @@ def pruned(
     cut(whole.network, kept)
     plain = {name: {side: list(i) for side, i in sides.items()} for name, sides in kept.items()}
     spec = spec_of("pruned", in_channels, classes, channels, base=dict(base), kept=plain)
-    return Segmenter(whole.network, whole.stages, channels, spec)
+    return Segmenter(whole.network, whole.stages, channels, spec, regions=whole.regions)
 
 
 ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
