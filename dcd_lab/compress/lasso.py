@@ -31,7 +31,6 @@ class ReweightedGroupLasso(Method):
     """
 
     needs_teacher: ClassVar[bool] = False
-
     penalties: Float[Tensor, " n"]
     calls: Tensor
 
