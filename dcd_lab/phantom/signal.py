@@ -37,7 +37,7 @@ TISSUES: Tissues = {
     "chronic": Tissue(0.95, 2300.0, 260.0, 2.10),
 }
 
-Value: TypeAlias = "float | Array"
+Value: TypeAlias = float | Array
 Layer: TypeAlias = tuple[Array, Tissue]
 """A share (0-1) per voxel, and the tissue it is of."""
 Pulse: TypeAlias = Callable[[Tissue], Value]
