@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from golden import RELEASED, assert_stored
-from oracles import pywt_bands, relative
+from oracles import relative
 from outputs import labels, leaves, noise, output
-from training import TINY, Interrupted, make_case, run
+from training import TINY, make_case, run
 
 from dcd_core import models
 from dcd_core.dcd import DCD, detail_distance
 from dcd_core.infer import predict
 from dcd_core.methods import METHODS, build
 from dcd_core.methods.frequency import FreeKD
-from dcd_core.models import dynunet, resenc
+from dcd_core.models import resenc
 from dcd_core.train import read_fit
 from dcd_core.types import Output
-from dcd_core.wavelet import dwt3, idwt3
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,16 +72,6 @@ def worst(found, expected):
 # --- the transform and the loss -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["periodization", "symmetric"])
-@pytest.mark.parametrize("wavelet", ["haar", "db4", "bior3.5"])
-def test_bands_are_those_of_pywavelets(wavelet, mode):
-    x = noise(2, 3, 12, 9, 16, dtype=torch.float64)
-    expected, found = pywt_bands(x, wavelet, mode), dwt3(x.cuda(), wavelet, mode)
-    assert relative(found.cpu(), expected) < 1e-12
-    assert relative(dwt3(x.float().cuda(), wavelet, mode).cpu(), expected) < 1e-6
-    assert relative(idwt3(found, wavelet, mode, size=(12, 9, 16)).cpu(), x) < 1e-12
-
-
 @CONVENTIONS
 @EACH_CASE
 def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
@@ -116,20 +104,6 @@ def test_inside_autocast_the_arithmetic_stays_float32(dtype, convention):
     assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-6)
     # Gradients of half precision are rounded once, at the end.
     assert worst(found[1:], expected[1:]) < torch.finfo(dtype).eps
-
-
-@CONVENTIONS
-def test_tf32_is_taken_where_it_is_allowed(convention):
-    def loss(student, teacher):
-        return detail_distance(student, teacher, convention=convention)
-
-    pair = [noise(1, 8, 32, 32, 32, seed=seed).cuda() for seed in (0, 1)]
-    exact = pulled(loss, *pair)
-    torch.set_float32_matmul_precision("high")
-    error = worst(pulled(loss, *pair), exact)
-    assert error < 5e-3
-    if torch.cuda.get_device_capability() >= (8, 0):
-        assert error > 1e-6, "older GPUs have no TF32, this one has"
 
 
 # --- nothing waits --------------------------------------------------------------------------------
@@ -212,9 +186,8 @@ def test_every_method_is_that_of_the_cpu(name):
             torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-10)
 
 
-@pytest.mark.parametrize("precision", ["auto", "32-true"])
-def test_a_student_trains_there_and_is_read_back_anywhere(precision, tmp_path):
-    found = run(tmp_path, dataclasses.replace(TINY, precision=precision))
+def test_a_student_trains_there_and_is_read_back_anywhere(tmp_path):
+    found = run(tmp_path, TINY)
     assert next(found.student.parameters()).is_cuda
     assert np.isfinite(found.history["segmentation"]).all()
     assert found.history["distillation"].iloc[-1] > 0
@@ -224,22 +197,9 @@ def test_a_student_trains_there_and_is_read_back_anywhere(precision, tmp_path):
     assert set(again.method) == set(found.method)
 
 
-def test_an_interrupted_run_goes_on(tmp_path):
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        whole = run(tmp_path / "whole")
-        with pytest.raises(Interrupted):
-            run(tmp_path / "twice", fail_at=5)
-        twice = run(tmp_path / "twice")
-    assert len(twice.history) == len(whole.history)
-    expected = whole.student.state_dict()
-    for name, weight in twice.student.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("make", [dynunet, resenc])
-def test_a_prediction_is_that_of_the_cpu(make, tmp_path):
+def test_a_prediction_is_that_of_the_cpu(tmp_path):
     torch.manual_seed(0)
-    model = make(1, 2, channels=(4, 6, 8)).eval()
+    model = resenc(1, 2, channels=(4, 6, 8)).eval()
     image = make_case(0, size=24).image
     options = {"patch": (16, 16, 16), "overlap": 0.5, "precision": "32-true"}
     expected = predict(model, image, **options)

@@ -211,11 +211,6 @@ def test_unknown_or_continuous_wavelet_is_refused(name):
         dwt3(noise(1, 1, 4, 4, 4), name)
 
 
-def test_two_wavelet_names_are_refused():
-    with pytest.raises(ContractError, match=r"one per axis \(D, H, W\)"):
-        dwt3(noise(1, 1, 4, 4, 4), ("haar", "db2"))
-
-
 def test_unknown_mode_is_refused():
     x = noise(1, 1, 4, 4, 4)
     with pytest.raises(ContractError, match="mode: got 'mirror'"):
