@@ -7,12 +7,11 @@ patches. Instance norms stay in float: their statistics are sums over whole volu
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 
 from dcd_core.errors import nearest, require
@@ -30,33 +29,39 @@ def quantize(
 ) -> Path:
     """Quantise an exported .onnx to int8, for OpenVINO (`path` .xml) or ONNX Runtime (.onnx).
 
-    `patches`: batches (b, c, d, h, w) of training cases, some thirty; never of those to be tested.
+    `patches`: some thirty batches (b, c, d, h, w) of training cases, none of those to be tested.
     `keep_float`: convolutions that stay in float, by their PyTorch names or what these begin with;
     "edges" are those that read the image or write the logits. OpenVINO rounds the inputs of
     convolutions. ONNX Runtime rounds their outputs as well, all channels on one scale, so that a
     class of small logits needs "edges"; it leaves transposed convolutions in float. Raises
-    ContractError for no patches, a name that is no convolution's, another ending, and without the
-    extra [deploy].
+    ContractError for patches that are none or not finite, a name that is no convolution's, another
+    ending, and without the extra [deploy].
 
     Source: Krishnamoorthi, Quantizing Deep Convolutional Networks for Efficient Inference, arXiv
     1806.08342, 2018; Neural Network Compression Framework, arXiv 2002.08679.
     """
-    require("deploy", "nncf", "onnx", "onnxruntime", "openvino")
-    path = Path(path)
+    exported, path = Path(exported), Path(path)
     if path.suffix not in (".xml", ".onnx"):
         raise ContractError("ending of the path", path.suffix, ".xml or .onnx", "student-int8.xml")
-    batches = [patch.float().cpu().numpy() for patch in patches]
-    if not batches:
-        raise ContractError(
-            "calibration patches", "none", "batches of training cases", "32 patches"
-        )
-    floats = _floats(Path(exported), keep_float)
+    batches = [patch.float().cpu().numpy() for patch in calibration(patches)]
+    require("deploy", "nncf", "onnx", "onnxruntime", "openvino")
+    floats = _floats(exported, keep_float)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with quiet():
-        if path.suffix == ".xml":
-            _openvino(Path(exported), path, batches, floats)
-        else:
-            _onnxruntime(Path(exported), path, batches, floats)
+        (_openvino if path.suffix == ".xml" else _onnxruntime)(exported, path, batches, floats)
     return path
+
+
+def calibration(patches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, one by one; ContractError for one that is not finite, and for none at all."""
+    count = 0
+    for count, patch in enumerate(patches, 1):
+        if not patch.isfinite().all():
+            what = f"calibration batch {count}"
+            raise ContractError(what, "NaN or infinity", "finite numbers", "data.audit")
+        yield patch
+    if count == 0:
+        raise ContractError("calibration", "no patch", "batches of training cases", "32 patches")
 
 
 def _floats(exported: Path, keep_float: Sequence[str] | Literal["edges"]) -> dict[str, str]:
@@ -65,16 +70,12 @@ def _floats(exported: Path, keep_float: Sequence[str] | Literal["edges"]) -> dic
 
     graph = onnx.load(exported, load_external_data=False).graph
     nodes = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
-    weights = {node.input[1].removesuffix(".weight"): node for node in nodes}
+    layers = {node.input[1].removesuffix(".weight"): node for node in nodes}
     if keep_float == "edges":
-        found = {
-            name: node
-            for name, node in weights.items()
-            if IMAGE in node.input or LOGITS in node.output
-        }
-        return {f"{name}.weight": node.name for name, node in found.items()}
-    kept = layers_of(weights, keep_float)
-    return {f"{name}.weight": weights[name].name for name in kept}
+        kept = [n for n, node in layers.items() if IMAGE in node.input or LOGITS in node.output]
+    else:
+        kept = layers_of(layers, keep_float)
+    return {f"{name}.weight": layers[name].name for name in kept}
 
 
 def layers_of(layers: Iterable[str], parts: Sequence[str]) -> list[str]:
@@ -83,18 +84,14 @@ def layers_of(layers: Iterable[str], parts: Sequence[str]) -> list[str]:
     Raises ContractError for a part that has none.
     """
     layers = list(layers)
-    held = {part: [n for n in layers if n == part or n.startswith(f"{part}.")] for part in parts}
-    unknown = [part for part, names in held.items() if not names]
-    if unknown:
-        raise ContractError(
-            "keep_float", unknown, f"names out of {sorted(layers)}", nearest(unknown[0], layers)
-        )
-    return [name for name in layers if any(name in names for names in held.values())]
+    for part in parts:
+        if not any(f"{name}.".startswith(f"{part}.") for name in layers):
+            expected = f"names out of {sorted(layers)}"
+            raise ContractError("keep_float", repr(part), expected, nearest(part, layers))
+    return [name for name in layers if f"{name}.".startswith(tuple(f"{p}." for p in parts))]
 
 
-def _openvino(
-    exported: Path, path: Path, batches: list[np.ndarray], floats: dict[str, str]
-) -> None:
+def _openvino(exported: Path, path: Path, batches: list[Any], floats: dict[str, str]) -> None:
     # NNCF would report its use to a server.
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
@@ -107,32 +104,27 @@ def _openvino(
         if operation.get_type_name() in ("Convolution", "ConvolutionBackpropData")
         and operation.input_value(1).get_node().get_friendly_name() in floats
     ]
-    # Of its own accord NNCF would round the input of instance norms and of residual sums as well.
+    # By default NNCF rounds the input of instance norms and of residual sums as well.
     scope = nncf.IgnoredScope(names=names, types=["MVN", "Add"], validate=False)
-    found = nncf.quantize(
-        network, nncf.Dataset(batches), subset_size=len(batches), ignored_scope=scope
-    )
+    data = nncf.Dataset(batches)
+    rounded = nncf.quantize(network, data, subset_size=len(batches), ignored_scope=scope)
     # Two files, .xml and .bin. The weights come first: who finds the .xml finds them as well.
     with TemporaryDirectory(dir=path.parent) as folder:
         whole = Path(folder, path.name)
-        openvino.save_model(found, str(whole), compress_to_fp16=False)
+        openvino.save_model(rounded, str(whole), compress_to_fp16=False)
         os.replace(whole.with_suffix(".bin"), path.with_suffix(".bin"))
         os.replace(whole, path)
 
 
-def _onnxruntime(
-    exported: Path, path: Path, batches: list[np.ndarray], floats: dict[str, str]
-) -> None:
+def _onnxruntime(exported: Path, path: Path, batches: list[Any], floats: dict[str, str]) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(batches)
+    feed = iter([{IMAGE: batch} for batch in batches])
 
+    class Reader(CalibrationDataReader):
         def get_next(self) -> Any:
-            batch = next(self.rest, None)
-            return None if batch is None else {IMAGE: batch}
+            return next(feed, None)
 
     with atomic(path) as temporary:
         quantize_static(

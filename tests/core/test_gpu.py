@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-import pywt
 import torch
 from golden import RELEASED, assert_stored
+from oracles import pywt_bands, relative
 from outputs import labels, leaves, noise, output
 from training import TINY, Interrupted, make_case, run
 
@@ -22,7 +22,7 @@ from dcd_core.methods.frequency import FreeKD
 from dcd_core.models import dynunet, resenc
 from dcd_core.train import read_fit
 from dcd_core.types import Output
-from dcd_core.wavelet import BANDS, dwt3, idwt3, wavedec3, waverec3
+from dcd_core.wavelet import dwt3, idwt3
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,13 +30,11 @@ pytestmark = [
 ]
 
 CONVENTIONS = pytest.mark.parametrize("convention", ["orthonormal", "released"])
-# Short and long axes, slabs, a pyramid of levels, odd sizes, one wavelet per axis.
+# Short and long axes, axes in pieces, odd sizes, one wavelet per axis.
 CASES = [
-    ("db4", (32, 32, 32)),
     ("db4", (24, 16, 168)),
     ("haar", (64, 32, 16)),
     ("db4", (15, 18, 21)),
-    ("bior2.2", (16, 24, 20)),
     (("haar", "db4", "sym5"), (32, 16, 24)),
 ]
 EACH_CASE = pytest.mark.parametrize(("wavelet", "size"), CASES)
@@ -69,33 +67,21 @@ def pulled(loss, student, teacher):
 
 
 def worst(found, expected):
-    """The largest difference over the largest expected value, of every pair."""
-    return max(
-        ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
-        for a, b in zip(found, expected, strict=True)
-    )
+    """The largest relative difference of any pair."""
+    return max(relative(a.double(), b.double()) for a, b in zip(found, expected, strict=True))
 
 
 # --- the transform and the loss -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["periodization", "symmetric", "zero"])
+@pytest.mark.parametrize("mode", ["periodization", "symmetric"])
 @pytest.mark.parametrize("wavelet", ["haar", "db4", "bior3.5"])
 def test_bands_are_those_of_pywavelets(wavelet, mode):
     x = noise(2, 3, 12, 9, 16, dtype=torch.float64)
-    bands = pywt.dwtn(x.numpy(), wavelet, mode=mode, axes=(2, 3, 4))
-    found = dwt3(x.cuda(), wavelet, mode)
-    expected = torch.from_numpy(np.stack([bands[band] for band in BANDS], axis=2))
-    assert worst([found.cpu()], [expected]) < 1e-12
-    assert worst([dwt3(x.float().cuda(), wavelet, mode).cpu()], [expected]) < 1e-6
-    back = idwt3(found, wavelet, mode, size=(12, 9, 16))
-    assert worst([back.cpu()], [x]) < 1e-12
-
-
-def test_a_pyramid_comes_back_whole():
-    x = noise(1, 2, 24, 17, 32, dtype=torch.float64).cuda()
-    pyramid = wavedec3(x, "db4", levels=3)
-    assert worst([waverec3(pyramid, "db4", size=(24, 17, 32)).cpu()], [x.cpu()]) < 1e-12
+    expected, found = pywt_bands(x, wavelet, mode), dwt3(x.cuda(), wavelet, mode)
+    assert relative(found.cpu(), expected) < 1e-12
+    assert relative(dwt3(x.float().cuda(), wavelet, mode).cpu(), expected) < 1e-6
+    assert relative(idwt3(found, wavelet, mode, size=(12, 9, 16)).cpu(), x) < 1e-12
 
 
 @CONVENTIONS
@@ -110,13 +96,10 @@ def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
     assert worst(pulled(loss, *(x.float().cuda() for x in pair)), expected) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"]
-)
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
-def test_the_released_loss_is_the_golden_one(path, dtype, tolerance):
+def test_the_released_loss_is_the_golden_one(path):
     distance = partial(detail_distance, convention="released")
-    assert_stored(path, distance, dtype=dtype, tolerance=tolerance, device="cuda")
+    assert_stored(path, distance, dtype=torch.float32, tolerance=1e-4, device="cuda")
 
 
 @CONVENTIONS

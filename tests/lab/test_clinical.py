@@ -29,7 +29,7 @@ teacher_floor=0.0 seeds=[0] workers=2
 
 @pytest.mark.slow
 def test_the_pages_of_the_paper_run_on_real_layouts(project, tmp_path):
-    """`run.py --profile paper`, cut down by `--set` alone, on fourteen patients of each challenge."""
+    """`run.py --profile paper`, cut down by `--set` alone, on fourteen patients per challenge."""
     root = tmp_path / "clinical"
     gliomas, strokes = (phantom.cohort(k, 2, seed=5, spacing_mm=4.0) for k in ("glioma", "stroke"))
     ids = [f"BraTS-GLI-{n:05}-{100 + n % 2}" for n in range(14)]
@@ -82,39 +82,19 @@ def with_its_own_flair(case, folder):
     return scan
 
 
-@pytest.fixture(scope="module")
-def full_size(tmp_path_factory):
-    """One scan of each challenge at its full size, below one root: (root, scans by task)."""
-    root = tmp_path_factory.mktemp("full-size")
-    [glioma] = write([phantom.glioma(3, spacing_mm=1.0)], root / "training_data1_v2", task=BRATS)
-    return root, {
-        "brats2024": glioma,
-        "isles2022": with_its_own_flair(phantom.stroke(3, spacing_mm=2.0), root / "isles2022"),
-    }
-
-
-@pytest.mark.slow
-def test_full_size_scans_pass_the_audit(full_size):
-    root, scans = full_size
-    result = data.audit(root)
-    assert result.count("error") == result.count("warning") == 0, result.text()
-    rows = result.manifest.set_index("task")
-    assert set(rows["id"]) == {scan.id for scan in scans.values()}
-    assert rows.loc["isles2022", "flair_overlap"] > 0.9
-    assert [nib.load(path).shape for path in scans["isles2022"].channels] == [
-        (112, 112, 73),
-        (112, 112, 73),
-        (512, 512, 29),
-    ]
-    assert nib.load(scans["brats2024"].label).shape == (182, 218, 182)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [BRATS, ISLES], ids=lambda task: task.name)
-def test_from_files_to_official_scores_at_full_size(task, full_size, tmp_path, monkeypatch):
-    """Prepared, distilled for two steps, predicted in windows, exported, scored by the rules."""
+def test_from_files_to_official_scores_at_full_size(task, tmp_path, monkeypatch):
+    """Audited, prepared, distilled for two steps, predicted, exported, scored by the rules."""
     monkeypatch.setenv("DCD_ROOT", str(tmp_path))
-    scan = full_size[1][task.name]
+    if task is BRATS:
+        [scan] = write([phantom.glioma(3, spacing_mm=1.0)], tmp_path / "data", task=BRATS)
+    else:
+        scan = with_its_own_flair(phantom.stroke(3, spacing_mm=2.0), tmp_path / "data")
+    audit = data.audit(tmp_path / "data")
+    assert audit.count("error") == audit.count("warning") == 0, audit.text()
+    size = (182, 218, 182) if task is BRATS else (112, 112, 73)
+    assert nib.load(scan.channels[0]).shape == size
     spacing_mm = None if task is BRATS else 3.0  # resampled there and back
     [case] = data.prepared([scan], spacing_mm=spacing_mm)
     shape = {"in_channels": len(task.channels), "classes": len(task.labels)}
