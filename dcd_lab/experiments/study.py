@@ -51,21 +51,16 @@ class Study:
         """
         if task not in PREFIXES:
             raise ContractError("task", repr(task), f"one of {list(PREFIXES)}", "'isles2022'")
-        own = PREFIXES[task]
-        page |= {name.removeprefix(own): page[name] for name in page if name.startswith(own)}
-        patch, split, teacher, student, source, seed, training = _pick(
-            page,
-            *("patch", "split", "teacher_channels", "student_channels"),
-            *("data_source", "cohort_seed", "training"),
+        own = (PREFIXES[task] + name for name in ("split", "spacing_mm", "steps", "patch"))
+        split, spacing_mm, steps, patch = _pick(page, *own).values()
+        source, seed, workers, training = _pick(
+            page, "data_source", "cohort_seed", "workers", "training"
         ).values()
-        recipe = Recipe(
-            patch=tuple(patch),
-            **_pick(page, "steps", "batch", "learning_rate", "ema"),
-            **training,
-        )
+        same = _pick(page, "batch", "learning_rate", "ema")
+        recipe = Recipe(steps=steps, patch=tuple(patch), **same, **training)
         sizes = dict(zip(("train", "val", "test"), split, strict=True))
-        options = _pick(page, "spacing_mm", "workers")
-        cases = cohort(source, task, **sizes, seed=seed, **options)
+        cases = cohort(source, task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
+        teacher, student = _pick(page, "teacher_channels", "student_channels").values()
         networks = _pick(page, "architecture", "network", "teacher_floor")
         return cls(task, cases, recipe, tuple(teacher), tuple(student), **networks)
 

@@ -417,12 +417,7 @@ PAGE = {
     **{"stroke_spacing_mm": 4.0, "cohort_seed": 5, "workers": 2, "stroke_steps": 7, "batch": 3},
     **{"stroke_patch": [8, 8, 16], "learning_rate": 0.1, "ema": 0.5, "training": {"warmup": 1}},
     **{"teacher_channels": [6, 6, 8], "student_channels": [4, 4, 8], "teacher_floor": 0.2},
-    **{
-        "architecture": "resenc",
-        "network": {"blocks": [1, 1, 1]},
-        "profile": "smoke",
-        "json": json,
-    },
+    **{"architecture": "resenc", "network": {"blocks": [1]}, "json": json, "patch": 0},
 }
 
 
@@ -438,7 +433,7 @@ def test_a_study_is_made_of_the_parameters_of_a_page(cohort, monkeypatch):
     assert made == dataclasses.replace(expected, name="isles2022", network=PAGE["network"])
     for task, page, message in (
         ("isles", PAGE, "task: got 'isles'"),
-        ("brats2024", PAGE, "no 'patch'"),
+        ("brats2024", PAGE, "no 'glioma_spacing_mm'"),
     ):
         with pytest.raises(ContractError, match=message):
             Study.of(task, **page)
