@@ -59,6 +59,7 @@ def test_a_label_takes_the_space_of_its_reference(name, label, stored_as, refere
         (LABEL + 0.5, "p.nii.gz", "210 voxels such as .* expected whole numbers from 0 on"),
         (LABEL - 1, "p.nii.gz", "voxels such as -1"),
         (np.where(LABEL == 2, np.nan, LABEL), "p.nii.gz", "voxels such as nan"),
+        (np.where(LABEL == 2, np.inf, LABEL), "p.nii.gz", "voxels such as inf"),
         (LABEL, "p.mha", "a name in"),
     ],
 )
