@@ -19,9 +19,9 @@ if os.environ.get("DCD_CHECK_SHAPES") == "1":
     # Importing takes twice as long with it: a developer's tests go without.
     install_import_hook(["dcd_core", "dcd_lab"], "typechecker.checked")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 PROJECT = Path(__file__).resolve().parents[1]
