@@ -72,7 +72,7 @@ test: setup ## all checks: ruff, mypy, pytest with the book, its pages in a brow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(pytest) --nbval-lax --nbval-current-env tests notebooks $(ARGS)
+	$(pytest) tests $(ARGS)
 
 quick: setup ## the fast checks, for every edit: ruff, and the tests that are not marked slow
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ def settle(document: NotebookNode, job: Job) -> None:
     made |= job.hashes | {"profile": job.profile, "parameters": job.parameters}
     plain = job.notebook.document.metadata
     document.metadata = {
-        "kernelspec": plain.kernelspec,
+        "kernelspec": plain.get("kernelspec", {"name": "python3", "display_name": "Python 3"}),
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
         "dcd": plain.get("dcd", {}) | made,
     }

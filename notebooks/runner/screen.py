@@ -53,9 +53,10 @@ class Screen:
 
 def row(job: Job) -> tuple[str, str, str, str]:
     """Return what is shown of a job: its name, state, seconds, and progress or message."""
-    running, told = job.state == "running", job.progress()
+    running = job.state == "running"
     seconds = time.monotonic() - job.started_s if running else job.seconds
-    note = "{label} {done}/{total} {note}".format(**told) if running and told else job.message
+    told = job.progress() if running else {}
+    note = "{label} {done}/{total} {note}".format(**told) if told else job.message
     return job.name, job.state, f"{seconds:.0f} s" if seconds else "", note
 
 

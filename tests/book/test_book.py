@@ -107,23 +107,21 @@ def test_the_example_of_using_the_loss_runs(tmp_path: Path) -> None:
 
     training, wrapping, planning, pair = blocks(prose("howto/use-the-loss"), "python")
     torch.manual_seed(0)
-    wrapped: dict[str, Any] = {"network": network(8, 16, 32)}
-    exec(wrapping, wrapped)
-    given: dict[str, Any] = {"network": network(32, 64, 128)}
-    exec(wrapping.replace("(8, 16, 32)", "(32, 64, 128)"), given)
-    student, teacher = wrapped["student"], given["student"].eval()
-    before = [weight.detach().clone() for weight in student.parameters()]
     space: dict[str, Any] = {
-        "student": student,
-        "teacher": teacher,
         "epochs": 12,
         "batches": [(torch.randn(1, 1, 32, 32, 32), torch.randint(0, 2, (1, 32, 32, 32)))],
         "segmentation_loss": nn.functional.cross_entropy,
     }
+    for name, channels in {"teacher": (32, 64, 128), "student": (8, 16, 32)}.items():
+        space["network"] = network(*channels)
+        exec(wrapping.replace("(8, 16, 32)", str(channels)), space)
+        space[name] = space["student"]
+    before = [weight.detach().clone() for weight in space["student"].parameters()]
     exec(training, space)
     assert space["weight"] > 0  # the last epochs did distil
     assert all(projection.grad is not None for projection in space["distil"].parameters())
-    assert any(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+    after = space["student"].parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     made: dict[str, Any] = {"in_channels": 2, "classes": 3}
     made["folder"] = write(tmp_path / "run", network_of("ResidualEncoderUNet"))

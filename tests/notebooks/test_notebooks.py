@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +13,14 @@ from typing import Any
 
 import nbformat
 import pytest
+import run
 import yaml
 from nbformat import NotebookNode
 
 from dcd_core import train
 from dcd_core.dcd import kd_weight
 from dcd_lab import records
-from runner import jobs, parameters, sources
+from runner import execution, jobs, parameters, screen, sources
 from runner.pages import LIMIT_BYTES
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -119,6 +122,24 @@ def test_the_faithful_arm_has_the_schedule_of_the_release(
         share = {"start": recipe.kd_start, "ramp": recipe.kd_ramp}
         weight = kd_weight(epoch / epochs, peak=recipe.kd_peak, **share)
         assert weight == pytest.approx(expected, abs=1e-9)
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke() -> dict[str, jobs.Job]:
+    """All notebooks, run in the smoke profile; those that are unchanged since are not run again."""
+    plan = run.prepare(run.arguments(["--profile", "smoke"]))
+    with screen.Screen(io.StringIO(), plan.values()) as view:
+        asyncio.run(execution.run(plan, 1, view))
+    return plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_notebook_runs(smoke: dict[str, jobs.Job], name: str) -> None:
+    assert smoke[name].state in ("run", "cached"), smoke[name].message
 
 
 # --- pages --------------------------------------------------------------------------------------
