@@ -67,12 +67,14 @@ reproduce: ## the demo experiment, the book, a results table and the page to ope
 
 # Two processes: the tests of a file stay together and share what its fixtures train and build.
 pytest = $(BIN)/python -m pytest -n 2 --dist loadfile
+# nbval runs the notebooks that need no other one, cell by cell; the suite runs all in their order.
+first_pages = $(wildcard notebooks/0[123]-*.ipynb)
 
 test: setup ## all checks: ruff, mypy, pytest with the book, its pages in a browser, the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(pytest) tests $(ARGS)
+	$(pytest) --nbval-lax --nbval-current-env tests $(first_pages) $(ARGS)
 
 quick: setup ## the fast checks, for every edit: ruff, and the tests that are not marked slow
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import joblib
 import torch
@@ -82,7 +82,7 @@ class Contender(NamedTuple):
 def contenders(sizes: Sizes, threads: int, folder: Path) -> tuple[list[Contender], list[str]]:
     """Those whose packages are installed, and what is missing for the others."""
     torch.manual_seed(0)
-    made = {"in_channels": len(BRATS.channels), "classes": len(BRATS.labels)}
+    made: dict[str, Any] = {
         "in_channels": len(BRATS.channels),
         "classes": len(BRATS.labels),
         "blocks": sizes.blocks,
