@@ -49,7 +49,9 @@ def _line(css: str, *parts: str | nodes.Node) -> nodes.paragraph:
 
 def _short(made: dict[str, Any]) -> nodes.paragraph:
     profile = nodes.inline("", f"profile {made.get('profile', '?')}", classes=["dcd-chip"])
-    return _line("dcd-run", profile, " commit ", nodes.literal("", commit(made)))
+    # Cells may be given new names after a run whose outputs are kept.
+    later = ["; names in its cells are newer than its outputs"] if made.get("renamed") else []
+    return _line("dcd-run", profile, " commit ", nodes.literal("", commit(made)), *later)
 
 
 def _whole(notebook: Path, made: dict[str, Any]) -> nodes.container:
