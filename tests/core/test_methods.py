@@ -206,10 +206,10 @@ def test_a_saved_method_comes_back_and_a_copy_shares_nothing(name):
 @each
 def test_only_integer_labels_with_an_axis_of_channels_are_a_target(name):
     method, arguments, target = made(name), (output(NARROW), output(WIDE, seed=9)), labels()
-    wrong = [target[:, 0], target.expand(-1, 2, -1, -1, -1), target[:1], target.float(), target > 0]
-    for each_target in wrong:
+    flat = [target[:, 0], target[:, 0, :1]]  # (b, d, h, w), with d of 16 and of 1
+    for wrong in (*flat, target.expand(-1, 2, -1, -1, -1), target[:1], target.float(), target > 0):
         with pytest.raises(ContractError, match=r"target: got .* integer labels \(2, 1, D, H, W\)"):
-            method(*arguments, each_target)
+            method(*arguments, wrong)
     assert torch.equal(method(*arguments, target.to(torch.uint8)), method(*arguments, target))
 
 

@@ -119,6 +119,21 @@ def test_prompts_learn_what_the_task_needs_on_batches_they_have_not_seen(
     assert task() < 0.8 * untrained
 
 
+def test_prompts_are_trained_by_a_step_of_adam_per_batch(network: Segmenter) -> None:
+    method, data = freekd(), batches(3, seed=2)
+    expected = [p.clone().requires_grad_() for p in method.prompts()]
+    optimizer, losses = torch.optim.Adam(expected, lr=1e-3), []
+    for image, target in data:
+        answer, overlaps = method.masked(network, image, expected)
+        loss = dice_and_cross_entropy(answer.logits, target) + 0.5 * overlaps
+        for p, gradient in zip(expected, torch.autograd.grad(loss, expected), strict=True):
+            p.grad = gradient
+        optimizer.step()
+        losses.append(loss.item())
+    assert method.train_prompts(network, data) == pytest.approx(losses)
+    torch.testing.assert_close(method.prompts(), [p.detach() for p in expected])
+
+
 def test_diversity_parts_the_masks(network: Segmenter) -> None:
     method = freekd(rate=0.05, diversity=1.0)
     image, _ = batches(1, seed=5)[0]

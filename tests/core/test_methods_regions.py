@@ -164,6 +164,15 @@ def test_stages_weigh_by_a_geometric_row_that_sums_to_one() -> None:
     shares = np.array(method.shares) / 5
     np.testing.assert_allclose(shares, [0.574, 0.250, 0.109, 0.047, 0.021], atol=1e-3)
     assert shares.sum() == pytest.approx(1)
+    options = {"adapters": "none", "context": "frozen"}
+    s, t = ([drawn(1, 4, 4, 4, 4, seed=n + i) for i in range(2)] for n in (1, 3))
+    each = [
+        build("reco", (4,), (4,), **options).double()(staged(x), staged(y), labels(batch=1))
+        for x, y in zip(s, t, strict=True)
+    ]
+    both = build("reco", (4,) * 3, (4,) * 3, **options).double()
+    value = both(staged(*s), staged(*t), labels(batch=1))
+    assert value.item() == pytest.approx(np.dot([x.item() for x in each], both.shares) / 2)
 
 
 def test_released_is_frozen_and_forgets_the_background() -> None:
