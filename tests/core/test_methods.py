@@ -88,22 +88,6 @@ def test_chunks_change_neither_the_loss_nor_its_gradients(name):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ADAPTED_IN_CHUNKS)
-def test_adapted_chunk_by_chunk_is_adapted_before(name):
-    method = made(name, chunk=2000).double()
-    same = made(name, WIDE, WIDE, adapters="none").double()
-    same.load_state_dict(method.state_dict(), strict=False)  # all but the adapters
-    student = leaves(output(NARROW, dtype=torch.float64))
-    adapted = tuple(a(s) for a, s in zip(method.adapters, student.stages, strict=False))
-    teacher = output(WIDE, seed=9, dtype=torch.float64)
-    whole = same(student._replace(stages=adapted), teacher, labels())
-    pieces = method(student, teacher, labels())
-    learning = [*compared(method, student), *method.adapters.parameters()]
-    gradients = [torch.autograd.grad(loss, learning) for loss in (whole, pieces)]
-    for one, other in [(whole, pieces), *zip(*gradients, strict=True)]:
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", CHUNKED)
 def test_less_is_kept_for_the_backward_pass_in_chunks_than_at_once(name):
     def kept(chunk):
