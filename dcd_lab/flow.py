@@ -1,15 +1,15 @@
-"""Flow: which bands the features of an encoder hold, and what pulls on them from where.
+"""Flow: which bands the features of an encoder hold, and which loss sends which gradient to them.
 
-A loss trains an encoder through the gradient that arrives at each stage. That of the segmentation
-comes by two roads, the stage's own skip connection and the deeper encoder. The distillation loss of
-a stage enters at that stage and reaches the finer ones through the encoder alone. Features and
-gradients are split into the same wavelet bands, so that one can ask what a loss that leaves the
-coarse band of one stage free does to the coarse band of the stages before it.
-
-Everything here reads `Output.stages` and the graph behind them; no network is changed for it.
+A loss trains an encoder by the gradient at each stage. That of the segmentation arrives through the
+skip connection of the stage and through the deeper encoder; that of a distillation term starts at
+its own stage and reaches finer ones through the encoder alone. Features and gradients are split
+into the same wavelet bands. Only `Output.stages` and the graph behind them are read.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
@@ -18,6 +18,8 @@ from torch import Tensor
 from dcd_core.types import ContractError, Stages, Volume
 from dcd_core.wavelet import BANDS, Wavelet, wavedec3
 
+Moments: TypeAlias = Float64[Tensor, "*band both both"]
+Projection: TypeAlias = Float64[Tensor, "*band t s"]
 PARTS = ("offset", *BANDS)
 """What the energy of features is split into: channel means, then the eight bands without them."""
 
@@ -26,46 +28,40 @@ def band_shares(x: Volume, wavelet: Wavelet = "db4", *, levels: int = 1) -> Floa
     """Shares of the energy of features (b, c, d, h, w) in `PARTS`, with sum 1; NaN without energy.
 
     A band is summed over the levels, `aaa` is the coarse band of the last one. A constant lies in
-    `aaa` entirely and would hide all else there, so the mean of every channel is set apart as the
-    offset. Shares are those of the voxels' energy where the wavelet is orthogonal and every halved
-    extent is even. Raises ContractError as `wavedec3` does.
+    `aaa` entirely and would dominate it, so the mean of every channel counts apart, as the offset.
+    Shares are those of the voxels' energy where the wavelet is orthogonal and every halved extent
+    is even. Raises ContractError as `wavedec3` does.
     """
-    mean = x.mean(dim=(2, 3, 4), keepdim=True)
-    pyramid = wavedec3(x - mean, wavelet, levels=levels)
-    details = torch.stack([d.square().sum(dim=(0, 1, 3, 4, 5)) for d in pyramid.details]).sum(0)
-    offset = mean.square().sum() * x[0, 0].numel()
-    parts = torch.cat([torch.stack([offset, pyramid.coarse.square().sum()]), details])
+    bands = _bands(x, wavelet, levels, lambda band: band.square().sum(dim=(0, 1, 3, 4, 5)))
+    offset = x.mean(dim=(2, 3, 4)).square().sum() * x[0, 0].numel()
+    parts = torch.cat([offset[None], bands])
     return parts / parts.sum()
 
 
-def stage_gradients(loss: Float[Tensor, ""], stages: Stages) -> Stages:
-    """The gradient of a scalar at the features of every stage, zero where no road leads there.
+def _bands(x: Volume, wavelet: Wavelet, levels: int, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """`measure` (k, ...) of bands (b, c, k, d, h, w) of x less its channel means: (8, ...)."""
+    pyramid = wavedec3(x - x.mean(dim=(2, 3, 4), keepdim=True), wavelet, levels=levels)
+    details = torch.stack([measure(level) for level in pyramid.details]).sum(0)
+    return torch.cat([measure(pyramid.coarse.unsqueeze(2)), details])
 
-    The graph is kept, so that several losses of one forward pass can be asked.
-    """
-    found = torch.autograd.grad(loss, stages, retain_graph=True, allow_unused=True)
-    return tuple(
-        torch.zeros_like(s) if g is None else g for s, g in zip(stages, found, strict=True)
-    )
+
+def stage_gradients(loss: Float[Tensor, ""], stages: Stages) -> Stages:
+    """Gradients of a scalar at the features of all stages; the graph is kept for other losses."""
+    return torch.autograd.grad(loss, stages, retain_graph=True, materialize_grads=True)
 
 
 def through_encoder(gradient: Volume, stages: Stages, *, start: int = -1) -> Stages:
     """A gradient at stage `start`, carried to the finer stages through the encoder alone.
 
     `gradient` has the shape of `stages[start]`; returned are stages 0 to `start`, that one being
-    the gradient itself. The segmentation gradient of the deepest stage, carried so, is the one that
-    a forward pass with every skip connection detached would give: its values are the same, and the
-    only road left is the encoder. The graph is kept.
+    the gradient itself. For the segmentation gradient of the deepest stage these are the gradients
+    of a forward pass with every skip connection detached. The graph is kept.
     Raises ContractError for a gradient of another shape.
     """
     last = range(len(stages))[start]
     if gradient.shape != stages[last].shape:
-        raise ContractError(
-            f"gradient at stage {last}",
-            tuple(gradient.shape),
-            f"the shape of its features, {tuple(stages[last].shape)}",
-            "start=, the stage the gradient belongs to",
-        )
+        what, shape = f"gradient at stage {last}", tuple(stages[last].shape)
+        raise ContractError(what, tuple(gradient.shape), f"{shape}, as its features", "start=")
     if last == 0:
         return (gradient,)
     finer = torch.autograd.grad(stages[last], stages[:last], gradient, retain_graph=True)
@@ -90,17 +86,9 @@ def moments(
     grids, and as `wavedec3` does.
     """
     if student.shape[2:] != teacher.shape[2:]:
-        raise ContractError(
-            "teacher features",
-            tuple(teacher.shape),
-            f"the student's grid {tuple(student.shape[2:])}",
-            "stages of equal index",
-        )
-    x = torch.cat([student, teacher], dim=1).double()
-    pyramid = wavedec3(x - x.mean(dim=(2, 3, 4), keepdim=True), wavelet, levels=levels)
-    coarse = _products(pyramid.coarse.unsqueeze(2))
-    details = torch.stack([_products(level) for level in pyramid.details]).sum(0)
-    return torch.cat([coarse, details])
+        grid = f"the student's grid {tuple(student.shape[2:])}"
+        raise ContractError("teacher features", tuple(teacher.shape), grid, "the same stage")
+    return _bands(torch.cat([student, teacher], dim=1).double(), wavelet, levels, _products)
 
 
 def _products(bands: Tensor) -> Tensor:
@@ -109,25 +97,20 @@ def _products(bands: Tensor) -> Tensor:
     return rows @ rows.mT
 
 
-def best_projection(
-    moments: Float64[Tensor, "*band both both"], student_channels: int
-) -> Float64[Tensor, "*band t s"]:
+def best_projection(moments: Moments, student_channels: int) -> Projection:
     """The 1x1x1 projection, (..., c_t, c_s), that takes student to teacher with the least error.
 
-    From `moments`, one projection for each leading index. Channels that say the same share the
-    weight (minimum norm).
+    One for each leading index of `moments`; of minimum norm where channels are equal.
     """
     s = student_channels
     inverse = torch.linalg.pinv(moments[..., :s, :s], hermitian=True)
     return (inverse @ moments[..., :s, s:]).mT
 
 
-def explained(
-    moments: Float64[Tensor, "*band both both"], projection: Float64[Tensor, "*band t s"]
-) -> Float64[Tensor, "*band"]:
+def explained(moments: Moments, projection: Projection) -> Float64[Tensor, "*band"]:
     """Share of the teacher's energy that the projected student accounts for, 1 - error / energy.
 
-    1 is a perfect copy, 0 is no better than silence, and on other patches than the projection was
+    1 is a perfect copy, 0 is what zeros would reach; on other patches than the projection was
     fitted on it can be negative. Channels count by their energy, as in the loss.
     """
     t, s = projection.shape[-2:]

@@ -11,22 +11,19 @@ from torch import Tensor
 from dcd_core.method import Method
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume
-from dcd_lab.compress.groups import Group, channel_groups, squared_norms
+from dcd_lab.compress.groups import channel_groups, squared_norms
 
 
 class ReweightedGroupLasso(Method):
     """The sum over channels g of P_g ||W_g||^2, P_g = 1 / (||W_g||^2 + eps), times `strength`.
 
-    W_g is all that belongs to a channel: what writes, normalises and reads it. The P_g are
-    constants that follow the weights every `every` training steps, `stages` times in all, the first
-    time at step 0. A fixed penalty shrinks what matters as much as what does not; this one lets go
-    of large groups and holds on to small ones. `example` (1, c, d, h, w): any patch the student
-    takes.
+    W_g is all that belongs to a channel: what writes, normalises and reads it. The P_g are computed
+    from the weights every `every` training steps, `stages` times in all, first at step 0. So small
+    channels are shrunk more than large ones. `example` (1, c, d, h, w): any patch of the student.
 
-    It trains in the place of a distillation method, without a teacher: give it to `train.Distiller`
-    and use a recipe with kd_balance="fixed", kd_peak=1, kd_start=0, kd_ramp=0, in which `strength`
-    is what it says. The student itself belongs to the distiller; the state here is the P_g.
-    Raises ContractError for counts below 1 or numbers that are not positive.
+    Give it to `train.Distiller` in the place of a distillation method, without a teacher, with
+    kd_balance="fixed", kd_peak=1, kd_start=0, kd_ramp=0 in the recipe, so that `strength` is its
+    weight. Raises ContractError for counts below 1 or numbers that are not positive.
 
     Source: Ma et al., BLK-REW, arXiv 2001.08357, 2020; Niu et al., RT3D, AAAI 2021, arXiv
     2007.09835 (3D networks); Candès et al., Enhancing Sparsity by Reweighted l1 Minimization,
@@ -34,7 +31,6 @@ class ReweightedGroupLasso(Method):
     """
 
     needs_teacher: ClassVar[bool] = False
-
     penalties: Float[Tensor, " n"]
     calls: Tensor
 
@@ -59,12 +55,12 @@ class ReweightedGroupLasso(Method):
         self.every, self.strength, self.stages, self.eps = every, strength, stages, eps
         # In a tuple, so that its weights are not this module's: they would be saved twice.
         self._student = (student,)
-        self.groups: list[Group] = channel_groups(student, example)
+        self.groups = channel_groups(student, example)
         self.register_buffer("penalties", torch.ones(sum(group.size for group in self.groups)))
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.reweight()
 
-    def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Tensor:
+    def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Tensor:
         """The penalty, a scalar; in training mode every call is a step."""
         if self.training:
             stage, rest = divmod(int(self.calls), self.every)
@@ -79,5 +75,5 @@ class ReweightedGroupLasso(Method):
 
     @torch.no_grad()
     def reweight(self) -> None:
-        """Let the P_g follow the weights."""
+        """Set the P_g from the weights as they are now."""
         self.penalties.copy_(1 / (self.norms() + self.eps))

@@ -1,9 +1,11 @@
-"""Pruning: the least channels go until the network has the size that was asked for."""
+"""Pruning: the least important channels go until the network has the size that was asked for."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -15,43 +17,36 @@ from dcd_lab.compress.groups import Group, channel_groups, squared_norms
 
 
 def prune(
-    model: Segmenter,
-    example: Volume,
-    *,
-    parameters: int,
-    divisor: int = 8,
-    tolerance: float = 0.05,
+    model: Segmenter, example: Volume, *, parameters: int, divisor: int = 8, tolerance: float = 0.05
 ) -> Segmenter:
-    """The model without its least channels, with about so many `parameters`; the model stays whole.
+    """A copy of the model without its least important channels, with about `parameters` parameters.
 
-    Channels go in blocks of `divisor`, so that what is left is a multiple of it (a remainder goes
-    first); every group keeps a block. A channel counts by the squared norm of all its weights over
-    the mean of its group, which makes layers comparable. `example` (1, c, d, h, w): any patch the
-    network takes. Raises ContractError when the size cannot be met within `tolerance`, a share of
-    `parameters`, for a model without `spec`, and without the extra [compress].
+    Channels go in blocks of `divisor`, so that a multiple of it is left (a remainder goes first);
+    every group keeps a block. The importance of a channel is the squared norm of all its weights
+    over the mean of its group. `example` (1, c, d, h, w): any patch the network takes. Raises
+    ContractError when the size cannot be met within `tolerance`, a share of `parameters`, for a
+    model without `spec`, and as `channel_groups` does.
 
     Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017 (magnitude); Fang et al.,
     DepGraph, CVPR 2023 (coupled groups, normalised by their mean).
     """
     if model.spec is None:
-        raise ContractError(
-            "model to prune", "a Segmenter without spec", "one from models.build", "build(...)"
-        )
+        raise ContractError("model", "one without spec", "one from models.build", "build(...)")
     if divisor < 1:
         raise ContractError("divisor", divisor, "at least 1", "8")
     groups = channel_groups(model, example)
-    left = [list(range(group.size)) for group in groups]
+    gone: list[set[int]] = [set() for _ in groups]
     size = models.parameters(model)
     closed: set[int] = set()
     for which, block in _blocks(model, groups, divisor):
         if size <= parameters:
             break
-        rest = [channel for channel in left[which] if channel not in block]
-        smaller = _parameters(model, groups, [*left[:which], rest, *left[which + 1 :]])
+        more = [*gone[:which], gone[which] | block, *gone[which + 1 :]]
+        smaller = _parameters(model, _kept(groups, more))
         if which in closed or smaller < (1 - tolerance) * parameters:
             closed.add(which)  # too large for what is missing; more important ones may not go first
         else:
-            left[which], size = rest, smaller
+            gone, size = more, smaller
     if abs(size - parameters) > tolerance * parameters:
         raise ContractError(
             "parameters of the pruned network",
@@ -59,81 +54,60 @@ def prune(
             f"{parameters} within {tolerance:.0%}",
             f"a divisor below {divisor}, or another size",
         )
-    return _cut(model, _kept(groups, left), example)
+    return _cut(model, _kept(groups, gone), example)
 
 
-def _blocks(
-    model: Segmenter, groups: Sequence[Group], divisor: int
-) -> Iterator[tuple[int, set[int]]]:
-    """Blocks of channels and the group they are of, the least important first."""
-    found: list[tuple[float, int, int, set[int]]] = []
+@torch.no_grad()
+def _blocks(model: Segmenter, groups: Sequence[Group], divisor: int) -> list[tuple[int, set[int]]]:
+    """Blocks of channels, each with the index of its group, the least important first."""
+    blocks = []
     for which, group in enumerate(groups):
-        with torch.no_grad():
-            norms = squared_norms(model, group)
+        norms = squared_norms(model, group)
         score = (norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)).cpu()
         order = score.argsort(stable=True).tolist()
         # The first block takes the remainder, the last one stays.
-        edges = range(group.size % divisor, group.size - divisor + 1, divisor)
-        starts = [0, *edges] if group.size % divisor else [*edges]
-        for start, stop in pairwise(starts):
+        starts = {0, *range(group.size % divisor, group.size - divisor + 1, divisor)}
+        for start, stop in pairwise(sorted(starts)):
             channels = order[start:stop]
-            found.append((score[channels].mean().item(), which, start, set(channels)))
-    found.sort(key=lambda each: each[:3])
-    for _, which, _, block in found:
-        yield which, block
+            blocks.append((score[channels].mean().item(), which, start, set(channels)))
+    return [(which, block) for _, which, _, block in sorted(blocks)]
 
 
-def _kept(
-    groups: Sequence[Group], left: Sequence[Sequence[int]]
-) -> dict[str, dict[str, list[int]]]:
-    """The indices that every layer keeps on its two sides; whole sides are not mentioned."""
-    gone: dict[tuple[str, str], set[int]] = {}
-    whole: dict[tuple[str, str], set[int]] = {}
-    for group, channels in zip(groups, left, strict=True):
-        missing = set(range(group.size)) - set(channels)
+def _kept(groups: Sequence[Group], gone: Sequence[set[int]]) -> dict[str, dict[str, list[int]]]:
+    """What `models.cut` takes: the indices that layers keep, for sides that lose some."""
+    left: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    whole: Counter[tuple[str, str]] = Counter()
+    for group, missing in zip(groups, gone, strict=True):
         for layer, side, at in group.slices:
             # A layer behind a concatenation reads several groups on one side.
-            gone.setdefault((layer, side), set()).update(at[channel] for channel in missing)
-            whole.setdefault((layer, side), set()).update(at)
+            left[layer, side] += [i for channel, i in enumerate(at) if channel not in missing]
+            whole[layer, side] += len(at)
     kept: dict[str, dict[str, list[int]]] = {}
-    for place, removed in gone.items():
-        if removed:
-            kept.setdefault(place[0], {})[place[1]] = sorted(whole[place] - removed)
+    for (layer, side), indices in left.items():
+        if len(indices) < whole[layer, side]:
+            kept.setdefault(layer, {})[side] = sorted(indices)
     return kept
 
 
-def _parameters(model: Segmenter, groups: Sequence[Group], left: Sequence[Sequence[int]]) -> int:
+def _parameters(model: Segmenter, kept: dict[str, dict[str, list[int]]]) -> int:
     """Parameters of the network if only these channels were left."""
-    kept = _kept(groups, left)
     total = models.parameters(model)
     for name, sides in kept.items():
         layer = model.network.get_submodule(name)
         for weight in layer.parameters(recurse=False):
-            shape = list(weight.shape)
-            for side, indices in sides.items():
-                axis = models.channel_axis(layer, weight, side)
-                if axis is not None:
-                    shape[axis] = len(indices)
-            total += torch.Size(shape).numel() - weight.numel()
+            left = {models.channel_axis(layer, weight, side): len(i) for side, i in sides.items()}
+            total += math.prod(left.get(a, n) for a, n in enumerate(weight.shape)) - weight.numel()
     return total
 
 
-def _cut(
-    model: Segmenter, kept: Mapping[str, Mapping[str, Sequence[int]]], example: Volume
-) -> Segmenter:
+def _cut(model: Segmenter, kept: dict[str, dict[str, list[int]]], example: Volume) -> Segmenter:
     """The network that `models.pruned` builds, with the weights that are left."""
-    assert model.spec is not None
-    base = {
-        key: value for key, value in model.spec.items() if key not in ("in_channels", "classes")
-    }
-    shape = {key: model.spec[key] for key in ("in_channels", "classes")}
-    result = models.pruned(**shape, channels=model.channels, base=base, kept=kept)
-    result.to(next(model.parameters()).device)
-    source = copy.deepcopy(model)
-    models.cut(source.network, kept)
-    result.load_state_dict(source.state_dict())
-    with torch.no_grad():
-        result.channels = tuple(stage.shape[1] for stage in result.encode(example))
-    assert result.spec is not None
-    result.spec["channels"] = list(result.channels)
-    return result.train(model.training)
+    small = copy.deepcopy(model).requires_grad_(True)
+    models.cut(small.network, kept)
+    with models.evaluating(small), torch.no_grad():
+        small.channels = tuple(stage.shape[1] for stage in small.encode(example))
+    base = small.spec or {}
+    shape = {key: base.pop(key) for key in ("in_channels", "classes")}
+    small.spec = {"architecture": "pruned", **shape, "base": base, "kept": kept}
+    small.spec["channels"] = list(small.channels)
+    return small

@@ -20,29 +20,25 @@ from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 
 Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
-"""Packages that execute an exported network."""
-IMAGE, LOGITS = "image", "logits"
-"""Names of the exported network's input (b, c, d, h, w) and output (b, k, d, h, w)."""
+IMAGE, LOGITS = "image", "logits"  # names of input (b, c, d, h, w) and output (b, k, d, h, w)
 
 
 def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Path:
     """Write the network as ONNX; its input is "image" (b, c, d, h, w), its output "logits".
 
     Batch and grid stay free: any batch, and any grid in the steps that the network's strides allow.
-    `shape` is that of an example. The file replaces an older one only when it is whole. Raises
-    ContractError without the extra [deploy].
-
+    `shape` is that of an example. An older file is replaced when the new one is whole. Raises
+    ContractError for a shape that the network does not take, and without the extra [deploy].
     Source: ONNX, opset of PyTorch's exporter.
     """
+    steps = _steps(model, shape)
     require("deploy", "onnx", "onnxscript")
     device = next(model.parameters()).device
-    steps = _steps(model, shape)
     # Drawn, not zeros: some operations are exported by what they see. An axis of one step, or a
     # batch of one, would be taken for a constant.
-    counts = [n // step for n, step in zip(shape[2:], steps, strict=True)]
-    repeats = [2 if n < 2 else 1 for n in (shape[0], *counts)]
-    example = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
-    example = example.repeat(repeats[0], 1, *repeats[1:])
+    batch, channels, *grid = shape
+    size = [max(batch, 2), channels, *(max(n, 2 * s) for n, s in zip(grid, steps, strict=True))]
+    example = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
     free: dict[int, Any] = {0: torch.export.Dim("batch")}
     for axis, (name, step) in enumerate(zip("dhw", steps, strict=True), start=2):
         free[axis] = step * torch.export.Dim(name)
@@ -67,19 +63,14 @@ def load(
 ) -> Segmenter:
     """Read an exported network: .onnx for ONNX Runtime, .xml for OpenVINO, on the CPU.
 
-    Its output has logits and no stages, its module no parameters: it predicts, and that is all.
-    `threads`: how many it computes with, the runtime's choice if None. `runtime` "openvino" takes
-    .onnx as well. Raises ContractError for a missing file or another ending, and without the extra
-    [deploy].
+    It has logits, but no stages and no parameters. `threads`: how many it computes with, the
+    runtime's choice if None. `runtime` "openvino" takes .onnx as well. Raises ContractError for a
+    file that is missing, cut short or of another ending, and without the extra [deploy].
     """
     path = Path(path)
     if path.suffix not in _USUAL or not path.is_file():
-        raise ContractError(
-            "exported network",
-            path,
-            f"an existing file ending with {' or '.join(_USUAL)}",
-            "export_onnx or quantize",
-        )
+        expected = f"an existing file ending with {' or '.join(_USUAL)}"
+        raise ContractError("exported network", path, expected, "export_onnx or quantize")
     if (path.suffix, runtime) == (".xml", "onnxruntime"):
         raise ContractError("runtime of .xml", runtime, "openvino", "the .onnx it was made of")
     return Segmenter(Exported(path, threads, runtime or _USUAL[path.suffix]), (), ()).eval()
@@ -99,13 +90,13 @@ def check_export(
     """
     other = exported if isinstance(exported, Segmenter) else load(exported)
     device = next(model.parameters()).device
-    errors, scales = [], []
+    largest = []
     with evaluating(model), torch.inference_mode():
         for patch in patches:
             expected = model(patch.to(device)).logits.float().cpu()
-            errors.append((other(patch).logits.cpu() - expected).abs().max())
-            scales.append(expected.abs().max())
-    error, scale = torch.stack(errors).max().item(), torch.stack(scales).max().item()
+            error = other(patch).logits.cpu() - expected
+            largest.append(torch.stack([error.abs().max(), expected.abs().max()]))
+    error, scale = torch.stack(largest).amax(0).tolist()
     if not error <= tolerance * scale:
         raise ContractError(
             "exported network",
@@ -117,17 +108,18 @@ def check_export(
 
 
 class Exported(nn.Module):
-    """An exported network, as a module; it is pickled by the path of its file.
-
-    `runtime`: the package that executes it.
-    """
+    """An exported network, executed by `runtime`; it is pickled by the path of its file."""
 
     def __init__(self, path: Path, threads: int | None, runtime: Runtime) -> None:
         super().__init__()
+        require("deploy", runtime)
         self.path, self.threads, self.runtime = path, threads, runtime
         # Prediction asks a model's parameters for their device.
         self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)
-        self._run = _START[runtime](path, threads)
+        try:
+            self._run = (_onnxruntime if runtime == "onnxruntime" else _openvino)(path, threads)
+        except Exception as error:  # every runtime has errors of its own
+            raise ContractError("export", error, "a whole file", f"writing {path} again") from None
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.from_numpy(self._run(image.float().contiguous().numpy()))
@@ -137,7 +129,6 @@ class Exported(nn.Module):
 
 
 def _onnxruntime(path: Path, threads: int | None) -> Callable[[Any], Any]:
-    require("deploy", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -147,7 +138,6 @@ def _onnxruntime(path: Path, threads: int | None) -> Callable[[Any], Any]:
 
 
 def _openvino(path: Path, threads: int | None) -> Callable[[Any], Any]:
-    require("deploy", "openvino")
     import openvino
 
     # Otherwise float layers run in bfloat16 where the processor has it.
@@ -159,20 +149,15 @@ def _openvino(path: Path, threads: int | None) -> Callable[[Any], Any]:
 
 
 _USUAL: dict[str, Runtime] = {".onnx": "onnxruntime", ".xml": "openvino"}
-_START: dict[Runtime, Callable[[Path, int | None], Callable[[Any], Any]]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-}
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What exporters and quantisers print and warn about themselves is no news to their users."""
+    """Within, exporters and quantisers neither print nor warn about themselves."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     silence: AbstractContextManager[object] = redirect_stdout(io.StringIO())
-    if "IPython" in sys.modules:
-        # In a notebook progress bars are displays, not text.
+    if "IPython" in sys.modules:  # in a notebook progress bars are displays, not text
         from IPython.utils.capture import capture_output
 
         silence = capture_output(stderr=False)
@@ -189,8 +174,7 @@ def _rename(path: Path, network: nn.Module) -> None:
     import onnx
 
     first = {weight: name for name, weight in network.named_parameters()}
-    every = network.named_parameters(remove_duplicate=False)
-    names = {name: first[weight] for name, weight in every}
+    names = {n: first[w] for n, w in network.named_parameters(remove_duplicate=False)}
     content = onnx.load(path)
     for weight in content.graph.initializer:
         weight.name = names.get(weight.name, weight.name)
@@ -201,8 +185,11 @@ def _rename(path: Path, network: nn.Module) -> None:
 
 def _steps(model: Segmenter, shape: Sequence[int]) -> list[int]:
     """Voxels of the image in one of the coarsest stage, by axis: grids are multiples of it."""
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        stages = model.encode(torch.zeros(*shape, device=device))
-    counts = [min([shape[axis], *(s.shape[axis] for s in stages)]) for axis in (2, 3, 4)]
-    return [n // count for n, count in zip(shape[2:], counts, strict=True)]
+    image = torch.zeros(*shape, device=next(model.parameters()).device)
+    try:
+        with evaluating(model), torch.inference_mode():
+            stages = model(image).stages
+    except RuntimeError as error:
+        expected = f"a grid that the network's strides divide ({error})"
+        raise ContractError("shape", tuple(shape), expected, "its training patch") from None
+    return [n // min([n, *(s.shape[axis] for s in stages)]) for axis, n in enumerate(shape[2:], 2)]

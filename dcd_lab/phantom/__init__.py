@@ -8,28 +8,22 @@ intensities are rounded at the end (1/16 unit; ADC 1e-4), far above last-bit dif
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 
 from dcd_core.types import BRATS, ISLES, Case, ContractError
 from dcd_lab.phantom import glioma_scan, stroke_scan
+from dcd_lab.phantom.fields import Array
+from dcd_lab.pool import each
 
-__all__ = ["cohort", "difficulty", "glioma", "members", "stroke"]
+__all__ = ["VERSION", "cohort", "difficulty", "glioma", "members", "stroke"]
 
-SPACING_MM = (1.0, 4.0)
-
-
-def _check_spacing(spacing_mm: float) -> None:
-    low, high = SPACING_MM
-    if not low <= spacing_mm <= high:
-        raise ContractError("spacing_mm", spacing_mm, f"{low:g} to {high:g} mm", "spacing_mm=2.0")
+VERSION = 1
+"""Raise it by hand when the same seed gives another phantom; caches are named by it."""
+_IDS = {"glioma": "BraTS-GLI-{:05d}-100", "stroke": "sub-strokecase{:04d}"}
 
 
 def glioma(seed: int, *, spacing_mm: float = 2.0) -> Case:
@@ -39,43 +33,36 @@ def glioma(seed: int, *, spacing_mm: float = 2.0) -> Case:
     ET, RC). Raises ContractError for a spacing outside 1 to 4 mm.
     Source: grid and labels of de Verdier et al., arXiv 2405.18368, 2024.
     """
-    _check_spacing(spacing_mm)
+    _check(spacing_mm)
     image, label, _ = glioma_scan.paint(seed, glioma_scan.head_grid(spacing_mm))
-    name = f"BraTS-GLI-{seed % 100000:05d}-100"
-    return _case(name, image, label, spacing_mm, glioma_scan.affine(spacing_mm))
+    id = _IDS["glioma"].format(seed % 100000)
+    return _case(id, image, label, spacing_mm, glioma_scan.affine(spacing_mm))
 
 
 def stroke(seed: int, *, spacing_mm: float = 2.0) -> Case:
     """One acute stroke on an oblique DWI grid of `spacing_mm` (1 to 4 mm).
 
     Image (3, i, j, k) dwi (arbitrary units), adc (1e-3 mm2/s) and flair (arbitrary units), label
-    0-1; a rare case has an empty label, as in the challenge. Raises ContractError for a spacing
-    outside 1 to 4 mm.
+    0-1; a rare case has an empty label, as in the challenge. Raises ContractError as `glioma` does.
     Source: layout of Hernandez Petzsche et al., Scientific Data, 2022.
     """
-    _check_spacing(spacing_mm)
+    _check(spacing_mm)
     grid = stroke_scan.head_grid(spacing_mm)
-    affine = stroke_scan.oblique_affine(seed, grid)
     image, label = stroke_scan.paint(seed, grid)
-    return _case(f"sub-strokecase{seed % 10000:04d}", image, label, spacing_mm, affine)
+    id = _IDS["stroke"].format(seed % 10000)
+    return _case(id, image, label, spacing_mm, stroke_scan.oblique_affine(seed, grid))
 
 
-def _case(
-    name: str, image: np.ndarray, label: np.ndarray, spacing_mm: float, affine: np.ndarray
-) -> Case:
+def _check(spacing_mm: float, kind: str = "glioma") -> None:
+    if kind not in _IDS:
+        raise ContractError("kind", repr(kind), "'glioma' or 'stroke'", "kind='stroke'")
+    if not 1.0 <= spacing_mm <= 4.0:
+        raise ContractError("spacing_mm", spacing_mm, "1 to 4 mm", "spacing_mm=2.0")
+
+
+def _case(id: str, image: Array, label: Array, spacing_mm: float, affine: Array) -> Case:
     spacing = (float(spacing_mm),) * 3
-    return Case(name, image.astype(np.float32), label.astype(np.uint8), spacing, affine)
-
-
-_PAINTERS = {"glioma": glioma, "stroke": stroke}
-
-
-def _member(index: int, kind: str, seed: int, spacing_mm: float) -> Case:
-    child = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
-    case = _PAINTERS[kind](child, spacing_mm=spacing_mm)
-    number = index + 1
-    name = f"BraTS-GLI-{number:05d}-100" if kind == "glioma" else f"sub-strokecase{number:04d}"
-    return case._replace(id=name)
+    return Case(id, image.astype(np.float32), label.astype(np.uint8), spacing, affine)
 
 
 def cohort(
@@ -86,47 +73,27 @@ def cohort(
     Ids follow the challenges (BraTS-GLI-00001-100, sub-strokecase0001). `workers` > 1 paints in
     that many processes. Raises ContractError for an unknown kind or a spacing outside 1 to 4 mm.
     """
-    return list(members(kind, range(n), seed=seed, spacing_mm=spacing_mm, workers=workers))
+    made = members(kind, range(n), seed=seed, spacing_mm=spacing_mm, workers=workers)
+    return sorted(made, key=lambda case: (len(case.id), case.id))
 
 
 def members(
     kind: str, indices: Sequence[int], *, seed: int, spacing_mm: float = 2.0, workers: int = 1
 ) -> Iterator[Case]:
-    """The cases at `indices` of the cohort of `seed`, one after another as they are painted.
+    """The cases at `indices` of the cohort of `seed`, each as soon as it is painted.
 
-    For those who want to keep each case before the next one is made. Raises ContractError as
-    `cohort` does, before the first case.
+    With several `workers` they come in any order. Raises ContractError as `cohort` does, before the
+    first case.
     """
-    if kind not in _PAINTERS:
-        raise ContractError(
-            "kind", repr(kind), "'glioma' or 'stroke'", "cohort('stroke', 8, seed=0)"
-        )
-    _check_spacing(spacing_mm)
+    _check(spacing_mm, kind)
     paint = partial(_member, kind=kind, seed=seed, spacing_mm=spacing_mm)
-    return _painted(paint, indices, min(workers, len(indices)))
+    return each(paint, indices, workers=workers)
 
 
-def _painted(paint: Callable[[int], Case], indices: Sequence[int], workers: int) -> Iterator[Case]:
-    if workers <= 1:
-        yield from map(paint, indices)
-        return
-    # Forking a process in which torch has started threads can hang; spawned workers cannot.
-    with _one_thread(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(paint, indices)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let processes started inside use one thread each, so that they do not fight for cores."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+def _member(index: int, kind: str, seed: int, spacing_mm: float) -> Case:
+    child = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+    case = (glioma if kind == "glioma" else stroke)(child, spacing_mm=spacing_mm)
+    return case._replace(id=_IDS[kind].format(index + 1))
 
 
 def difficulty(cases: Sequence[Case]) -> pd.DataFrame:
@@ -145,13 +112,12 @@ def difficulty(cases: Sequence[Case]) -> pd.DataFrame:
     for channel, name in enumerate(channels):
         for direction, sign in (("above", 1.0), ("below", -1.0)):
             dice = np.mean([_threshold_dice(c, channel, sign, thresholds) for c in cases], axis=0)
-            best = int(dice.argmax())
-            rows.append((name, direction, float(sign * thresholds[best]), float(dice[best])))
+            rows.append((name, direction, sign * thresholds[dice.argmax()], dice.max()))
     table = pd.DataFrame(rows, columns=["channel", "direction", "threshold_z", "dice"])
     return table.sort_values("dice", ascending=False, ignore_index=True)
 
 
-def _threshold_dice(case: Case, channel: int, sign: float, thresholds: np.ndarray) -> np.ndarray:
+def _threshold_dice(case: Case, channel: int, sign: float, thresholds: Array) -> Array:
     """Dice of `sign * z > t` for every threshold t, from sorted values (no mask per threshold)."""
     assert case.label is not None
     brain = (case.image != 0).any(0)

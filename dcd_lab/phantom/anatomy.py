@@ -1,7 +1,7 @@
-"""One brain per seed: the MNI152 average, given an individual's folds, ventricles and asymmetry.
+"""One brain per seed: the MNI152 average, given the folds, ventricles and asymmetry of one person.
 
-The average knows where white matter, cortex and fissures lie; what it has lost to averaging, the
-sulci of one person, is drawn anew for every subject as sheets that run inwards from the surface.
+The average knows where white matter, cortex and fissures lie. Averaging has removed the sulci; they
+are drawn anew for every subject, as sheets that run inwards from the surface.
 """
 
 from __future__ import annotations
@@ -11,36 +11,24 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from dcd_lab.phantom.fields import Array, Grid, blur, sample, smooth, soft
-from dcd_lab.phantom.template import (
-    COARSE_MM,
-    COARSE_ORIGIN_MM,
-    FINE_LAST,
-    coarse_index,
-    fine_index,
-    surface_depth,
-    template,
-    tentorium_mm,
-)
+from dcd_lab.phantom import template
+from dcd_lab.phantom.fields import Array, Grid, Rng, blur, components, length, sample, smooth, soft
+
+FAR_MM = -60.0  # the level of a lesion that is not there
 
 
 class Anatomy(NamedTuple):
-    """One subject on one grid: tissue fractions that add up to one, and where everything lies.
-
-    `white`, `cortex`, `deep`, `csf` are fractions; `mni` (3, ...) the template position of each
-    voxel in millimetres; `depth_mm` below the hull; `edge_mm` below the brain's surface;
-    `ventricle` the part of the fluid that is ventricle; `brain` the (imperfect) skull strip.
-    """
+    """One subject on one grid; `white`, `cortex`, `deep` and `csf` are fractions with sum 1."""
 
     white: Array
     cortex: Array
     deep: Array
     csf: Array
-    ventricle: Array
-    mni: Array
-    depth_mm: Array
-    edge_mm: Array
-    brain: Array
+    ventricle: Array  # the part of the fluid that is ventricle
+    mni: Array  # (3, ...) the template position of each voxel, in mm
+    depth_mm: Array  # below the hull
+    edge_mm: Array  # below the brain's surface
+    brain: Array  # the (imperfect) skull strip
 
 
 def head_to_mni(seed: int, grid: Grid, *, turn_deg: float, size: float) -> Array:
@@ -72,38 +60,29 @@ def rotation(angles: Array) -> Array:
     return turn
 
 
-class _Near(NamedTuple):
-    """The voxels that may hold brain; template lookups are spent on them alone."""
-
-    mask: Array
-
-    def spread(self, values: Array, background: float = 0.0) -> Array:
-        """Values of the masked voxels on the whole grid."""
-        full = np.full(self.mask.shape, background)
-        full[self.mask] = values
-        return full
+def _spread(values: Array, near: Array, background: float = 0.0) -> Array:
+    """Values of the voxels in the mask `near`, put on the whole grid."""
+    full = np.full(near.shape, background)
+    full[near] = values
+    return full
 
 
-def _sulcal_distance(
-    rng: np.random.Generator, grid: Grid, near: _Near, coarse: Array, wave_mm: float
-) -> Array:
+def _sulcal_distance(rng: Rng, grid: Grid, near: Array, coarse: Array, wave_mm: float) -> Array:
     """Distance in mm to this subject's sulcal sheets: zero crossings of noise on the hull.
 
     Noise is read near the hull point above each voxel, so that a sheet winds its way inwards.
     """
-    base = template()
     x, y, z = (np.arange(-half, half + 1e-6, 3.0) for half in (87.0, 120.0, 90.0))
     lattice = Grid((x, y, z), 3.0)
     narrow = blur(rng.standard_normal(lattice.shape), wave_mm / 5.6, lattice)
     band = narrow - blur(narrow, wave_mm / 5.6, lattice)
-    slope = np.sqrt(sum(g**2 for g in np.gradient(band, 3.0)))
-    band /= blur(slope, 8.0, lattice)
+    band /= blur(length(np.gradient(band, 3.0)), 8.0, lattice)
     index = np.empty_like(coarse)
-    for axis in range(3):
-        above_mm = sample(base.fold_from[axis], coarse) * COARSE_MM + COARSE_ORIGIN_MM[axis]
-        winding_mm = 4.5 * smooth(rng, grid, 15.0)[near.mask]
+    for axis, above in enumerate(template.average().fold_from):
+        above_mm = sample(above, coarse) * template.COARSE_MM + template.COARSE_ORIGIN_MM[axis]
+        winding_mm = 4.5 * smooth(rng, grid, 15.0)[near]
         index[axis] = (above_mm + winding_mm - lattice.axes[axis][0]) / 3.0
-    return near.spread(np.abs(sample(band, index)), 40.0)
+    return _spread(np.abs(sample(band, index)), near, 40.0)
 
 
 def _folia(mni: Array, wobble: Array) -> Array:
@@ -115,39 +94,35 @@ def _folia(mni: Array, wobble: Array) -> Array:
 
 
 class _Parts(NamedTuple):
-    """What the template says at every voxel of one subject, and this subject's own folds."""
+    """What the template says at every voxel of one subject, and the subject's own folds."""
 
     white: Array
     csf: Array
     edge: Array
     depth: Array
     deep: Array
+    ventricle: Array
     fossa: Array
     sheet: Array
     folia: Array
-    ventricle: Array
 
 
-def _parts(rng: np.random.Generator, grid: Grid, near: _Near, mni: Array) -> _Parts:
-    base, here = template(), mni[:, near.mask]
-    coarse, fine = coarse_index(here), fine_index(here)
-    edge = near.spread(sample(base.edge_mm, coarse), -10.0)
-    depth, deep, ventricle = (
-        near.spread(sample(part, coarse)) for part in (base.depth_mm, base.deep, base.ventricle)
-    )
-    white, csf = (near.spread(sample(base.tissue[part], fine)) for part in (0, 2))
-    fossa = soft(-tentorium_mm(*mni), 6.0)
+def _parts(rng: Rng, grid: Grid, near: Array, mni: Array) -> _Parts:
+    base, coarse = template.average(), template.coarse_index(mni[:, near])
+    white, csf = (_spread(part, near) for part in template.white_and_csf(mni[:, near]))
+    edge = _spread(sample(base.edge_mm, coarse), near, -10.0)
+    sampled = (sample(part, coarse) for part in (base.depth_mm, base.deep, base.ventricle))
+    depth, deep, ventricle = (_spread(part, near) for part in sampled)
+    fossa = soft(-template.tentorium_mm(*mni), 6.0)
     # Sulci of the medial wall are shallow: the hull there is the fissure between the hemispheres.
     reach = 9.0 + 7.0 * soft(np.abs(mni[0]) - 20.0, 16.0) + 4.5 * smooth(rng, grid, 20.0)
     sheet = _sulcal_distance(rng, grid, near, coarse, 32.0)
     sheet = np.hypot(sheet, np.clip(depth - reach, 0.0, None)) + 40.0 * (fossa + deep)
     folia = _folia(mni, smooth(rng, grid, 15.0))
-    return _Parts(white, csf, edge, depth, deep, fossa, sheet, folia, ventricle)
+    return _Parts(white, csf, edge, depth, deep, ventricle, fossa, sheet, folia)
 
 
-def _fluid(
-    rng: np.random.Generator, grid: Grid, parts: _Parts, atrophy: float
-) -> tuple[Array, Array]:
+def _fluid(rng: Rng, grid: Grid, parts: _Parts, atrophy: float) -> tuple[Array, Array]:
     """Fluid fraction, and the distance in mm to the wall of the nearest sulcus."""
     voxel = max(1.0, grid.spacing_mm)
     half_width = (0.8 + 0.8 * atrophy) * (1.0 + 0.45 * smooth(rng, grid, 14.0))
@@ -156,13 +131,11 @@ def _fluid(
     rim = soft(1.6 + 1.2 * atrophy + 1.1 * smooth(rng, grid, 12.0) - parts.edge, voxel)
     level = parts.csf * (1.0 + 0.6 * atrophy) - 0.33 + 0.06 * smooth(rng, grid, 8.0)
     average = soft(level, 0.22) * (parts.edge > 2.5)
-    fluid = np.maximum(
-        np.maximum(average, rim), np.maximum(soft(-wall, voxel), folium * parts.fossa)
-    )
-    return fluid, wall
+    fluid = np.maximum(np.maximum(average, rim), soft(-wall, voxel))
+    return np.maximum(fluid, folium * parts.fossa), wall
 
 
-def _white(rng: np.random.Generator, grid: Grid, parts: _Parts, wall: Array) -> Array:
+def _white(rng: Rng, grid: Grid, parts: _Parts, wall: Array) -> Array:
     """White matter fraction: the average's core plus this subject's gyral crowns."""
     voxel = max(1.0, grid.spacing_mm)
     thick = 3.2 + 0.35 * smooth(rng, grid, 18.0)
@@ -176,21 +149,21 @@ def _white(rng: np.random.Generator, grid: Grid, parts: _Parts, wall: Array) -> 
     return parts.deep * nuclei + (1.0 - parts.deep) * np.maximum(core, gyral)
 
 
-def _swollen(rng: np.random.Generator, mni: Array, near: _Near, atrophy: float) -> Array:
+def _swollen(rng: Rng, mni: Array, near: Array, atrophy: float) -> Array:
     """Template positions after the ventricles have grown, each side on its own (mm)."""
-    coarse = coarse_index(mni[:, near.mask])
+    coarse = template.coarse_index(mni[:, near])
     both = 5.0 * atrophy + 0.8 * rng.normal()
     left, right = both + 0.7 * rng.normal(0.0, 1.0, 2)
-    size = np.where(mni[0][near.mask] < 0, left, right)
+    size = np.where(mni[0][near] < 0, left, right)
     swollen = mni.copy()
-    for axis, part in enumerate(template().ventricle_pull):
-        swollen[axis][near.mask] += size * sample(part, coarse)
+    for axis, part in enumerate(template.average().ventricle_pull):
+        swollen[axis][near] += size * sample(part, coarse)
     return swollen
 
 
-def subject(rng: np.random.Generator, grid: Grid, mni: Array, *, atrophy: float) -> Anatomy:
+def subject(rng: Rng, grid: Grid, mni: Array, *, atrophy: float) -> Anatomy:
     """Tissue fractions of one individual; `atrophy` 0 (young) to 1 widens sulci and ventricles."""
-    near = _Near(_near_brain(mni))
+    near = _near_brain(mni)
     mni = _swollen(rng, mni, near, atrophy)
     parts = _parts(rng, grid, near, mni)
     fluid, wall = _fluid(rng, grid, parts, atrophy)
@@ -202,32 +175,26 @@ def subject(rng: np.random.Generator, grid: Grid, mni: Array, *, atrophy: float)
     return Anatomy(white, grey - deep, deep, fluid, ventricle, mni, parts.depth, parts.edge, brain)
 
 
-def _skull_strip(rng: np.random.Generator, grid: Grid, edge: Array, mni: Array) -> Array:
+def _skull_strip(rng: Rng, grid: Grid, edge: Array, mni: Array) -> Array:
     """The brain mask a tool would give: off by a millimetre or two, cut or left long in places."""
     level = edge - 1.6 - 0.5 * rng.normal() - 0.7 * smooth(rng, grid, 18.0)
-    inside = np.all(
-        [(i > 0) & (i < last) for i, last in zip(fine_index(mni), FINE_LAST, strict=True)], axis=0
-    )
-    parts, count = ndimage.label((level > 0) & inside)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    sizes[0] = 0
+    for index, count in zip(template.fine_index(mni), template.average().white.shape, strict=True):
+        level[(index <= 0) | (index >= count - 1)] = -1.0  # outside of the template
+    parts, sizes = components(level > 0)
     return parts == sizes.argmax()
 
 
 def _near_brain(mni: Array) -> Array:
-    """Voxels within some millimetres of the average brain, found on every other voxel."""
-    near = surface_depth(mni[:, ::2, ::2, ::2]) > -4.0
-    for axis in range(3):
-        near = np.repeat(near, 2, axis=axis)
+    """Mask of the voxels that may hold brain, from every other one; only these are looked up."""
+    near = template.surface_depth(mni[:, ::2, ::2, ::2]) > -4.0
     i, j, k = mni.shape[1:]
-    return near[:i, :j, :k]
+    return near.repeat(2, 0).repeat(2, 1).repeat(2, 2)[:i, :j, :k]
 
 
-def brain_box(mni: Array) -> tuple[slice, slice, slice]:
-    """The box of voxels that may hold brain, from template positions (3, ...)."""
-    near = _near_brain(mni)
-    used = [
-        np.flatnonzero(near.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)
-    ]
-    i, j, k = (slice(int(u[0]), int(u[-1]) + 1) for u in used)
-    return i, j, k
+def head(
+    seed: int, grid: Grid, *, turn_deg: float, size: float
+) -> tuple[tuple[slice, ...], Grid, Array]:
+    """The box of voxels that may hold brain, the grid within it, and template positions there."""
+    mni = head_to_mni(seed, grid, turn_deg=turn_deg, size=size)
+    (box,) = ndimage.find_objects(_near_brain(mni).astype(np.uint8))
+    return box, grid.crop(box), mni[(slice(None), *box)]

@@ -1,43 +1,38 @@
 """What a scanner adds to a signal: thick slices, coil shading, noise, misregistration.
 
-Noise is drawn on the acquisition's own grid and travels through the same interpolation as the
-signal, so it is as band-limited as in a resampled scan.
+Noise is drawn on the grid of the acquisition and interpolated as the signal is, so it is as
+band-limited as in a resampled scan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from dcd_lab.phantom.fields import Array, Grid, along_axes, smooth
+from dcd_lab.phantom.fields import Array, Grid, Rng, along_axes, neighbour_matrix, smooth
+
+Range: TypeAlias = tuple[float, float]
 
 
 class Acquisition(NamedTuple):
     """Resolution in mm along (i, j, k), signal-to-noise ratio in white matter, shift in mm."""
 
-    resolution_mm: tuple[float, float, float]
+    resolution_mm: tuple[float, ...]
     snr: float
-    shift_mm: tuple[float, float, float]
+    shift_mm: tuple[float, ...]
 
 
 def draw_acquisition(
-    rng: np.random.Generator,
-    *,
-    in_plane_mm: tuple[float, float],
-    slice_mm: tuple[float, float],
-    snr: tuple[float, float],
-    shift_mm: float,
-    axis: int = 2,
+    rng: Rng, in_plane_mm: Range, slice_mm: Range, *, snr: Range, shift_mm: float, axis: int = 2
 ) -> Acquisition:
-    """Draw a resolution (thick along `axis`), noise level and misregistration."""
+    """Draw a resolution (thick along `axis`), a noise level and a misregistration."""
     fine = float(rng.uniform(*in_plane_mm))
     thick = max(fine, float(rng.uniform(*slice_mm)))
-    i, j, k = (thick if a == axis else fine for a in range(3))
-    x, y, z = (float(shift) for shift in rng.normal(0.0, shift_mm, 3))
-    level = float(np.exp(rng.uniform(*np.log(snr))))
-    return Acquisition((i, j, k), level, (x, y, z))
+    resolution_mm = tuple(thick if a == axis else fine for a in range(3))
+    shift = tuple(rng.normal(0.0, shift_mm, 3).tolist())
+    return Acquisition(resolution_mm, float(np.exp(rng.uniform(*np.log(snr)))), shift)
 
 
 def _slice_matrix(count: int, spacing: float, step: float, start: float) -> Array:
@@ -60,20 +55,11 @@ def _cubic_matrix(count: int, spacing: float, step: float, start: float, samples
         (-3 * u**3 + 4 * u**2 + u) / 2,
         (u**3 - u**2) / 2,
     )
-    matrix = np.zeros((count, samples))
-    for offset, weight in enumerate(weights):
-        column = np.clip(below + offset - 1, 0, samples - 1)
-        np.add.at(matrix, (np.arange(count), column), weight)
-    return matrix
+    return neighbour_matrix(below - 1, weights, samples)
 
 
 def acquire(
-    signals: Sequence[Array],
-    acquisition: Acquisition,
-    rng: np.random.Generator,
-    grid: Grid,
-    *,
-    reference: float,
+    signals: Sequence[Array], acquisition: Acquisition, rng: Rng, grid: Grid, *, reference: float
 ) -> list[Array]:
     """Signals as acquired and resampled to the grid, with Rician noise of `reference` / SNR."""
     down, up = [], []
@@ -94,6 +80,6 @@ def acquire(
     return acquired
 
 
-def coil_shading(rng: np.random.Generator, grid: Grid, amplitude: float) -> Array:
+def coil_shading(rng: Rng, grid: Grid, amplitude: float) -> Array:
     """Receive sensitivity: the exponential of a smooth field with the given amplitude."""
     return np.exp(amplitude * smooth(rng, grid, 85.0))

@@ -1,6 +1,6 @@
-"""What is not the disease but looks like it: small-vessel gliosis, iron, vessels, pile-up.
+"""What looks like the disease and is not: small-vessel gliosis, iron, vessels, pile-up.
 
-None of it is labelled; a model that fires on brightness alone finds these first.
+None of it is labelled. A model that looks at brightness alone takes it for disease.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import numpy as np
 
 from dcd_lab.phantom.anatomy import Anatomy
-from dcd_lab.phantom.fields import Array, Grid, blur, smooth, soft
+from dcd_lab.phantom.fields import Array, Grid, Rng, blur, smooth, soft
 
 
-def _blob(
-    mni: Array, centre: tuple[float, float, float], radii: tuple[float, float, float]
-) -> Array:
+def _blob(mni: Array, centre: tuple[int, int, int], radii: tuple[float, float, float]) -> Array:
     """Gaussian bump at a pair of mirrored MNI positions (mm)."""
-    x, y, z = (
-        (value - c) / r
-        for value, c, r in zip((np.abs(mni[0]), mni[1], mni[2]), centre, radii, strict=True)
-    )
+    position = zip((np.abs(mni[0]), mni[1], mni[2]), centre, radii, strict=True)
+    x, y, z = ((value - c) / r for value, c, r in position)
     return np.exp(-(x**2 + y**2 + z**2))
 
 
-def gliosis(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, burden: float) -> Array:
-    """Share of white-matter hyperintensity: caps on the horns, a thin patchy band, deep spots."""
+def gliosis(rng: Rng, grid: Grid, anatomy: Anatomy, beta: tuple[float, float]) -> Array:
+    """Share of white-matter hyperintensity: caps on the horns, a thin patchy band, deep spots.
+
+    `beta`: the distribution of a patient's burden, 0 to 1.
+    """
+    burden = float(rng.beta(*beta))
     near = 2.0 * blur(anatomy.ventricle, 3.2, grid)
     y = anatomy.mni[1]
     horns = soft(np.maximum(y - 16.0, -34.0 - y), 16.0)
@@ -33,29 +33,29 @@ def gliosis(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, burden: floa
     return anatomy.white * np.clip(soft(band - 0.5, 0.4) + spots, 0.0, 1.0)
 
 
-def pallidum(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
+def pallidum(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Share of iron-rich deep nuclei, dark on T2, FLAIR and DWI."""
-    bump = _blob(anatomy.mni, (19.0, -3.0, -1.0), (6.5, 10.0, 6.5))
-    nigra = _blob(anatomy.mni, (10.0, -19.0, -13.0), (5.0, 5.0, 4.0))
+    bump = _blob(anatomy.mni, (19, -3, -1), (6.5, 10.0, 6.5))
+    nigra = _blob(anatomy.mni, (10, -19, -13), (5.0, 5.0, 4.0))
     level = np.maximum(bump, nigra) - 0.5 + 0.12 * smooth(rng, grid, 8.0)
     return 0.7 * (1.0 - anatomy.csf) * soft(level, 0.9)
 
 
-def vessels(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
+def vessels(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Share of enhancing vessel, dura and choroid plexus per voxel."""
     one, two = smooth(rng, grid, 11.0), smooth(rng, grid, 11.0)
     tube = soft(0.8 - 7.0 * np.hypot(one, two), 1.0) * soft(24.0 - anatomy.depth_mm, 8.0)
     veins = tube * np.clip(2.0 * anatomy.csf + 0.1, 0.0, 1.0)
     shell = soft(1.3 - np.abs(anatomy.edge_mm - 1.2), 1.5)
     dura = shell * soft(smooth(rng, grid, 13.0) - 1.1, 0.8)
-    plexus = _blob(anatomy.mni, (22.0, -38.0, 8.0), (5.0, 8.0, 9.0))
+    plexus = _blob(anatomy.mni, (22, -38, 8), (5.0, 8.0, 9.0))
     choroid = anatomy.ventricle * soft(plexus + 0.25 * smooth(rng, grid, 4.0) - 0.62, 0.5)
     return np.clip(0.75 * veins + 0.55 * dura + 0.6 * choroid, 0.0, 1.0)
 
 
-def susceptibility(rng: np.random.Generator, grid: Grid, anatomy: Anatomy) -> Array:
+def susceptibility(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Log signal change of echo-planar images above the sinuses and the ear bones."""
-    frontal = _blob(anatomy.mni, (14.0, 42.0, -18.0), (17.0, 20.0, 9.0))
-    ear = _blob(anatomy.mni, (50.0, -20.0, -26.0), (12.0, 24.0, 10.0))
+    frontal = _blob(anatomy.mni, (14, 42, -18), (17.0, 20.0, 9.0))
+    ear = _blob(anatomy.mni, (50, -20, -26), (12.0, 24.0, 10.0))
     field = rng.uniform(0.2, 0.9) * frontal + rng.uniform(0.2, 0.9) * ear
     return field * (0.45 + 0.9 * smooth(rng, grid, 8.0))

@@ -1,12 +1,12 @@
-"""Smooth random fields and the sampling grid on which every phantom is painted.
+"""Smooth random fields, and the grid on which a phantom is painted.
 
-A field is a lattice of random numbers in head millimetres, interpolated by cubic B-splines, so the
-same seed describes the same subject on every grid.
+A field is a lattice of random numbers in head millimetres, interpolated by cubic B-splines. So the
+same seed gives the same subject on every grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 Array = np.ndarray
+Rng = np.random.Generator
 # Head millimetres covered by every lattice; positions outside take the value at its border.
 LOW_MM, HIGH_MM = -135.0, 115.0
 # Mean over positions of the sum of squared cubic B-spline weights, per axis (closed form 151/315).
@@ -34,36 +35,47 @@ class Grid(NamedTuple):
 
     @property
     def points(self) -> list[Array]:
-        """The three coordinates, each broadcastable to the grid."""
+        """The three coordinates in mm; each can be broadcast to the grid."""
         i, j, k = self.axes
         return [i[:, None, None], j[None, :, None], k[None, None, :]]
 
+    def offsets(self, centre_mm: Iterable[float]) -> list[Array]:
+        """The three coordinates in mm, counted from a centre."""
+        return [p - c for p, c in zip(self.points, centre_mm, strict=True)]
+
     def crop(self, box: Sequence[slice]) -> Grid:
-        """The same grid restricted to a box of voxels."""
+        """The part of the grid within a box of voxels."""
         i, j, k = (axis[part] for axis, part in zip(self.axes, box, strict=True))
         return Grid((i, j, k), self.spacing_mm)
 
 
-def _spline_weights(positions_mm: Array, step_mm: float, nodes: int) -> Array:
+def length(offsets: Iterable[Array]) -> Array:
+    """Euclidean length of vectors given by their components."""
+    return np.sqrt(sum(o**2 for o in offsets))
+
+
+def neighbour_matrix(first: Array, weights: Iterable[Array], columns: int) -> Array:
+    """Row per position with its `weights` from column `first` on, edges repeated."""
+    rows = np.arange(len(first))
+    matrix = np.zeros((len(first), columns))
+    for offset, weight in enumerate(weights):
+        np.add.at(matrix, (rows, np.clip(first + offset, 0, columns - 1)), weight)
+    return matrix
+
+
+@lru_cache(maxsize=96)
+def _spline_matrix(positions: bytes, step_mm: float, nodes: int) -> Array:
+    positions_mm = np.frombuffer(positions)
     t = (np.clip(positions_mm, LOW_MM, HIGH_MM) - LOW_MM) / step_mm + 1.0
     first = np.floor(t).astype(int) - 1
     u = t - first - 1.0
-    weights = np.zeros((len(t), nodes))
-    rows = np.arange(len(t))
-    parts = (
+    weights = (
         (1 - u) ** 3 / 6,
         (3 * u**3 - 6 * u**2 + 4) / 6,
         (-3 * u**3 + 3 * u**2 + 3 * u + 1) / 6,
         u**3 / 6,
     )
-    for offset, part in enumerate(parts):
-        weights[rows, first + offset] = part
-    return weights
-
-
-@lru_cache(maxsize=96)
-def _cached_weights(positions: bytes, step_mm: float, nodes: int) -> Array:
-    return _spline_weights(np.frombuffer(positions), step_mm, nodes)
+    return neighbour_matrix(first, weights, nodes)
 
 
 def along_axes(values: Array, matrices: Sequence[Array]) -> Array:
@@ -74,16 +86,16 @@ def along_axes(values: Array, matrices: Sequence[Array]) -> Array:
     return (first @ values.reshape(len(values), -1)).reshape(len(first), *values.shape[1:])
 
 
-def smooth(rng: np.random.Generator, grid: Grid, scale_mm: float) -> Array:
+def smooth(rng: Rng, grid: Grid, scale_mm: float) -> Array:
     """A random field of zero mean, unit variance and the given correlation length."""
     nodes = int(np.ceil((HIGH_MM - LOW_MM) / scale_mm)) + 4
     lattice = rng.standard_normal((nodes, nodes, nodes))
-    weights = [_cached_weights(axis.tobytes(), scale_mm, nodes) for axis in grid.axes]
+    weights = [_spline_matrix(axis.tobytes(), scale_mm, nodes) for axis in grid.axes]
     return along_axes(lattice, weights) / _SPLINE_POWER
 
 
 def soft(level: Array, width: float) -> Array:
-    """Occupancy of a voxel whose centre lies `level` inside a boundary blurred over `width`."""
+    """Occupancy (0-1) of a voxel `level` inside a boundary that is blurred over `width`."""
     return np.clip(level / width + 0.5, 0.0, 1.0)
 
 
@@ -105,9 +117,15 @@ def uncrop(volume: Array, shape: tuple[int, int, int], box: Sequence[slice]) -> 
     return full
 
 
-def without_specks(mask: Array, smallest: float) -> Array:
-    """The mask without 26-connected components of fewer than `smallest` voxels."""
-    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
+def components(mask: Array, structure: Array | None = None) -> tuple[Array, Array]:
+    """Number of the connected component of every voxel, and sizes; that of the background is 0."""
+    parts, count = ndimage.label(mask, structure)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0
+    return parts, sizes
+
+
+def without_specks(mask: Array, smallest: float) -> Array:
+    """The mask without 26-connected components of fewer than `smallest` voxels."""
+    parts, sizes = components(mask, np.ones((3, 3, 3)))
     return (sizes >= max(smallest, 1))[parts]

@@ -1,8 +1,4 @@
-"""The MNI152 average brain: tissue probabilities, and the geometry a subject is made from.
-
-The average knows where white matter, cortex and fissures lie; what it has lost to averaging, the
-folds of one person, `anatomy` draws anew.
-"""
+"""The MNI152 average brain: tissue probabilities, and the geometry a subject is made from."""
 
 from __future__ import annotations
 
@@ -23,42 +19,29 @@ _CROP = (slice(20, 177), slice(21, 214), slice(0, 161))
 FINE_ORIGIN_MM = np.array([-98.0 + 20, -134.0 + 21, -72.0])
 COARSE_MM = 2.0
 COARSE_ORIGIN_MM = FINE_ORIGIN_MM + 0.5 * (COARSE_MM - 1.0)
-FINE_LAST = (156.0, 192.0, 160.0)
 
 
 class Template(NamedTuple):
-    """The average brain in MNI space, float32.
+    """The average brain in MNI space, float32: tissue on voxels of 1 mm, the rest of 2 mm."""
 
-    `tissue` (3, ...) at 1 mm: white matter, grey matter and cerebrospinal fluid probabilities; the
-    rest at 2 mm: `edge_mm` depth below the brain mask, `depth_mm` depth below the hemisphere's
-    hull, `fold_from` (3, ...) the hull point above each voxel, `ventricle_pull` (3, ...) a unit
-    field that points into the ventricles, `deep` membership of the deep grey matter.
-    """
-
-    tissue: Array
-    edge_mm: Array
-    depth_mm: Array
-    fold_from: Array
-    ventricle_pull: Array
-    ventricle: Array
-    deep: Array
-
-
-def _maps_folder() -> Path:
-    spec = find_spec("nilearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise ContractError(
-            "the MNI152 maps", "no nilearn", "nilearn installed", "pip install nilearn"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
+    white: Array  # probability
+    csf: Array
+    edge_mm: Array  # depth below the brain mask
+    depth_mm: Array  # depth below the hemisphere's hull
+    fold_from: Array  # (3, ...) index of the hull point above each voxel
+    ventricle_pull: Array  # (3, ...) unit field that points into the ventricles
+    ventricle: Array  # the fluid in them
+    deep: Array  # membership of the deep grey matter
 
 
 def _load_map(name: str) -> Array:
-    path = _maps_folder() / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
-    return (
-        np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj)[_CROP].astype(np.float32)
-        / 255.0
-    )
+    spec = find_spec("nilearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise ContractError("MNI152 maps", "no nilearn", "nilearn installed", "pip install nilearn")
+    folder = Path(next(iter(spec.submodule_search_locations)), "datasets", "data")
+    path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    stored = np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj)
+    return stored[_CROP].astype(np.float32) / 255.0
 
 
 def _halved(volume: Array) -> Array:
@@ -67,22 +50,16 @@ def _halved(volume: Array) -> Array:
     return blocks.mean(axis=(1, 3, 5))
 
 
-def _mni_axes(shape: tuple[int, ...]) -> list[Array]:
-    x, y, z = (COARSE_ORIGIN_MM[axis] + COARSE_MM * np.arange(shape[axis]) for axis in range(3))
-    return [x[:, None, None], y[None, :, None], z[None, None, :]]
-
-
 def tentorium_mm(x: Array, y: Array, z: Array) -> Array:
     """Height above the roof of the posterior fossa (a plane sloping down from the midline)."""
     return z + 3.0 + 0.45 * np.abs(x) + 0.18 * np.clip(-y - 45.0, 0.0, None)
 
 
-def _hemisphere_hull(mask: Array) -> tuple[Array, Array]:
-    """Depth below each hemisphere's smooth hull and the hull point above every voxel (mm)."""
-    x = _mni_axes(mask.shape)[0]
+def _hemisphere_hull(mask: Array, right: Array) -> tuple[Array, Array]:
+    """Depth below each hemisphere's smooth hull (mm), and the hull point above every voxel."""
     depth = np.zeros(mask.shape)
     above = np.zeros((3, *mask.shape))
-    for side in (x < 0, x >= 0):
+    for side in (~right, right):
         # Padding keeps the closing from sticking to the edge of the box.
         half = np.pad(mask & side, 6)
         half = ndimage.distance_transform_edt(~half) <= 4
@@ -95,14 +72,8 @@ def _hemisphere_hull(mask: Array) -> tuple[Array, Array]:
     return depth, above
 
 
-def _signed_distance_mm(mask: Array) -> Array:
-    inside = ndimage.distance_transform_edt(mask)
-    outside = ndimage.distance_transform_edt(~mask)
-    return (inside - outside) * COARSE_MM
-
-
 @lru_cache(maxsize=1)
-def template() -> Template:
+def average() -> Template:
     """The MNI152 2009a average with its derived geometry, computed once per process.
 
     Source: Fonov et al., NeuroImage, 2011 (maps as shipped with nilearn).
@@ -110,12 +81,13 @@ def template() -> Template:
     t1, grey, white = (_load_map(name) for name in ("t1", "gm", "wm"))
     mask = ndimage.binary_fill_holes(t1 > 0.05)
     csf = np.where(mask, np.clip(1.0 - grey - white, 0.0, 1.0), 0.0).astype(np.float32)
-    coarse_mask = _halved(mask.astype(np.float32)) > 0.5
-    x, y, z = _mni_axes(coarse_mask.shape)
-    depth, above = _hemisphere_hull(coarse_mask)
-    coarse_csf = _halved(csf)
+    mask, coarse_csf = _halved(mask.astype(np.float32)) > 0.5, _halved(csf)
+    axes = (o + COARSE_MM * np.arange(n) for o, n in zip(COARSE_ORIGIN_MM, mask.shape, strict=True))
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    depth, above = _hemisphere_hull(mask, x >= 0)
+    inside, outside = (ndimage.distance_transform_edt(part) for part in (mask, ~mask))
+    edge = (inside - outside) * COARSE_MM
     lateral = (np.abs(x) < 42) & (y > -60) & (y < 42) & (z > -22) & (z < 36)
-    edge = _signed_distance_mm(coarse_mask)
     ventricle = np.where(lateral & (edge > 18), coarse_csf, 0.0) * (tentorium_mm(x, y, z) > -8)
     # The cisterns behind the midbrain are fluid too, but they do not swell with the ventricles.
     ventricle = ventricle * ((np.abs(x) > 13) | (y > -24) | (z > 14))
@@ -124,9 +96,8 @@ def template() -> Template:
     core = (np.abs(x) < 36) & (y > -34) & (y < 26) & (z > -14) & (z < 24) & (np.abs(x) > 2)
     core = core & (np.abs(x) + 0.35 * np.abs(y + 2) < 37)
     deep = ndimage.gaussian_filter(core.astype(float), 1.2)
-    fine = np.stack([white, grey, csf])
-    parts = (edge, depth, above, pull, _halved(csf) * (ventricle > 0), deep)
-    return Template(fine, *(part.astype(np.float32) for part in parts))
+    parts = (edge, depth, above, pull, coarse_csf * (ventricle > 0), deep)
+    return Template(white, csf, *(part.astype(np.float32) for part in parts))
 
 
 def coarse_index(mni: Array) -> Array:
@@ -139,11 +110,12 @@ def fine_index(mni: Array) -> Array:
     return mni - FINE_ORIGIN_MM.reshape(3, *[1] * (mni.ndim - 1))
 
 
-def tissue_maps(mni: Array) -> Array:
-    """White, grey and fluid probabilities (3, ...) of the average at MNI millimetres (3, ...)."""
-    return np.stack([sample(part, fine_index(mni)) for part in template().tissue])
+def white_and_csf(mni: Array) -> tuple[Array, Array]:
+    """Probabilities of white matter and fluid in the average brain at MNI millimetres (3, ...)."""
+    index = fine_index(mni)
+    return sample(average().white, index), sample(average().csf, index)
 
 
 def surface_depth(mni: Array) -> Array:
     """Millimetres below the average brain's surface at MNI millimetres (3, ...)."""
-    return sample(template().edge_mm, coarse_index(mni))
+    return sample(average().edge_mm, coarse_index(mni))

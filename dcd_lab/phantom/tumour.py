@@ -1,7 +1,7 @@
 """A treated glioma: growth along white matter, its ring, its oedema, its cavity, its push.
 
 The tumour density follows Fisher-Kolmogorov growth, du/dt = div(D grad u) + rho u (1 - u), on the
-subject's own tissue; everything a radiologist outlines is a level of that density.
+subject's own tissue. Everything a radiologist outlines is a level of that density.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dcd_lab.phantom.anatomy import Anatomy
-from dcd_lab.phantom.fields import Array, Grid, sample, smooth, soft, without_specks
+from dcd_lab.phantom.anatomy import FAR_MM, Anatomy
+from dcd_lab.phantom.fields import Array, Grid, Rng, length, sample, smooth, soft, without_specks
 
 STEP_MM = 3.0
-REACH_MM = 54.0
-FAR_MM = -60.0
 
 
 class Growth(NamedTuple):
@@ -27,34 +25,18 @@ class Growth(NamedTuple):
 
 
 class Tumour(NamedTuple):
-    """Shares (0-1) of tissue replaced by each class, and the levels in mm that define them."""
+    """Shares (0-1) of tissue that each class replaces, the cavity's level in mm, and the label."""
 
-    oedema: Array
-    enhancing: Array
-    necrosis: Array
-    cavity: Array
+    shares: dict[str, Array]
     cavity_mm: Array
     label: Array
 
 
 def lattice(centre_mm: Array) -> Grid:
     """The growth lattice around a seed point, in head millimetres."""
-    steps = np.arange(-REACH_MM, REACH_MM + 1e-6, STEP_MM)
+    steps = np.arange(-54.0, 54.0 + 1e-6, STEP_MM)
     x, y, z = (c + steps for c in centre_mm)
     return Grid((x, y, z), STEP_MM)
-
-
-def _diffuse(density: Array, conduct: list[Array]) -> Array:
-    """div(D grad u) with no flux where D is zero; `conduct` holds D between neighbours."""
-    change = np.zeros_like(density)
-    for axis, between in enumerate(conduct):
-        flow = between * np.diff(density, axis=axis)
-        ahead = [slice(None)] * 3
-        behind = [slice(None)] * 3
-        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
-        change[tuple(behind)] += flow
-        change[tuple(ahead)] -= flow
-    return change / STEP_MM**2
 
 
 def grow(white: Array, tissue: Array, *, target_ml: float, ratio: float, width_mm: float) -> Array:
@@ -63,21 +45,22 @@ def grow(white: Array, tissue: Array, *, target_ml: float, ratio: float, width_m
     Source: Fisher-Kolmogorov model as in Swanson et al., Cell Proliferation, 2000.
     """
     diffusivity = tissue * (1.0 / ratio + (1.0 - 1.0 / ratio) * white)
-    rate = 1.0 / width_mm**2
-    conduct = []
+    conduct = []  # along each axis, the diffusivity between neighbours: zero where one has none
     for axis in range(3):
-        n = diffusivity.shape[axis]
-        one = np.take(diffusivity, range(n - 1), axis)
-        two = np.take(diffusivity, range(1, n), axis)
-        conduct.append(2.0 * one * two / (one + two + 1e-9))
+        along = np.moveaxis(diffusivity, axis, 0)
+        conduct.append(2.0 * along[:-1] * along[1:] / (along[:-1] + along[1:] + 1e-9))
     density = np.zeros_like(tissue)
-    middle = tuple(n // 2 for n in density.shape)
-    density[tuple(slice(m - 1, m + 2) for m in middle)] = 0.6
-    step = 0.9 * STEP_MM**2 / 6.0
-    voxel_ml = STEP_MM**3 / 1000.0
+    density[tuple(slice(n // 2 - 1, n // 2 + 2) for n in density.shape)] = 0.6
+    rate, step, voxel_ml = 1.0 / width_mm**2, 0.9 * STEP_MM**2 / 6.0, STEP_MM**3 / 1000.0
     for _ in range(220):
+        spread = np.zeros_like(density)
+        for axis, between in enumerate(conduct):
+            flow = between * np.diff(np.moveaxis(density, axis, 0), axis=0)
+            along = np.moveaxis(spread, axis, 0)
+            along[:-1] += flow
+            along[1:] -= flow
         grown = rate * density * (1.0 - density) * (tissue > 0.05)
-        density = np.clip(density + step * (_diffuse(density, conduct) + grown), 0.0, 1.0)
+        density = np.clip(density + step * (spread / STEP_MM**2 + grown), 0.0, 1.0)
         if np.count_nonzero(density > 0.5) * voxel_ml >= target_ml:
             break
     return density
@@ -92,11 +75,11 @@ def depth_inside(density: Array, width_mm: float) -> Array:
 def push(grid: Grid, growth: Growth, edge_mm: Array, strength: float) -> Array:
     """Displacement (3, ...) that takes each voxel back to where its tissue was before the tumour.
 
-    Tissue moves away from the centre, most at the tumour's rim, less further away and not at all
-    at the skull; falx, midline and ventricles go along.
+    Tissue moves away from the centre: most at the tumour's rim, less further away, and not at all
+    at the skull. Falx, midline and ventricles move with it.
     """
-    offsets = [p - c for p, c in zip(grid.points, growth.centre_mm, strict=True)]
-    away = np.sqrt(sum(o**2 for o in offsets)) + 1e-6
+    offsets = grid.offsets(growth.centre_mm)
+    away = length(offsets) + 1e-6
     radius = growth.radius_mm
     inside = np.minimum(away / radius, 1.0)
     decay = np.exp(-np.clip(away - radius, 0.0, None) / 34.0)
@@ -105,38 +88,30 @@ def push(grid: Grid, growth: Growth, edge_mm: Array, strength: float) -> Array:
     return np.stack([-size * o for o in offsets])
 
 
-def tumour(
-    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, growth: Growth, moved: Array
-) -> Tumour:
+def tumour(rng: Rng, grid: Grid, anatomy: Anatomy, growth: Growth, moved: Array) -> Tumour:
     """Classes of one tumour on the full grid; `moved` (3, ...) the push, in head mm."""
     start = [axis[0] for axis in lattice(growth.centre_mm).axes]
     index = [(p + m - s) / STEP_MM for p, m, s in zip(grid.points, moved, start, strict=True)]
-    last = growth.depth_mm.shape[0] - 1
+    last = len(growth.depth_mm) - 1
     inside = np.all([(i >= 0) & (i <= last) for i in index], axis=0)
-    depth = np.full(grid.shape, FAR_MM)
+    depth, nothing = np.full(grid.shape, FAR_MM), np.full(grid.shape, FAR_MM)
     depth[inside] = sample(growth.depth_mm, np.stack([i[inside] for i in index]))
     rough = smooth(rng, grid, 9.0)
-    solid = 1.0 - anatomy.csf
     extent = rng.uniform(0.05, 0.45) * growth.radius_mm
     spread = depth + extent + 2.0 * rough - 4.0 * anatomy.cortex - 1.5 * anatomy.deep
     core, enhancing = _core(rng, grid, depth + 1.2 * rough, growth.radius_mm)
-    cavity = np.full(grid.shape, FAR_MM)
-    if rng.random() < 0.6:
-        cavity = _cavity(rng, grid, anatomy, growth)
-    hollow = soft(cavity, 2.0)
+    cavity = _cavity(rng, grid, anatomy, growth) if rng.random() < 0.6 else nothing
+    solid, hollow = 1.0 - anatomy.csf, soft(cavity, 2.0)
     core_share = soft(core, 2.5) * solid * (1.0 - hollow)
-    enhancing_share = soft(enhancing, 2.0) * solid * (1.0 - hollow)
-    covered = np.maximum(core_share, enhancing_share)
-    oedema_share = soft(spread, 7.0) * solid * (1.0 - hollow) * (1.0 - covered)
-    necrosis_share = np.clip(core_share - enhancing_share, 0.0, 1.0)
-    levels = (spread + 0.8, core, enhancing, cavity)
-    label = _outline(rng, grid, anatomy, levels)
-    return Tumour(oedema_share, enhancing_share, necrosis_share, hollow, cavity, label)
+    ring = soft(enhancing, 2.0) * solid * (1.0 - hollow)
+    oedema = soft(spread, 7.0) * solid * (1.0 - hollow) * (1.0 - np.maximum(core_share, ring))
+    necrosis = np.clip(core_share - ring, 0.0, 1.0)
+    shares = {"oedema": oedema, "necrosis": necrosis, "enhancing": ring, "cavity": hollow}
+    label = _outline(rng, grid, anatomy, (spread + 0.8, core, enhancing, cavity))
+    return Tumour(shares, cavity, label)
 
 
-def _core(
-    rng: np.random.Generator, grid: Grid, depth: Array, radius_mm: float
-) -> tuple[Array, Array]:
+def _core(rng: Rng, grid: Grid, depth: Array, radius_mm: float) -> tuple[Array, Array]:
     """Levels of the tumour core and of its enhancing part: a ring, nodules, or none."""
     nothing = np.full(grid.shape, FAR_MM)
     core = depth - rng.uniform(0.10, 0.45) * radius_mm + 1.6 * smooth(rng, grid, 7.0)
@@ -147,60 +122,47 @@ def _core(
     return (nothing if kind == 2 else core), enhancing
 
 
-def _outline(
-    rng: np.random.Generator, grid: Grid, anatomy: Anatomy, levels: tuple[Array, ...]
-) -> Array:
+def _outline(rng: Rng, grid: Grid, anatomy: Anatomy, levels: tuple[Array, ...]) -> Array:
     """The annotator's labels: each level a little off, specks dropped."""
     spread, core, enhancing, cavity = levels
     jitter = 0.45 * smooth(rng, grid, 5.0)
     tissue = (anatomy.csf < 0.5) & anatomy.brain
     label = np.zeros(grid.shape, np.uint8)
-    voxel_ml = grid.spacing_mm**3 / 1000.0
-    masks = {
-        2: (spread + jitter > 0) & tissue,
-        1: (core + jitter > 0) & tissue,
-        3: (enhancing + jitter > 0) & tissue,
-        4: (cavity + jitter > 0) & anatomy.brain,
-    }
-    for value, mask in masks.items():
-        label[mask] = value
+    label[(spread + jitter > 0) & tissue] = 2
+    label[(core + jitter > 0) & tissue] = 1
+    label[(enhancing + jitter > 0) & tissue] = 3
+    label[(cavity + jitter > 0) & anatomy.brain] = 4
     for value, smallest_ml in ((1, 0.05), (3, 0.05), (2, 0.3)):
-        kept = without_specks(label == value, smallest_ml / voxel_ml)
-        # A speck goes to whatever surrounds it: oedema inside the tumour, else background.
+        kept = without_specks(label == value, smallest_ml / (grid.spacing_mm**3 / 1000.0))
+        # A speck goes to what surrounds it: oedema inside the tumour, else background.
         label[(label == value) & ~kept] = 0 if value == 2 else 2
     return label
 
 
 def _outward(anatomy: Anatomy, at: tuple[int, int, int], spacing_mm: float) -> Array:
     """Unit vector in index space along which the surface is nearest."""
-    reach = max(1, round(6.0 / spacing_mm))
-    slope = np.zeros(3)
-    for axis in range(3):
-        ahead, behind = list(at), list(at)
-        ahead[axis] = min(at[axis] + reach, anatomy.edge_mm.shape[axis] - 1)
-        behind[axis] = max(at[axis] - reach, 0)
-        slope[axis] = anatomy.edge_mm[tuple(behind)] - anatomy.edge_mm[tuple(ahead)]
-    return slope / (np.linalg.norm(slope) + 1e-6)
+    reach, (i, j, k), edge = max(1, round(6.0 / spacing_mm)), at, anatomy.edge_mm
+    lines = zip((edge[:, j, k], edge[i, :, k], edge[i, j, :]), at, strict=True)
+    slope = [line[max(n - reach, 0)] - line[min(n + reach, len(line) - 1)] for line, n in lines]
+    return np.array(slope) / (np.linalg.norm(slope) + 1e-6)
 
 
-def _cavity(rng: np.random.Generator, grid: Grid, anatomy: Anatomy, growth: Growth) -> Array:
+def _cavity(rng: Rng, grid: Grid, anatomy: Anatomy, growth: Growth) -> Array:
     """A resection cavity: an irregular blob at the tumour, opened to the nearest cortex.
 
     Source: cavity shapes after Perez-Garcia et al., IJCARS, 2021.
     """
     radius = growth.radius_mm * rng.uniform(0.45, 0.9)
-    i, j, k = (
-        int(np.abs(axis - c).argmin()) for axis, c in zip(grid.axes, growth.centre_mm, strict=True)
-    )
+    nearest = zip(grid.axes, growth.centre_mm, strict=True)
+    i, j, k = (int(np.abs(axis - c).argmin()) for axis, c in nearest)
     signs = np.array([np.sign(axis[1] - axis[0]) for axis in grid.axes])
     outward = _outward(anatomy, (i, j, k), grid.spacing_mm) * signs
     move = np.clip(anatomy.edge_mm[i, j, k] - 0.8 * radius, 0.0, 14.0)
     start = growth.centre_mm + outward * move + rng.normal(0.0, 0.12, 3) * radius
-    offsets = [
-        (p - c) * s for p, c, s in zip(grid.points, start, rng.uniform(0.8, 1.3, 3), strict=True)
-    ]
+    stretch = rng.uniform(0.8, 1.3, 3)
+    offsets = [o * s for o, s in zip(grid.offsets(start), stretch, strict=True)]
     along = sum(o * d for o, d in zip(offsets, outward, strict=True))
-    away = np.sqrt(sum(o**2 for o in offsets))
+    away = length(offsets)
     aside = np.sqrt(np.clip(away**2 - along**2, 0.0, None))
     wobble = 1.0 + 0.20 * smooth(rng, grid, 15.0) + 0.09 * smooth(rng, grid, 8.0)
     # The surgeon's corridor widens towards the craniotomy.

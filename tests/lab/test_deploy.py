@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
+from collections import OrderedDict
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from dcd_core import infer
 from dcd_core.models import Segmenter, dynunet, parameters, resenc
+from dcd_core.train import segmentation_loss
 from dcd_core.types import ISLES, Case, ContractError
-from dcd_lab import deploy
-from dcd_lab.deploy.simulated import rounded_values, rounded_weights
+from dcd_lab import data, deploy
+from dcd_lab.deploy.int8 import rounded_values, rounded_weights
 from dcd_lab.metrics import dice
 
 PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
@@ -36,34 +36,12 @@ def patch(*shape, seed=0):
 PATCHES = [patch(1, 2, 16, 16, 16), patch(2, 2, 8, 16, 24, seed=1)]
 
 
-class Up(nn.Module):
-    """A network whose work is a transposed convolution."""
-
-    def __init__(self):
-        super().__init__()
-        self.up = nn.ConvTranspose3d(2, 4, 2, 2)
-        self.head = nn.Conv3d(4, 3, 1)
-
-    def forward(self, x):
-        return self.head(self.up(x))
-
-
-class Convolutions(nn.Module):
-    """One convolution of each kind."""
-
-    def __init__(self):
-        super().__init__()
-        self.down = nn.Conv3d(2, 5, 3, stride=2, padding=1)
-        self.up = nn.ConvTranspose3d(5, 4, 2, 2)
-        self.head = nn.Conv3d(4, 3, 1)
-
-    def forward(self, x):
-        return self.head(self.up(self.down(x)))
-
-
 def three():
+    """One convolution of each kind."""
     torch.manual_seed(0)
-    return Segmenter(Convolutions(), ["down"], [5])
+    down, up = nn.Conv3d(2, 5, 3, stride=2, padding=1), nn.ConvTranspose3d(5, 4, 2, 2)
+    layers = {"down": down, "up": up, "head": nn.Conv3d(4, 3, 1)}
+    return Segmenter(nn.Sequential(OrderedDict(layers)), ["down"], [5])
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -77,16 +55,15 @@ def test_macs_are_those_of_the_formula():
     assert deploy.macs(model, (b, 2, n, n, n)) == b * (down + up + head)
 
 
-def test_a_cost_states_what_was_measured_and_how(monkeypatch):
-    module = sys.modules["dcd_lab.deploy.cost"]  # the package has a function of that name
-    monkeypatch.setattr(module, "peak_mib", lambda model, shape, threads: 7.0)
+@pytest.mark.slow
+def test_a_cost_states_what_was_measured_and_how():
     model, before = three().train(), torch.get_num_threads()
-    found = deploy.cost(model, (1, 2, 8, 8, 8), threads=1, rounds=3)
-    assert found.parameters == parameters(model) == (2 * 27 + 1) * 5 + 5 * 4 * 8 + 4 + (4 + 1) * 3
-    assert found.macs == deploy.macs(model, (1, 2, 8, 8, 8))
-    assert found.peak_mib == 7
-    assert 0 < found.low_ms <= found.latency_ms <= found.high_ms
-    assert (found.threads, found.device) == (1, "cpu")
+    cost = deploy.cost(model, (1, 2, 8, 8, 8), threads=1, rounds=3)
+    assert cost.parameters == parameters(model) == (2 * 27 + 1) * 5 + 5 * 4 * 8 + 4 + (4 + 1) * 3
+    assert cost.macs == deploy.macs(model, (1, 2, 8, 8, 8))
+    assert np.isnan(cost.peak_mib) or 0 <= cost.peak_mib < 20
+    assert 0 < cost.low_ms <= cost.latency_ms <= cost.high_ms
+    assert (cost.threads, cost.device) == (1, "cpu")
     assert torch.get_num_threads() == before
     assert model.training
     for wrong in ({"rounds": 0}, {"threads": 0}):
@@ -94,15 +71,14 @@ def test_a_cost_states_what_was_measured_and_how(monkeypatch):
             deploy.cost(model, (1, 2, 8, 8, 8), **wrong)
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_what_exists_at_once():
     """Weights of 32 MiB, input of 4 MiB, output of 64 MiB: all, and not twice as much."""
     model = Segmenter(nn.Conv3d(1, 16, 1), (), ())
     model.network.ballast = nn.Parameter(torch.ones(2**23))
-    found = deploy.peak_mib(model, (1, 1, 64, 128, 128), threads=1)
-    if np.isnan(found):
-        pytest.skip("no record of memory on this system")
+    peak = deploy.peak_mib(model, (1, 1, 64, 128, 128), threads=1)
     # Linux counts resident pages in batches, for each processor: up to some 1.5 MiB come late.
-    assert 98 < found < 120
+    assert np.isnan(peak) or 98 < peak < 120
 
 
 # --- export ---------------------------------------------------------------------------------------
@@ -128,22 +104,6 @@ def test_the_export_is_the_network_on_any_batch_and_grid(exported):
 
 
 @needs_extra
-def test_an_export_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
-    path = tmp_path / "net.onnx"
-    path.write_text("older", "utf-8")
-
-    def fail(model, arguments, file, **options):
-        file.write_text("half", "utf-8")
-        raise RuntimeError("no")
-
-    monkeypatch.setattr(torch.onnx, "export", fail)
-    with pytest.raises(RuntimeError, match="no"):
-        deploy.export_onnx(three(), path, (1, 2, 8, 8, 8))
-    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
-    assert path.read_text("utf-8") == "older"
-
-
-@needs_extra
 def test_another_network_is_refused(exported):
     model, path = exported
     other = copy.deepcopy(model)
@@ -151,53 +111,60 @@ def test_another_network_is_refused(exported):
         next(iter(other.parameters())).add_(0.1)  # a factor would vanish in the norm
     with pytest.raises(ContractError, match=r"logits .* off.*within 0\.001"):
         deploy.check_export(other, path, PATCHES)
+    next(iter(other.parameters())).data.fill_(float("nan"))
     with pytest.raises(ContractError, match="off"):
-        next(iter(other.parameters())).data.fill_(float("nan"))
         deploy.check_export(other, path, PATCHES)
 
 
 @needs_extra
-def test_an_export_is_a_segmenter_that_survives_pickling(exported):
-    _, path = exported
-    network = deploy.load(path, threads=1)
-    assert isinstance(network, Segmenter)
-    again = pickle.loads(pickle.dumps(network))
-    output = again(PATCHES[0])
-    assert torch.equal(output.logits, network(PATCHES[0]).logits)
-    assert (output.stages, output.deep) == ((), ())
-
-
-@needs_extra
-def test_either_runtime_reads_an_export(exported):
+def test_an_export_is_a_segmenter_of_either_runtime_that_survives_pickling(exported):
     model, path = exported
-    network = deploy.load(path, runtime="openvino")
-    assert pickle.loads(pickle.dumps(network)).network.runtime == "openvino"
-    assert relative_error(model, network) < 1e-4
-
-
-def test_a_runtime_that_cannot_read_the_file_is_refused(tmp_path):
-    (tmp_path / "a.xml").touch()
-    with pytest.raises(ContractError, match=r"runtime of \.xml"):
-        deploy.load(tmp_path / "a.xml", runtime="onnxruntime")
+    for runtime in ("onnxruntime", "openvino"):
+        network = deploy.load(path, threads=1, runtime=runtime)
+        assert relative_error(model, network) < 1e-4
+        again = pickle.loads(pickle.dumps(network))
+        output = again(PATCHES[0])
+        assert again.network.runtime == runtime
+        assert torch.equal(output.logits, network(PATCHES[0]).logits)
+        assert (output.stages, output.deep) == ((), ())
 
 
 def test_a_file_that_is_no_export_is_named(tmp_path):
     for path in (tmp_path / "absent.onnx", tmp_path):
         with pytest.raises(ContractError, match=r"\.onnx or \.xml"):
             deploy.load(path)
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(ContractError, match=r"runtime of \.xml"):
+        deploy.load(tmp_path / "a.xml", runtime="onnxruntime")
+
+
+def test_a_cut_file_is_named(tmp_path, monkeypatch):
+    """By the runtime, or by one that stands for it and reads nothing."""
+    fake = tmp_path / "packages" / "onnxruntime" / "__init__.py"
+    fake.parent.mkdir(parents=True)
+    runtime = "class SessionOptions: pass\ndef InferenceSession(*_, **__): raise OSError"
+    fake.write_text(runtime, "utf-8")
+    monkeypatch.syspath_prepend(fake.parents[1])
+    (tmp_path / "cut.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(ContractError, match=r"a whole file.*cut\.onnx"):
+        deploy.load(tmp_path / "cut.onnx")
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 10, 8, 8), (1, 3, 8, 8, 8)])
+def test_a_shape_the_network_does_not_take_is_refused(shape, tmp_path):
+    with pytest.raises(ContractError, match="strides divide"):
+        deploy.export_onnx(BUILDERS["dynunet"](), tmp_path / "a.onnx", shape)
 
 
 def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
     monkeypatch.setattr("dcd_core.errors.find_spec", lambda name: None)
-    (tmp_path / "a.onnx").touch()
-    (tmp_path / "a.xml").touch()
-    calls = [
-        lambda: deploy.export_onnx(three(), tmp_path / "b.onnx", (1, 2, 8, 8, 8)),
-        lambda: deploy.quantize(tmp_path / "a.onnx", tmp_path / "b.xml", PATCHES),
-        lambda: deploy.load(tmp_path / "a.onnx"),
-        lambda: deploy.load(tmp_path / "a.xml"),
-    ]
-    for call in calls:
+    exported, path = tmp_path / "a.onnx", tmp_path / "b.xml"
+    exported.touch()
+    for call in (
+        lambda: deploy.export_onnx(three(), path, (1, 2, 8, 8, 8)),
+        lambda: deploy.quantize(exported, path, PATCHES),
+        lambda: deploy.load(exported),
+    ):
         with pytest.raises(ContractError, match=r"dcd-core\[deploy\]"):
             call()
 
@@ -240,27 +207,22 @@ def test_every_channel_has_a_scale_of_its_own(tmp_path):
         expected = model(PATCHES[0]).logits[:, 0]
     path = deploy.export_onnx(model, tmp_path / "a.onnx", (1, 2, 8, 8, 8))
     # ONNX Runtime rounds the output of a convolution as well, all channels on one scale.
-    found = deploy.load(deploy.quantize(path, tmp_path / "a.xml", PATCHES))(PATCHES[0]).logits[:, 0]
-    assert (found - expected).norm() < 0.2 * expected.norm(), (
-        "one scale for all would leave nothing"
-    )
-    deploy.quantize(path, tmp_path / "b.onnx", PATCHES)
-    weights = {w.name: w for w in onnx_weights(tmp_path / "b.onnx")}
-    [scales] = [w for name, w in weights.items() if name.endswith("weight_scale")]
-    assert list(scales.dims) == [3]
-
-
-def onnx_weights(path):
+    quantised = deploy.load(deploy.quantize(path, tmp_path / "new" / "a.xml", PATCHES))
+    error = quantised(PATCHES[0]).logits[:, 0] - expected
+    assert error.norm() < 0.2 * expected.norm(), "one scale for all would leave nothing"
     import onnx
 
-    return onnx.load(path).graph.initializer
+    weights = onnx.load(deploy.quantize(path, tmp_path / "b.onnx", PATCHES)).graph.initializer
+    [scales] = [weight for weight in weights if weight.name.endswith("weight_scale")]
+    assert list(scales.dims) == [3]
 
 
 @needs_extra
 def test_transposed_convolutions_are_right(tmp_path):
     """Some int8 engines get them wrong by more than their values: every output is looked at."""
     torch.manual_seed(0)
-    model = Segmenter(Up(), ["up"], [4])
+    network = nn.Sequential(nn.ConvTranspose3d(2, 4, 2, 2), nn.Conv3d(4, 3, 1))
+    model = Segmenter(network, ["0"], [4])
     path = deploy.export_onnx(model, tmp_path / "up.onnx", (1, 2, 8, 8, 8))
     for name in ("openvino.xml", "onnxruntime.onnx"):
         quantised = deploy.quantize(path, tmp_path / name, PATCHES)
@@ -280,15 +242,20 @@ def test_int8_takes_a_quarter_of_the_space(tmp_path):
 
 
 @needs_extra
-def test_what_cannot_be_quantised_is_refused(exported, tmp_path):
-    _, path = exported
-    with pytest.raises(ContractError, match="batches of training cases"):
-        deploy.quantize(path, tmp_path / "a.xml", [])
+def test_a_layer_that_is_not_there_is_refused(exported, tmp_path):
+    with pytest.raises(ContractError, match="keep_float: got 'absent'"):
+        deploy.quantize(exported[1], tmp_path / "a.xml", PATCHES, keep_float=["absent"])
+
+
+def test_patches_that_cannot_calibrate_are_refused(tmp_path):
+    broken = [PATCHES[0], PATCHES[0].clone().fill_(float("nan"))]
+    for patches, message in (([], "batches of training cases"), (broken, "batch 2.*NaN")):
+        with pytest.raises(ContractError, match=message):
+            deploy.quantize(tmp_path / "a.onnx", tmp_path / "b.xml", patches)
+        with pytest.raises(ContractError, match=message):
+            deploy.simulate_int8(three(), patches)
     with pytest.raises(ContractError, match=r"\.xml or \.onnx"):
-        deploy.quantize(path, tmp_path / "a.pt", PATCHES)
-    with pytest.raises(ContractError, match="keep_float: got \\['absent'\\]"):
-        deploy.quantize(path, tmp_path / "a.xml", PATCHES, keep_float=["absent"])
-    assert list(tmp_path.iterdir()) == []
+        deploy.quantize(tmp_path / "a.onnx", tmp_path / "a.pt", PATCHES)
 
 
 # --- int8, simulated ------------------------------------------------------------------------------
@@ -298,36 +265,30 @@ def test_what_cannot_be_quantised_is_refused(exported, tmp_path):
 def test_rounded_weights_are_those_of_the_formula(axis):
     weight = patch(4, 5, 3, 3, 3)
     weight.select(axis, 1).zero_()
-    found = rounded_weights(weight, axis).numpy()
+    rounded = rounded_weights(weight, axis).numpy()
     for i, channel in enumerate(np.moveaxis(weight.numpy(), axis, 0)):
         step = np.abs(channel).max() / 127
         expected = np.round(channel / step) * step if step else channel
-        np.testing.assert_allclose(np.moveaxis(found, axis, 0)[i], expected, atol=1e-6)
-        assert np.abs(expected - channel).max() <= step / 2 + 1e-7
+        np.testing.assert_allclose(np.moveaxis(rounded, axis, 0)[i], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.0, 2.0), (-3.0, 0.0), (0.0, 0.0)])
 def test_rounded_values_are_those_of_the_formula(low, high):
     x = patch(1, 2, 8, 8, 8) * 2
     x[0, 0, 0, 0, 0] = 0
-    found = rounded_values(x, low, high).numpy()
+    rounded = rounded_values(x, low, high).numpy()
     step = (high - low) / 255
     zero = round(-low / step) if step else 0
     integers = np.clip(np.round(x.numpy() / (step or 1)) + zero, 0, 255) if step else zero
-    np.testing.assert_allclose(found, (integers - zero) * step, atol=1e-5)
-    assert found[0, 0, 0, 0, 0] == 0
-    assert len(np.unique(found)) <= 256
-    assert found.min() >= low - step
-    assert found.max() <= high + step
+    np.testing.assert_allclose(rounded, (integers - zero) * step, atol=1e-5)
+    assert rounded[0, 0, 0, 0, 0] == 0
 
 
 def test_the_simulation_is_its_parts():
     model = three().eval()
-    x = PATCHES[0]
-    found = deploy.simulate_int8(model, PATCHES[:1], percentile=99.0)
-
+    simulated = deploy.simulate_int8(model, PATCHES[:1], percentile=99.0)
     with torch.inference_mode():
-        value = clean = x
+        value = clean = PATCHES[0]
         for name, axis in (("down", 0), ("up", 1), ("head", 0)):
             layer = model.network.get_submodule(name)
             low, high = np.percentile(clean.numpy(), [1, 99])
@@ -335,28 +296,22 @@ def test_the_simulation_is_its_parts():
             rounded.weight.data = rounded_weights(layer.weight.data, axis)
             value = rounded(rounded_values(value, min(low, 0.0), max(high, 0.0)))
             clean = layer(clean)
-        torch.testing.assert_close(found(x).logits, value)
-    assert found.spec is None
-    assert found(x).stages[0].shape[1] == 5
-    assert relative_error(model, found, PATCHES[:1]) > 1e-3
+        torch.testing.assert_close(simulated(PATCHES[0]).logits, value)
+    assert simulated.spec is None
+    assert relative_error(model, simulated, PATCHES[:1]) > 1e-3
 
 
 def test_what_is_kept_in_float_is_not_simulated():
     model = three()
-    found = deploy.simulate_int8(model, PATCHES, keep_float=["down", "up", "head"])
-    assert relative_error(model, found) == 0
+    kept = deploy.simulate_int8(model, PATCHES, keep_float=["down", "up", "head"])
+    assert relative_error(model, kept) == 0
     one = deploy.simulate_int8(model, PATCHES, keep_float=["down", "up"]).network
     assert torch.equal(one.down.weight, model.network.down.weight)
     assert not torch.equal(one.head.weight, model.network.head.weight)
-
-
-def test_a_simulation_needs_patches_and_known_names():
-    with pytest.raises(ContractError, match="batches of training cases"):
-        deploy.simulate_int8(three(), [])
     with pytest.raises(ContractError, match="keep_float"):
-        deploy.simulate_int8(three(), PATCHES, keep_float=["dow"])
+        deploy.simulate_int8(model, PATCHES, keep_float=["dow"])
     with pytest.raises(ContractError, match="percentile"):
-        deploy.simulate_int8(three(), PATCHES, percentile=50)
+        deploy.simulate_int8(model, PATCHES, percentile=50)
 
 
 # --- what is deployed segments --------------------------------------------------------------------
@@ -375,13 +330,11 @@ def trained():
         image[:2] += 3 * label
         return Case(f"case{seed}", image, label, (2.0,) * 3, np.diag([2.0, 2.0, 2.0, 1.0]))
 
-    from dcd_core.train import segmentation_loss
-    from dcd_lab.data import prepare
-
     torch.manual_seed(0)
     cases = [case(seed) for seed in range(6)]
-    images = torch.stack([torch.tensor(prepare(c, task=ISLES).image) for c in cases])
-    labels = torch.stack([torch.tensor(prepare(c, task=ISLES).label)[None] for c in cases])
+    prepared = [data.prepare(each, task=ISLES) for each in cases[:4]]
+    images = torch.stack([torch.tensor(each.image) for each in prepared])
+    labels = torch.stack([torch.tensor(each.label)[None] for each in prepared])
     model, loss = dynunet(3, 2, channels=(4, 8, 8), residual=False), segmentation_loss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(60):
@@ -389,14 +342,15 @@ def trained():
         optimizer.zero_grad()
         loss(model(images[rows]).logits, labels[rows].long()).backward()
         optimizer.step()
-    return model.eval(), cases[4:], images[:4].split(1)
+    return model.eval(), cases[4:], images.split(1)
 
 
 def score(model, cases):
-    found = [infer.predict_case(model, c, ISLES, patch=(16, 16, 16)) for c in cases]
-    return np.mean([dice(label > 0, c.label > 0) for label, c in zip(found, cases, strict=True)])
+    labels = [data.predict_case(model, case, ISLES, patch=(16, 16, 16)) for case in cases]
+    return np.mean([dice(label > 0, c.label > 0) for label, c in zip(labels, cases, strict=True)])
 
 
+@pytest.mark.slow
 def test_simulated_int8_segments_as_well(trained):
     model, cases, patches = trained
     assert score(model, cases) > 0.9
@@ -404,6 +358,7 @@ def test_simulated_int8_segments_as_well(trained):
     assert score(simulated, cases) == pytest.approx(score(model, cases), abs=0.02)
 
 
+@pytest.mark.slow
 @needs_extra
 def test_int8_segments_as_well(trained, tmp_path):
     model, cases, patches = trained

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,33 +15,23 @@ from dcd_lab import phantom
 from dcd_lab.phantom import artefacts, glioma_scan, signal, stroke_scan, tumour
 from dcd_lab.phantom.fields import Grid, smooth, without_specks
 
-SEED = 7
+GOLDEN = Path(__file__).parents[1] / "golden" / "phantom" / "phantoms.json"
+LINE = np.arange(-60.0, 60.0, 3.0)
+GRID = Grid((LINE, LINE, LINE), 3.0)
 
 
-@lru_cache
-def cohort(kind: str) -> tuple[Case, ...]:
+@pytest.fixture(scope="module")
+def cohort():
     """Enough cases for prevalences, coarse enough for a test."""
-    size, spacing_mm = {"glioma": (24, 4.0), "stroke": (24, 3.5)}[kind]
-    return tuple(phantom.cohort(kind, size, seed=SEED, spacing_mm=spacing_mm))
+    return {
+        kind: phantom.cohort(kind, 24, seed=7, spacing_mm=spacing_mm)
+        for kind, spacing_mm in (("glioma", 4.0), ("stroke", 3.5))
+    }
 
 
-def target(case: Case) -> np.ndarray:
-    assert case.label is not None
-    return np.isin(case.label, (1, 2, 3))
-
-
-def voxel_ml(case: Case) -> float:
-    return float(np.prod(case.spacing_mm)) / 1000.0
-
-
-def fingerprint(case: Case) -> str:
-    assert case.label is not None
-    return hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest()[:16]
-
-
-def line_grid() -> Grid:
-    axis = np.arange(-60.0, 60.0, 3.0)
-    return Grid((axis, axis, axis), 3.0)
+def pieces_ml(case: Case) -> np.ndarray:
+    parts, _ = ndimage.label(case.label, np.ones((3, 3, 3)))
+    return np.bincount(parts.ravel())[1:] * np.prod(case.spacing_mm) / 1000.0
 
 
 # --- signal equations --------------------------------------------------------------------------
@@ -56,18 +47,17 @@ def test_flair_nulls_fluid_at_the_closed_form_inversion_time() -> None:
 
 def test_spin_echo_against_its_limits() -> None:
     tissue = signal.Tissue(0.7, 1000.0, 80.0)
-    assert signal.spin_echo(tissue, tr_ms=1e7, te_ms=0.0) == pytest.approx(0.7)
     assert signal.spin_echo(tissue, tr_ms=1e7, te_ms=80.0) == pytest.approx(0.7 / np.e)
     assert signal.spin_echo(tissue, tr_ms=1000.0, te_ms=0.0) == pytest.approx(0.7 * (1 - 1 / np.e))
 
 
 def test_gradient_echo_is_strongest_at_the_ernst_angle() -> None:
-    tissue = signal.Tissue(1.0, 900.0, 80.0)
-    flips = np.arange(1.0, 60.0, 0.05)
-    best = flips[
-        np.argmax([signal.spoiled_gradient_echo(tissue, tr_ms=12.0, flip_deg=f) for f in flips])
-    ]
-    assert best == pytest.approx(np.degrees(np.arccos(np.exp(-12.0 / 900.0))), abs=0.06)
+    ernst, tissue = np.degrees(np.arccos(np.exp(-12.0 / 900.0))), signal.Tissue(1.0, 900.0, 80.0)
+    below, best, above = (
+        signal.spoiled_gradient_echo(tissue, tr_ms=12.0, flip_deg=float(ernst + off))
+        for off in (-0.1, 0.0, 0.1)
+    )
+    assert best > max(below, above)
 
 
 def test_diffusion_gives_back_the_adc_it_was_made_from() -> None:
@@ -80,7 +70,7 @@ def test_diffusion_gives_back_the_adc_it_was_made_from() -> None:
 
 
 def test_contrast_agent_shortens_t1_by_its_relaxivity() -> None:
-    enhanced = signal.with_contrast_agent(signal.Tissue(0.8, 1500.0, 120.0), 0.2, r1=4.5, r2=5.5)
+    enhanced = signal.with_contrast_agent(signal.Tissue(0.8, 1500.0, 120.0), 0.2)
     assert 1000.0 / enhanced.t1_ms == pytest.approx(1000.0 / 1500.0 + 0.9)
     assert 1000.0 / enhanced.t2_ms == pytest.approx(1000.0 / 120.0 + 1.1)
 
@@ -101,38 +91,34 @@ def test_nominal_contrasts_agree_with_real_brains() -> None:
 
 
 def test_random_fields_have_unit_variance_and_ignore_the_grid() -> None:
-    field = smooth(np.random.default_rng(0), line_grid(), 9.0)
+    field = smooth(np.random.default_rng(0), GRID, 9.0)
     assert field.std() == pytest.approx(1.0, abs=0.1)
-    fine = Grid(tuple(np.arange(-60.0, 60.0, 1.5) for _ in range(3)), 1.5)
+    fine = Grid((np.arange(-60.0, 60.0, 1.5),) * 3, 1.5)
     again = smooth(np.random.default_rng(0), fine, 9.0)
     np.testing.assert_allclose(again[::2, ::2, ::2], field, atol=1e-12)
 
 
-def test_acquisition_keeps_a_constant_and_adds_rician_noise() -> None:
-    grid, rng = line_grid(), np.random.default_rng(0)
-    thick = artefacts.Acquisition((3.0, 3.0, 6.0), 1e9, (0.4, -0.3, 0.0))
-    (image,) = artefacts.acquire([np.full(grid.shape, 5.0)], thick, rng, grid, reference=5.0)
-    np.testing.assert_allclose(image, 5.0, rtol=1e-6)
-    noisy = artefacts.Acquisition((3.0, 3.0, 3.0), 10.0, (0.0, 0.0, 0.0))
-    (empty,) = artefacts.acquire([np.zeros(grid.shape)], noisy, rng, grid, reference=5.0)
+def test_acquisition_keeps_a_constant_blurs_along_slices_and_adds_rician_noise() -> None:
+    def acquired(image, resolution_mm, snr, shift_mm=(0.0, 0.0, 0.0), reference=5.0):
+        setup = artefacts.Acquisition(resolution_mm, snr, shift_mm)
+        rng = np.random.default_rng(0)
+        return artefacts.acquire([image], setup, rng, GRID, reference=reference)[0]
+
+    constant = acquired(np.full(GRID.shape, 5.0), (3.0, 3.0, 6.0), 1e9, (0.4, -0.3, 0.0))
+    np.testing.assert_allclose(constant, 5.0, rtol=1e-6)
     # Magnitude noise without signal is Rayleigh: mean sigma sqrt(pi / 2).
+    empty = acquired(np.zeros(GRID.shape), (3.0, 3.0, 3.0), 10.0)
     assert empty.mean() == pytest.approx(0.5 * np.sqrt(np.pi / 2.0), rel=0.02)
-
-
-def test_thick_slices_blur_along_one_axis_only() -> None:
-    grid, rng = line_grid(), np.random.default_rng(0)
-    point = np.zeros(grid.shape)
+    point = np.zeros(GRID.shape)
     point[20, 20, 20] = 1.0
-    thick = artefacts.Acquisition((3.0, 3.0, 9.0), 1e9, (0.0, 0.0, 0.0))
-    (image,) = artefacts.acquire([point], thick, rng, grid, reference=1.0)
-    assert image[21, 20, 20] == pytest.approx(0.0, abs=1e-6)
-    assert image[20, 20, 20] < 0.7
+    thick = acquired(point, (3.0, 3.0, 9.0), 1e9, reference=1.0)
+    assert thick[21, 20, 20] == pytest.approx(0.0, abs=1e-6)
+    assert thick[20, 20, 20] < 0.7
 
 
 def test_specks_go_and_the_rest_stays() -> None:
     mask = np.zeros((8, 8, 8), bool)
-    mask[1, 1, 1] = mask[2, 2, 2] = True
-    mask[6, 6, 6] = True
+    mask[1, 1, 1] = mask[2, 2, 2] = mask[6, 6, 6] = True
     assert without_specks(mask, 2).sum() == 2
 
 
@@ -156,7 +142,7 @@ def test_depth_inside_is_a_distance_along_a_front() -> None:
     np.testing.assert_allclose(tumour.depth_inside(front, 4.0), distance, atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", [0, 4, 8, 10])
+@pytest.mark.parametrize("seed", [0, 4])
 def test_mass_effect_pushes_midline_and_ventricles_away(seed: int) -> None:
     grid = glioma_scan.head_grid(4.0)
     _, label, moved = glioma_scan.paint(seed, grid)
@@ -176,10 +162,9 @@ def test_mass_effect_pushes_midline_and_ventricles_away(seed: int) -> None:
 # --- cases --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spacing_mm", [2.0, 3.3, 4.0])
-def test_glioma_grid_is_the_brats_grid(spacing_mm: float) -> None:
-    grid, affine = glioma_scan.head_grid(spacing_mm), glioma_scan.affine(spacing_mm)
-    assert grid.shape == tuple(round(n / spacing_mm) for n in (182, 218, 182))
+def test_glioma_grid_is_the_brats_grid() -> None:
+    grid, affine = glioma_scan.head_grid(3.3), glioma_scan.affine(3.3)
+    assert grid.shape == tuple(round(n / 3.3) for n in (182, 218, 182))
     for voxel in ((0, 0, 0), tuple(n - 1 for n in grid.shape)):
         expected = [axis[v] for axis, v in zip(grid.axes, voxel, strict=True)]
         np.testing.assert_allclose((affine @ [*voxel, 1])[:3], expected)
@@ -194,98 +179,78 @@ def test_stroke_grid_is_oblique_and_right_to_left() -> None:
     assert abs(affine[1, 2]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["glioma", "stroke"])
-def test_cases_keep_the_contract(kind: str) -> None:
-    channels = {"glioma": 4, "stroke": 3}[kind]
-    for case in cohort(kind):
-        assert case.label is not None
-        assert case.label.dtype == np.uint8
-        assert case.image.dtype == np.float32
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "channels", "last"), [("glioma", 4, 4), ("stroke", 3, 1)])
+def test_cases_keep_the_contract(cohort, kind: str, channels: int, last: int) -> None:
+    steps = np.array([16, 1e4, 16] if kind == "stroke" else [16] * 4)[:, None, None, None]
+    for case in cohort[kind]:
+        assert (case.label.dtype, case.image.dtype) == (np.uint8, np.float32)
         assert len(case.image) == channels
-        assert np.isfinite(case.image).all()
         brain = (case.image != 0).any(0)
         assert not brain[[0, -1]].any()
         assert not case.label[~brain].any()
-        assert 1000.0 < brain.sum() * voxel_ml(case) < 2000.0
-        assert (np.unique(case.label) <= {"glioma": 4, "stroke": 1}[kind]).all()
+        assert 1000.0 < brain.sum() * np.prod(case.spacing_mm) / 1000.0 < 2000.0
+        assert case.label.max() <= last
         # The first axis is right to left, so the determinant is negative.
         assert np.linalg.det(case.affine[:3, :3]) < 0
+        stored = case.image * steps
+        assert np.abs(stored - np.rint(stored)).max() < 1e-2, "intensities are whole steps"
 
 
-def test_intensities_are_quantised() -> None:
-    glioma, stroke = cohort("glioma")[0], cohort("stroke")[0]
-    assert (glioma.image * 16 % 1 == 0).all()
-    assert (stroke.image[[0, 2]] * 16 % 1 == 0).all()
-    steps = stroke.image[1].astype(float) * 1e4
-    assert np.abs(steps - np.rint(steps)).max() < 1e-2
-
-
-def test_adc_is_in_thousandths_and_sometimes_negative() -> None:
-    adc = np.concatenate([c.image[1][(c.image != 0).any(0)] for c in cohort("stroke")])
-    assert 0.75 < np.median(adc) < 1.15
-    assert adc.max() <= 4.0
-    assert -0.4 <= adc.min() < 0.2
-
-
-def test_glioma_classes_come_and_go() -> None:
-    present = np.array([[(c.label == v).any() for v in (1, 2, 3, 4)] for c in cohort("glioma")])
-    netc, snfh, et, rc = present.mean(0)
+@pytest.mark.slow
+def test_glioma_classes_come_and_go_and_leave_no_specks(cohort) -> None:
+    cases = cohort["glioma"]
+    netc, snfh, et, rc = np.mean([[(c.label == v).any() for v in (1, 2, 3, 4)] for c in cases], 0)
     assert snfh == 1.0
     assert 0.4 < netc < 1.0
     assert 0.45 < et < 0.95
     assert 0.3 < rc < 0.9
+    for case in cases:
+        assert pieces_ml(case).min() >= 0.05
 
 
-def test_enhancing_tumour_is_brighter_after_contrast_than_before() -> None:
+@pytest.mark.slow
+def test_enhancing_tumour_is_brighter_after_contrast_than_before(cohort) -> None:
     gains = []
-    for case in cohort("glioma"):
-        assert case.label is not None
-        if (case.label == 3).sum() < 20:
-            continue
-        before, after = (case.image[i][case.label == 3].mean() for i in (0, 1))
-        rest = (case.image[0] != 0) & (case.label == 0)
-        gains.append(
-            after / np.median(case.image[1][rest]) - before / np.median(case.image[0][rest])
-        )
+    for case in cohort["glioma"]:
+        ring, rest = case.label == 3, (case.image[0] != 0) & (case.label == 0)
+        if ring.sum() >= 20:
+            before, after = (
+                image[ring].mean() / np.median(image[rest]) for image in case.image[:2]
+            )
+            gains.append(after - before)
     assert np.mean(gains) > 0.3
 
 
-def test_glioma_labels_have_no_specks() -> None:
-    for case in cohort("glioma"):
-        parts, count = ndimage.label(target(case) | (case.label == 4), np.ones((3, 3, 3)))
-        sizes = np.bincount(parts.ravel())[1:] * voxel_ml(case)
-        assert count >= 1
-        assert (sizes >= 0.05).all()
-
-
-def test_stroke_volumes_spread_over_decades_and_most_pieces_are_small() -> None:
-    volumes, pieces = [], []
-    for case in cohort("stroke"):
-        parts, _ = ndimage.label(target(case), np.ones((3, 3, 3)))
-        sizes = np.bincount(parts.ravel())[1:] * voxel_ml(case)
-        volumes.append(sizes.sum())
-        pieces.extend(sizes)
+@pytest.mark.slow
+def test_stroke_volumes_spread_over_decades_and_most_pieces_are_small(cohort) -> None:
+    pieces = [pieces_ml(case) for case in cohort["stroke"]]
+    volumes = [sizes.sum() for sizes in pieces]
     assert 2.0 < np.median(volumes) < 20.0
     assert np.std(np.log(np.maximum(volumes, 0.01))) > 0.9
     assert max(volumes) > 40.0
-    assert np.mean(np.array(pieces) < 1.0) > 0.6
+    assert np.mean(np.concatenate(pieces) < 1.0) > 0.6
 
 
-def test_infarcts_restrict_diffusion() -> None:
-    for channel, sign in ((0, 1.0), (1, -1.0)):
-        gaps = []
-        for case in cohort("stroke"):
-            brain = (case.image != 0).any(0)
-            values = case.image[channel]
-            if target(case).any():
-                gaps.append(values[target(case)].mean() - np.median(values[brain]))
-        assert np.mean(np.sign(gaps) == sign) > 0.8
+@pytest.mark.slow
+def test_infarcts_restrict_diffusion_and_adc_is_in_thousandths(cohort) -> None:
+    gaps, adcs = [], []
+    for case in cohort["stroke"]:
+        brain, lesion = (case.image != 0).any(0), case.label > 0
+        adcs.append(case.image[1][brain])
+        if lesion.any():
+            gaps.append([i[lesion].mean() - np.median(i[brain]) for i in case.image[:2]])
+    assert (np.mean(np.sign(gaps) == [1, -1], axis=0) > 0.8).all()
+    adc = np.concatenate(adcs)
+    assert 0.75 < np.median(adc) < 1.15
+    assert adc.max() <= 4.0
+    assert -0.4 <= adc.min() < 0.2, "sometimes negative, as noise makes it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "low", "high"), [("stroke", 0.1, 0.35), ("glioma", 0.35, 0.62)])
-def test_one_threshold_is_not_enough(kind: str, low: float, high: float) -> None:
-    table = phantom.difficulty(cohort(kind))
-    assert list(table.columns) == ["channel", "direction", "threshold_z", "dice"]
+def test_one_threshold_is_not_enough(cohort, kind: str, low: float, high: float) -> None:
+    table = phantom.difficulty(cohort[kind])
     assert table.dice.is_monotonic_decreasing
     assert low < table.dice[0] < high
 
@@ -304,39 +269,51 @@ def test_difficulty_of_a_case_that_is_its_own_label() -> None:
 
 # --- determinism and errors ---------------------------------------------------------------------
 
-# The same voxels on every machine and in every release. A change on purpose changes these two
-# lines and every number that rests on the cohort; say so in the changelog.
-GOLDEN = {"glioma": "1942190a9b300f0d", "stroke": "b0f83969c7a3e218"}
+
+def summary(case: Case) -> dict:
+    """A phantom in numbers that differ little, and in a hash that differs with one voxel."""
+    steps = np.array([16, 1e4, 16] if len(case.image) == 3 else [16] * 4)
+    whole = np.rint(case.image * steps[:, None, None, None]).astype("<i4")
+    return {
+        "means": case.image.mean((1, 2, 3), dtype=float).tolist(),
+        "voxels": np.bincount(case.label.ravel(), minlength=5).tolist(),
+        "sha256": hashlib.sha256(whole.tobytes() + case.label.tobytes()).hexdigest(),
+    }
 
 
 @pytest.mark.parametrize("kind", ["glioma", "stroke"])
-def test_same_seed_same_voxels(kind: str) -> None:
-    paint = getattr(phantom, kind)
-    first, second = paint(11, spacing_mm=4.0), paint(11, spacing_mm=4.0)
-    assert fingerprint(first) == fingerprint(second) == GOLDEN[kind]
-    assert fingerprint(paint(12, spacing_mm=4.0)) != GOLDEN[kind]
+def test_the_same_seed_gives_the_same_voxels_on_every_machine_and_in_every_release(kind) -> None:
+    made = summary(getattr(phantom, kind)(9, spacing_mm=4.0))
+    stored = json.loads(GOLDEN.read_text("utf-8"))
+    message = f"raise phantom.VERSION, and store {made} with it in {GOLDEN}"
+    assert stored["version"] == phantom.VERSION, message
+    assert made["means"] == pytest.approx(stored[kind]["means"], rel=1e-4), message
+    assert made == stored[kind], message
 
 
-def test_case_i_does_not_depend_on_n_nor_on_workers() -> None:
+@pytest.mark.slow
+def test_case_i_depends_neither_on_n_nor_on_workers() -> None:
     few = phantom.cohort("stroke", 2, seed=5, spacing_mm=4.0)
     more = phantom.cohort("stroke", 3, seed=5, spacing_mm=4.0, workers=2)
-    assert [fingerprint(c) for c in few] == [fingerprint(c) for c in more[:2]]
+    assert [summary(c) for c in few] == [summary(c) for c in more[:2]]
     assert [c.id for c in more] == [f"sub-strokecase{i:04d}" for i in (1, 2, 3)]
-    assert len({fingerprint(c) for c in more}) == 3
+    assert len({summary(c)["sha256"] for c in more}) == 3
 
 
 def test_one_subject_at_two_spacings_has_one_tumour() -> None:
     fine, coarse = (phantom.glioma(4, spacing_mm=s) for s in (2.5, 4.0))
-    volumes = [target(case).sum() * voxel_ml(case) for case in (fine, coarse)]
+    volumes = [
+        ((c.label > 0) & (c.label < 4)).sum() * np.prod(c.spacing_mm) for c in (fine, coarse)
+    ]
     assert volumes[1] == pytest.approx(volumes[0], rel=0.1)
 
 
 def test_errors_name_what_was_expected() -> None:
     with pytest.raises(ContractError, match="'glioma' or 'stroke'"):
-        phantom.cohort("gliom", 1, seed=0)
+        phantom.members("gliom", [0], seed=0)
     with pytest.raises(ContractError, match="1 to 4 mm"):
         phantom.stroke(0, spacing_mm=0.5)
     with pytest.raises(ContractError, match="1 to 4 mm"):
-        phantom.cohort("glioma", 1, seed=0, spacing_mm=8.0)
+        phantom.members("glioma", [0], seed=0, spacing_mm=8.0)
     with pytest.raises(ContractError, match="labelled cases"):
         phantom.difficulty([])
