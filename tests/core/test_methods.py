@@ -250,7 +250,6 @@ def test_options_are_those_of_a_method_and_of_its_bases():
     assert options_of("cirkd") == ["temperature", "nodes", "stages"]
     assert options_of("reco-released") == []
     assert {"draw", "wavelet", "projection"} <= set(options_of("random-bands"))
-    assert build("random-bands", NARROW, WIDE, wavelet="haar", levels=1, draw=2).levels == 1
     options = [adapter_option(n) for n in ("random-bands", "fitnets", "at", "dist", "dcd-released")]
     assert options == ["projection", "adapters", None, None, None]
 
