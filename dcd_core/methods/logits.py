@@ -44,6 +44,8 @@ class LogitMethod(Method):
             expected = f"the student's {tuple(s.shape)}"
             attempt = "two networks of one task on one patch, and a teacher whose decoder runs"
             raise ContractError("logits of the teacher", tuple(t.shape), expected, attempt)
+        if self.regions is False and s.shape[1] < 2:  # a softmax of one class is always 1
+            raise ContractError("classes of a softmax", 1, "at least two", "regions=True")
         if target is None or self.ignore is None:
             return self.logits(s, t, s.new_ones((len(s), *s.shape[2:]), dtype=torch.bool))
         if target.shape[2:] != s.shape[2:]:
@@ -57,7 +59,7 @@ class LogitMethod(Method):
 
     def probabilities(self, logits: Volume) -> Volume:
         """Probabilities (b, k, d, h, w): of k classes, or of k overlapping `regions`."""
-        return logits.sigmoid() if self.regions else several(logits).softmax(1)
+        return logits.sigmoid() if self.regions else logits.softmax(1)
 
 
 class LogitsKD(LogitMethod):
@@ -91,7 +93,7 @@ class LogitsKD(LogitMethod):
         if self.regions:
             pairs = [(logsigmoid(s), logsigmoid(t)), (logsigmoid(-s), logsigmoid(-t))]
         else:
-            pairs = [(log_softmax(several(s), 1), log_softmax(t, 1))]
+            pairs = [(log_softmax(s, 1), log_softmax(t, 1))]
         return torch.stack([(weights * q.exp() * (q - p)).sum() for p, q in pairs]).sum()
 
 
@@ -209,13 +211,6 @@ def channelwise(
         p, q = (x.masked_fill(~counts[:, None], torch.finfo(x.dtype).min) for x in (p, q))
     p, q = (log_softmax(x.flatten(2), -1) for x in (p, q))
     return temperature**2 * (q.exp() * (q - p)).sum()
-
-
-def several(logits: Volume) -> Volume:
-    """Return `logits`; ContractError for a single class, whose softmax is 1 whatever they say."""
-    if logits.shape[1] < 2:
-        raise ContractError("classes of a softmax", 1, "at least two", "regions=True")
-    return logits
 
 
 def _correlation(

@@ -88,22 +88,6 @@ def test_chunks_change_neither_the_loss_nor_its_gradients(name):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ADAPTED_IN_CHUNKS)
-def test_adapted_chunk_by_chunk_is_adapted_before(name):
-    method = made(name, chunk=2000).double()
-    same = made(name, WIDE, WIDE, adapters="none").double()
-    same.load_state_dict(method.state_dict(), strict=False)  # all but the adapters
-    student = leaves(output(NARROW, dtype=torch.float64))
-    adapted = tuple(a(s) for a, s in zip(method.adapters, student.stages, strict=False))
-    teacher = output(WIDE, seed=9, dtype=torch.float64)
-    whole = same(student._replace(stages=adapted), teacher, labels())
-    pieces = method(student, teacher, labels())
-    learning = [*compared(method, student), *method.adapters.parameters()]
-    gradients = [torch.autograd.grad(loss, learning) for loss in (whole, pieces)]
-    for one, other in [(whole, pieces), *zip(*gradients, strict=True)]:
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", CHUNKED)
 def test_less_is_kept_for_the_backward_pass_in_chunks_than_at_once(name):
     def kept(chunk):
@@ -206,10 +190,10 @@ def test_a_saved_method_comes_back_and_a_copy_shares_nothing(name):
 @each
 def test_only_integer_labels_with_an_axis_of_channels_are_a_target(name):
     method, arguments, target = made(name), (output(NARROW), output(WIDE, seed=9)), labels()
-    wrong = [target[:, 0], target.expand(-1, 2, -1, -1, -1), target[:1], target.float(), target > 0]
-    for each_target in wrong:
+    flat = [target[:, 0], target[:, 0, :1]]  # (b, d, h, w), with d of 16 and of 1
+    for wrong in (*flat, target.expand(-1, 2, -1, -1, -1), target[:1], target.float(), target > 0):
         with pytest.raises(ContractError, match=r"target: got .* integer labels \(2, 1, D, H, W\)"):
-            method(*arguments, each_target)
+            method(*arguments, wrong)
     assert torch.equal(method(*arguments, target.to(torch.uint8)), method(*arguments, target))
 
 
@@ -266,7 +250,6 @@ def test_options_are_those_of_a_method_and_of_its_bases():
     assert options_of("cirkd") == ["temperature", "nodes", "stages"]
     assert options_of("reco-released") == []
     assert {"draw", "wavelet", "projection"} <= set(options_of("random-bands"))
-    assert build("random-bands", NARROW, WIDE, wavelet="haar", levels=1, draw=2).levels == 1
     options = [adapter_option(n) for n in ("random-bands", "fitnets", "at", "dist", "dcd-released")]
     assert options == ["projection", "adapters", None, None, None]
 

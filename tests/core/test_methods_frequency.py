@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 
 from dcd_core import models
 from dcd_core.methods import build
-from dcd_core.methods.frequency import FreeKD, dice_and_cross_entropy, masks_of
+from dcd_core.methods.frequency import FreeKD, dice_and_cross_entropy
 from dcd_core.methods.masks import ACAMKD, Fusion, overlap
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError
@@ -41,14 +41,6 @@ def test_prompt_free_is_the_l1_of_pywts_details(side: int, levels: int) -> None:
     value = build("freekd-prompt-free", (3,), (3,), adapters="none")(staged(s), staged(t))
     expected = np.mean([np.abs(d).mean() for d in details(s - t, levels)])
     assert value.item() == pytest.approx(expected, rel=1e-9)
-
-
-def test_masks_are_sigmoids_of_prompts_and_bands() -> None:
-    t, prompts = drawn(2, 3, 16, 16, 16, seed=1), drawn(3, 4, 3, seed=2)
-    masks = masks_of(t, prompts, 2)
-    for mask, prompt, bands in zip(masks, prompts, details(t, 2), strict=False):
-        asked = np.einsum("tc,kbcdhw->btkdhw", prompt.numpy(), bands)
-        np.testing.assert_allclose(mask.numpy(), 1 / (1 + np.exp(-asked)), rtol=1e-9)
 
 
 def test_freekd_is_the_mean_over_tokens_of_masked_l1() -> None:
@@ -119,13 +111,19 @@ def test_prompts_learn_what_the_task_needs_on_batches_they_have_not_seen(
     assert task() < 0.8 * untrained
 
 
-def test_diversity_parts_the_masks(network: Segmenter) -> None:
-    method = freekd(rate=0.05, diversity=1.0)
-    image, _ = batches(1, seed=5)[0]
-    _, before = method.masked(network, image, method.prompts())
-    method.train_prompts(network, batches(4, seed=2) * 4)
-    _, after = method.masked(network, image, method.prompts())
-    assert after < 0.95 * before
+def test_prompts_are_trained_by_a_step_of_adam_per_batch(network: Segmenter) -> None:
+    method, data = freekd(), batches(3, seed=2)
+    expected = [p.clone().requires_grad_() for p in method.prompts()]
+    optimizer, losses = torch.optim.Adam(expected, lr=1e-3), []
+    for image, target in data:
+        answer, overlaps = method.masked(network, image, expected)
+        loss = dice_and_cross_entropy(answer.logits, target) + 0.5 * overlaps
+        for p, gradient in zip(expected, torch.autograd.grad(loss, expected), strict=True):
+            p.grad = gradient
+        optimizer.step()
+        losses.append(loss.item())
+    assert method.train_prompts(network, data) == pytest.approx(losses)
+    torch.testing.assert_close(method.prompts(), [p.detach() for p in expected])
 
 
 def test_prompt_training_leaves_the_teacher_as_it_is(network: Segmenter) -> None:

@@ -137,12 +137,13 @@ def reco(s: Tensor, t: Tensor, y: Tensor, block: nn.Module, masks: str) -> float
 @pytest.mark.parametrize("masks", ["sound", "released"])
 @pytest.mark.parametrize("side", [2, 4])
 def test_reco_is_the_sum_of_its_naive_terms(masks: str, side: int) -> None:
-    s, t = (drawn(2, 4, side, side, side, seed=n) for n in (1, 2))
+    s, t = (drawn(2, c, side, side, side, seed=c) for c in (3, 4))
     y = labels(side)
     y[:, :, 0, 0] = -1
-    method = build("reco", (4,), (4,), masks=masks, adapters="none").double()
+    method = build("reco", (3,), (4,), masks=masks).double()
     value = method(staged(s), staged(t), y)
-    assert value.item() == pytest.approx(reco(s, t, y, method.contexts[0], masks), rel=1e-6)
+    adapted = method.adapters[0](s).detach()
+    assert value.item() == pytest.approx(reco(adapted, t, y, method.contexts[0], masks), rel=1e-6)
 
 
 def test_context_frozen_at_zero_adds_nothing() -> None:
@@ -164,6 +165,15 @@ def test_stages_weigh_by_a_geometric_row_that_sums_to_one() -> None:
     shares = np.array(method.shares) / 5
     np.testing.assert_allclose(shares, [0.574, 0.250, 0.109, 0.047, 0.021], atol=1e-3)
     assert shares.sum() == pytest.approx(1)
+    options = {"adapters": "none", "context": "frozen"}
+    s, t = ([drawn(1, 4, 4, 4, 4, seed=n + i) for i in range(2)] for n in (1, 3))
+    each = [
+        build("reco", (4,), (4,), **options).double()(staged(x), staged(y), labels(batch=1))
+        for x, y in zip(s, t, strict=True)
+    ]
+    both = build("reco", (4,) * 3, (4,) * 3, **options).double()
+    value = both(staged(*s), staged(*t), labels(batch=1))
+    assert value.item() == pytest.approx(np.dot([x.item() for x in each], both.shares) / 2)
 
 
 def test_released_is_frozen_and_forgets_the_background() -> None:
