@@ -156,7 +156,7 @@ class DCD(StageMethod):
                     "once projected, as many in both",
                     "DCD(student_channels, teacher_channels) of these two networks",
                 )
-            result.append(_stage(s, t, adapter, self.selection))
+            result.append(_stage(s, t.detach(), adapter, self.selection))
         return result
 
     def forward(

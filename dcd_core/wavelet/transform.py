@@ -220,18 +220,13 @@ def matrix(build: Callable[..., np.ndarray], *key: Hashable, like: Tensor) -> Fl
     return _kept(build, key, like.dtype, like.device)
 
 
+# A tensor made under inference_mode could never take part in a later backward pass.
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)
 def _kept(
     build: Callable[..., np.ndarray], key: tuple, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    return constant(build(*key), dtype, device)
-
-
-def constant(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of these values that may be kept for later calls."""
-    # A tensor made under inference_mode could never take part in a later backward pass.
-    with torch.inference_mode(False):
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device, dtype)
+    return torch.as_tensor(build(*key), dtype=dtype, device=device).contiguous()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from oracles import DISCRETE, orthonormal_loss, released_loss, taps
 from outputs import noise as any_noise
 
 import dcd_core
-from dcd_core.dcd import DCD, PUBLISHED, detail_distance, kd_weight
+from dcd_core.dcd import DCD, PUBLISHED, detail_distance
 from dcd_core.types import ContractError, Output
 from dcd_core.wavelet import BANDS, Pyramid, wavedec3, waverec3
 
@@ -524,19 +524,3 @@ def test_the_released_loss_of_a_single_slice_is_refused():
     x = noise(1, 1, 1, 8, 8)
     with pytest.raises(ContractError, match="two along every axis"):
         detail_distance(x, zeros(x), convention="released")
-
-
-# --- the weight of the loss -----------------------------------------------------------------------
-
-
-def test_kd_weight_closed_form():
-    def weight(epoch):
-        return kd_weight(epoch, peak=0.2, start=10, ramp=40)
-
-    assert [weight(epoch) for epoch in (0, 9.999, 10)] == [0, 0, 0]
-    assert weight(20) == pytest.approx(0.2 * (1 - math.sqrt(0.5)) / 2)
-    assert weight(30) == pytest.approx(0.1)
-    assert weight(40) == pytest.approx(0.2 * (1 + math.sqrt(0.5)) / 2)
-    assert [weight(epoch) for epoch in (50, 51, 1e9)] == [0.2, 0.2, 0.2]
-    assert kd_weight(4, peak=0.2, start=5, ramp=0) == 0
-    assert kd_weight(5, peak=0.2, start=5, ramp=0) == 0.2

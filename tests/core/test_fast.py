@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -159,20 +160,18 @@ def test_what_is_not_finite_stays_so(bad):
     assert not detail_distance(x, torch.zeros_like(x)).isfinite()
 
 
+@pytest.mark.parametrize("filtered", [True, False], ids=["filters", "matrices"])
 @pytest.mark.parametrize("wavelet", ["haar", "db4"])
-@pytest.mark.parametrize(("coarse_weight", "tolerance"), [(1e-3, 1e-5), (1e6, 1e-6)])
-def test_no_weight_is_too_light_or_too_heavy_for_float32(wavelet, coarse_weight, tolerance):
+def test_no_weight_is_too_light_or_too_heavy_for_float32(wavelet, filtered, monkeypatch):
+    if not filtered:
+        monkeypatch.setattr(filters, "serves", lambda x: False)
     # Light: what the deepest level adds to the norm is taken off again, and with it go two of seven
     # digits. Heavy: there is no such detour (HEAVIEST), only rounding.
-    for seed in range(4):
-        x = noise(1, 2, 32, 32, 32, seed=seed)
-        single, double = (
-            detail_distance(
-                x.to(t), torch.zeros_like(x).to(t), wavelet=wavelet, coarse_weight=coarse_weight
-            )
-            for t in (torch.float32, torch.float64)
-        )
-        assert single.item() == pytest.approx(double.item(), rel=tolerance), seed
+    for coarse_weight, tolerance in [(1e-3, 1e-5), (1e6, 1e-6)]:
+        x = noise(1, 8, 32, 32, 32)
+        loss = partial(detail_distance, wavelet=wavelet, coarse_weight=coarse_weight)
+        single, double = (loss(z, torch.zeros_like(z)).item() for z in (x, x.double()))
+        assert single == pytest.approx(double, rel=tolerance)
 
 
 # --- blocks of channels ---------------------------------------------------------------------------
@@ -242,7 +241,7 @@ def test_the_gradient_of_a_projection_does_not_drift_in_float32():
         measured(copy.deepcopy(method).to(t), student.to(t), teacher.to(t))[2].double()
         for t in (torch.float32, torch.float64)
     )
-    assert (single - double).abs().max() < 1e-6 * double.abs().max()
+    assert (single - double).abs().max() < 4e-7 * double.abs().max()
 
 
 # --- derivatives of any order ---------------------------------------------------------------------

@@ -285,6 +285,8 @@ def test_a8_weight_schedule_and_its_marks(peak, start, ramp):
     assert set(weights[: start + 1]) == {0.0}
     assert 0 < weights[start + 1] < 1e-4 * peak
     assert weights[start + ramp // 2] == pytest.approx(peak / 2)
+    assert weights[start + ramp // 4] == pytest.approx(peak * (1 - math.sqrt(0.5)) / 2)
+    assert kd_weight(start, peak=peak, start=start, ramp=0) == peak
     assert set(weights[start + ramp :]) == {peak}
     # Early stopping with a patience of 60 epochs counts from epoch 0: it may end a run before
     # distillation begins, and 60 epochs into the rise the weight is still a small part of its peak.

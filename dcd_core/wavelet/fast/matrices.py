@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dcd_core.wavelet.energy import Selection, fits, grids
-from dcd_core.wavelet.transform import BANDS, analysis, constant, taps
+from dcd_core.wavelet.transform import BANDS, analysis, taps
 
 HEAVIEST = 8.0**4
 """Largest weight for b = 1 in float32. What deeper levels add to the norm of the gradient is taken
@@ -92,6 +92,7 @@ def _depth(depth: int, selection: Selection) -> int:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept may be used in a backward pass later
 def _plan(
     shape: tuple[int, ...], selection: Selection, dtype: torch.dtype, device: torch.device
 ) -> BandPlan:
@@ -113,12 +114,10 @@ def _plan(
         np.stack([matrix[rows[i].ravel()] for rows in blocks]) for i, matrix in enumerate(matrices)
     ]
     stacks[0] = stacks[0].reshape(1, -1, size[0])  # along D both corners are one product
-    d, h, w = (constant(np.tile(stack, (count, 1, 1)), dtype, device) for stack in stacks)
+    kept = partial(torch.as_tensor, dtype=dtype, device=device)
+    d, h, w = (kept(np.tile(stack, (count, 1, 1))) for stack in stacks)
     known = np.stack([weights[rows].transpose(2, 0, 1) for rows in blocks]).ravel()
-    change, value = known - base, known - base * known**2
-    return BandPlan(
-        base, (d, h, w), constant(change, dtype, device), constant(value, dtype, device)
-    )
+    return BandPlan(base, (d, h, w), kept(known - base), kept(known - base * known**2))
 
 
 def _axis(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
