@@ -1,7 +1,7 @@
 """What a deployed network costs: teacher, student, pruned teacher, in float32 and in int8.
 
     python benchmarks/deployment.py                some minutes on two quiet cores
-    python benchmarks/deployment.py --quick        small networks, seconds: do they run?
+    python benchmarks/deployment.py --quick        small networks, seconds: a test that they run
     python benchmarks/deployment.py --threads 1
 
 Contenders, all ResEnc U-Nets of one task on one patch:
@@ -13,12 +13,11 @@ Contenders, all ResEnc U-Nets of one task on one patch:
     ... int8           quantised after training: by NNCF for OpenVINO, statically by ONNX Runtime
 
 Method. Weights are random and calibration patches noise: time, memory and size do not depend on
-them. What int8 costs in accuracy is another question, and not answered here. All contenders take
-turns in one process, in an order drawn anew every round, after a pass that warms up; a time is the
-median over the rounds, its spread the quartiles. The peak is the resident memory of a fresh process
-per contender beyond that of its libraries. Float exports must give the student's logits to a
-thousandth of the largest. Without the extras [deploy] and [compress] their rows are missing, which
-is said and kept in the JSON file.
+them. Accuracy is not measured. All contenders take turns in one process, in an order drawn anew
+every round, after a pass that warms up; a time is the median over the rounds, its spread the
+quartiles. The peak is the resident memory of a fresh process per contender beyond that of its
+libraries. Float exports must give the student's logits to a thousandth of the largest. Without the
+extras [deploy] and [compress] their rows are missing; the output and the JSON file say so.
 
 Written, with a JSON file (commit, versions, processor, all samples):
 results/<out>/deployment-cost; <out> is `benchmarks`, or `smoke` with --quick.
@@ -44,7 +43,7 @@ from dcd_lab import compress, deploy, records
 CPU = torch.device("cpu")
 
 
-class Plan(NamedTuple):
+class Sizes(NamedTuple):
     """How much is measured."""
 
     channels: tuple[int, ...]  # of the teacher; the student has a quarter
@@ -56,8 +55,8 @@ class Plan(NamedTuple):
     remembered: int  # of the contenders, the first so many have their memory measured
 
 
-FULL = Plan((32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6), 128, 8, 2, 9, 99)
-QUICK = Plan((16, 32), (1, 1), 16, 2, 1, 2, 1)
+FULL = Sizes((32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6), 128, 8, 2, 9, 99)
+QUICK = Sizes((16, 32), (1, 1), 16, 2, 1, 2, 1)
 
 
 class Contender(NamedTuple):
@@ -79,42 +78,40 @@ class Contender(NamedTuple):
         return sum(file.stat().st_size for file in files) / 2**20
 
 
-def contenders(plan: Plan, threads: int, folder: Path) -> tuple[list[Contender], list[str]]:
-    """Those that can run here, and what is missing for the others."""
+def contenders(sizes: Sizes, threads: int, folder: Path) -> tuple[list[Contender], list[str]]:
+    """Those whose packages are installed, and what is missing for the others."""
     torch.manual_seed(0)
-    made = {"in_channels": len(BRATS.channels), "classes": len(BRATS.labels), "blocks": plan.blocks}
-    teacher = resenc(channels=plan.channels, **made).eval()
-    student = resenc(channels=shrink(plan.channels, 4), **made).eval()
-    patch = torch.randn(1, len(BRATS.channels), *[plan.edge] * 3)
+    made = {"in_channels": len(BRATS.channels), "classes": len(BRATS.labels)}
+    teacher = resenc(channels=sizes.channels, blocks=sizes.blocks, **made).eval()
+    student = resenc(channels=shrink(sizes.channels, 4), blocks=sizes.blocks, **made).eval()
+    patch = torch.randn(1, len(BRATS.channels), *[sizes.edge] * 3)
     networks, missing = {"teacher": teacher, "student": student}, []
     try:
         small = patch[..., :64, :64, :64]  # dependencies are traced with gradients
         networks["pruned teacher"] = compress.prune(
-            teacher, small, parameters=parameters(student), divisor=plan.divisor
+            teacher, small, parameters=parameters(student), divisor=sizes.divisor
         )
     except ContractError as error:
         missing.append(f"pruned teacher: {error}")
-    found = [
-        Contender(
-            name, "float32", "PyTorch", model, model, save(model, folder / f"{name}.safetensors")
-        )
-        for name, model in networks.items()
-    ]
+    ready = []
+    for name, model in networks.items():
+        file = save(model, folder / f"{name}.safetensors")
+        ready.append(Contender(name, "float32", "PyTorch", model, model, file))
     try:
         exported = deploy.export_onnx(student, folder / "student.onnx", patch.shape)
-        found += _deployed(student, exported, patch, plan, threads)
+        ready += _deployed(student, exported, patch, sizes, threads)
     except ContractError as error:
         missing.append(f"student by OpenVINO and ONNX Runtime: {error}")
-    return found, missing
+    return ready, missing
 
 
 def _deployed(
-    student: Segmenter, exported: Path, patch: torch.Tensor, plan: Plan, threads: int
+    student: Segmenter, exported: Path, patch: torch.Tensor, sizes: Sizes, threads: int
 ) -> list[Contender]:
     require("deploy", "nncf", "onnxruntime", "openvino")
     import openvino
 
-    calibration = [patch + 0.1 * torch.randn_like(patch) for _ in range(plan.calibration)]
+    calibration = [patch + 0.1 * torch.randn_like(patch) for _ in range(sizes.calibration)]
     converted = exported.with_suffix(".xml")
     openvino.save_model(
         openvino.Core().read_model(str(exported)), converted, compress_to_fp16=False
@@ -125,33 +122,33 @@ def _deployed(
         ("int8", "OpenVINO", exported.with_name("int8-openvino.xml")),
         ("int8", "ONNX Runtime", exported.with_name("int8-onnxruntime.onnx")),
     ]
-    found = []
+    ready = []
     for precision, runtime, file in files:
         if precision == "int8":
             deploy.quantize(exported, file, calibration)
         else:
             deploy.check_export(student, file, [patch])
         model = deploy.load(file, threads=threads)
-        found.append(Contender("student", precision, runtime, model, student, file))
-    return found
+        ready.append(Contender("student", precision, runtime, model, student, file))
+    return ready
 
 
-def run(plan: Plan, threads: int, out: str) -> Path:
+def run(sizes: Sizes, threads: int, out: str) -> Path:
     """Measure all contenders by turns and write the table."""
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
-        found, missing = contenders(plan, threads, Path(folder))
-        patch = torch.randn(1, len(BRATS.channels), *[plan.edge] * 3)
-        names = [f"{c.name}, {c.precision}, {c.runtime}" for c in found]
-        calls = {n: (lambda c=c: c.model(patch)) for n, c in zip(names, found, strict=True)}
+        ready, missing = contenders(sizes, threads, Path(folder))
+        patch = torch.randn(1, len(BRATS.channels), *[sizes.edge] * 3)
+        names = [f"{c.name}, {c.precision}, {c.runtime}" for c in ready]
+        calls = {n: (lambda c=c: c.model(patch)) for n, c in zip(names, ready, strict=True)}
         with torch.inference_mode():
             for call in calls.values():
                 call()
-            samples = interleaved(calls, dict.fromkeys(names, plan.rounds), CPU)
+            samples = interleaved(calls, dict.fromkeys(names, sizes.rounds), CPU)
         rows = []
-        for i, (name, c) in enumerate(zip(names, found, strict=True)):
+        for i, (name, c) in enumerate(zip(names, ready, strict=True)):
             peak = float("nan")
-            if i < plan.remembered:
+            if i < sizes.remembered:
                 peak = deploy.peak_mib(c.model, patch.shape, threads=threads)
             rows.append(
                 {
@@ -163,20 +160,13 @@ def run(plan: Plan, threads: int, out: str) -> Path:
                     "size_mib": float(f"{c.mib:.4g}"),
                     "peak_mib": float(f"{peak:.4g}"),
                     **spread(samples[name]),
-                    "rounds": plan.rounds,
+                    "rounds": sizes.rounds,
                     "threads": threads,
                     "device": "CPU",
                 }
             )
-    path = records.save(
-        rows,
-        out,
-        "deployment",
-        "cost",
-        patch=list(patch.shape),
-        samples_ms=samples,
-        missing=missing,
-    )
+    kept = {"patch": list(patch.shape), "samples_ms": samples, "missing": missing}
+    path = records.save(rows, out, "deployment", "cost", **kept)
     for line in missing:
         print(f"missing: {line}")
     print(f"{path}\n{records.load(out, 'deployment', 'cost').to_string(index=False)}")

@@ -42,9 +42,9 @@ def cost(
 ) -> Cost:
     """What one forward pass of a batch of `shape` (b, c, d, h, w) costs, without gradients.
 
-    On the device of the model, in float32; on a CPU with so many `threads`, PyTorch's own number if
-    None. A network that another runtime executes has its threads from `load`. The time is that of
-    `rounds` passes after one that warms up. Raises ContractError for counts below 1.
+    On the device of the model, in float32; on a CPU with `threads`, PyTorch's own number if None (a
+    network that another runtime executes has those of `load`). The time is that of `rounds` passes
+    after one that warms up. Raises ContractError for counts below 1.
     """
     if rounds < 1 or (threads is not None and threads < 1):
         raise ContractError("rounds, threads", (rounds, threads), "at least 1", "rounds=11")
@@ -62,10 +62,9 @@ def cost(
 
 @torch.inference_mode()
 def macs(model: nn.Module, shape: Sequence[int]) -> int:
-    """Multiply-accumulates of a forward pass of `shape`, those of products and convolutions.
+    """Multiply-accumulates of products and convolutions in a forward pass, as PyTorch counts them.
 
-    Transposed convolutions count as PyTorch counts them. Elementwise work is not counted, although
-    it takes time on a CPU, that of norms above all.
+    Elementwise work is not counted, although it takes time on a CPU, that of norms above all.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -108,19 +107,17 @@ def peak_mib(model: nn.Module, shape: Sequence[int], *, threads: int | None = No
         return (torch.cuda.max_memory_allocated(device) - before + weights) / 2**20
     if not _CLEAR.exists():
         return float("nan")
-    # Where the layers come from is imported first: the memory of libraries does not count.
+    # The modules that layers come from are imported first: the memory of libraries does not count.
     homes = {m.runtime if isinstance(m, Exported) else type(m).__module__ for m in model.modules()}
     used = threads or torch.get_num_threads()
-    # What can be imported here can be imported there: a notebook may have changed its path.
-    # `dcd_lab.deploy.cost` is the function once the package is imported; so the module by name.
+    # A notebook may have changed its path. In the package `cost` is the function, not the module.
     call = f"import sys, importlib; sys.path[:] = {sys.path!r}; "
     call += "importlib.import_module('dcd_lab.deploy.cost')._child()"
     with TemporaryDirectory() as folder:
         file = Path(folder, "model.pickle")
         file.write_bytes(pickle.dumps(model))
         given = [str(file), ",".join(sorted(homes)), str(used), *map(str, shape)]
-        command = [sys.executable, "-c", call, *given]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", call, *given], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the process that measures memory failed:\n{done.stderr}")
     return float(done.stdout.split()[-1]) / 2**20

@@ -20,18 +20,15 @@ from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 
 Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
-"""Packages that execute an exported network."""
-IMAGE, LOGITS = "image", "logits"
-"""Names of the exported network's input (b, c, d, h, w) and output (b, k, d, h, w)."""
+IMAGE, LOGITS = "image", "logits"  # names of input (b, c, d, h, w) and output (b, k, d, h, w)
 
 
 def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Path:
     """Write the network as ONNX; its input is "image" (b, c, d, h, w), its output "logits".
 
     Batch and grid stay free: any batch, and any grid in the steps that the network's strides allow.
-    `shape` is that of an example. The file replaces an older one only when it is whole. Raises
+    `shape` is that of an example. An older file is replaced when the new one is whole. Raises
     ContractError for a shape that the network does not take, and without the extra [deploy].
-
     Source: ONNX, opset of PyTorch's exporter.
     """
     steps = _steps(model, shape)
@@ -66,10 +63,9 @@ def load(
 ) -> Segmenter:
     """Read an exported network: .onnx for ONNX Runtime, .xml for OpenVINO, on the CPU.
 
-    It predicts and does nothing else: its output has logits and no stages, its module no
-    parameters. `threads`: how many it computes with, the runtime's choice if None. `runtime`
-    "openvino" takes .onnx as well. Raises ContractError for a file that is missing, cut short or of
-    another ending, and without the extra [deploy].
+    It has logits, but no stages and no parameters. `threads`: how many it computes with, the
+    runtime's choice if None. `runtime` "openvino" takes .onnx as well. Raises ContractError for a
+    file that is missing, cut short or of another ending, and without the extra [deploy].
     """
     path = Path(path)
     if path.suffix not in _USUAL or not path.is_file():
@@ -178,8 +174,7 @@ def _rename(path: Path, network: nn.Module) -> None:
     import onnx
 
     first = {weight: name for name, weight in network.named_parameters()}
-    every = network.named_parameters(remove_duplicate=False)
-    names = {name: first[weight] for name, weight in every}
+    names = {n: first[w] for n, w in network.named_parameters(remove_duplicate=False)}
     content = onnx.load(path)
     for weight in content.graph.initializer:
         weight.name = names.get(weight.name, weight.name)
@@ -195,7 +190,6 @@ def _steps(model: Segmenter, shape: Sequence[int]) -> list[int]:
         with evaluating(model), torch.inference_mode():
             stages = model(image).stages
     except RuntimeError as error:
-        expected = "one whose grid the network's strides divide"
-        attempt = f"the patch of its training ({error})"
-        raise ContractError("shape", tuple(shape), expected, attempt) from None
+        expected = f"a grid that the network's strides divide ({error})"
+        raise ContractError("shape", tuple(shape), expected, "its training patch") from None
     return [n // min([n, *(s.shape[axis] for s in stages)]) for axis, n in enumerate(shape[2:], 2)]

@@ -1,23 +1,32 @@
-"""Quantisation after training: an exported network whose convolutions compute with 8-bit integers.
+"""Quantisation after training to 8-bit integers: of an exported network, or simulated in float.
 
 Weights get a scale per channel, activations one per tensor, from the values they take on training
-patches. Instance norms stay in float: their statistics are sums over whole volumes.
+patches. Instance norms stay in float: their statistics are sums over whole volumes. The simulation
+shows what 8 bits do to accuracy on any machine; it is not faster.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from torch import Tensor
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from dcd_core.errors import nearest, require
+from dcd_core.models import Segmenter, channel_axis
 from dcd_core.storage import atomic
-from dcd_core.types import ContractError
+from dcd_core.types import ContractError, Volume
 from dcd_lab.deploy.export import IMAGE, LOGITS, quiet
+
+_Convolution: TypeAlias = nn.Conv3d | nn.ConvTranspose3d
 
 
 def quantize(
@@ -29,13 +38,12 @@ def quantize(
 ) -> Path:
     """Quantise an exported .onnx to int8, for OpenVINO (`path` .xml) or ONNX Runtime (.onnx).
 
-    `patches`: some thirty batches (b, c, d, h, w) of training cases, none of those to be tested.
-    `keep_float`: convolutions that stay in float, by their PyTorch names or what these begin with;
-    "edges" are those that read the image or write the logits. OpenVINO rounds the inputs of
-    convolutions. ONNX Runtime rounds their outputs as well, all channels on one scale, so that a
-    class of small logits needs "edges"; it leaves transposed convolutions in float. Raises
-    ContractError for patches that are none or not finite, a name that is no convolution's, another
-    ending, and without the extra [deploy].
+    `patches`: some thirty batches (b, c, d, h, w) of training, never test cases. `keep_float`:
+    convolutions that stay in float, by their PyTorch names or what these begin with; "edges" are
+    those that read the image or write the logits. OpenVINO rounds the inputs of convolutions. ONNX
+    Runtime rounds their outputs as well, all channels on one scale, so that a class of small logits
+    needs "edges"; it leaves transposed convolutions in float. Raises ContractError for patches that
+    are none or not finite, an unknown name, another ending, and without the extra [deploy].
 
     Source: Krishnamoorthi, Quantizing Deep Convolutional Networks for Efficient Inference, arXiv
     1806.08342, 2018; Neural Network Compression Framework, arXiv 2002.08679.
@@ -43,7 +51,7 @@ def quantize(
     exported, path = Path(exported), Path(path)
     if path.suffix not in (".xml", ".onnx"):
         raise ContractError("ending of the path", path.suffix, ".xml or .onnx", "student-int8.xml")
-    batches = [patch.float().cpu().numpy() for patch in calibration(patches)]
+    batches = [patch.float().cpu().numpy() for patch in _calibration(patches)]
     require("deploy", "nncf", "onnx", "onnxruntime", "openvino")
     floats = _floats(exported, keep_float)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +60,7 @@ def quantize(
     return path
 
 
-def calibration(patches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _calibration(patches: Iterable[Tensor]) -> Iterator[Tensor]:
     """The batches, one by one; ContractError for one that is not finite, and for none at all."""
     count = 0
     for count, patch in enumerate(patches, 1):
@@ -74,15 +82,12 @@ def _floats(exported: Path, keep_float: Sequence[str] | Literal["edges"]) -> dic
     if keep_float == "edges":
         kept = [n for n, node in layers.items() if IMAGE in node.input or LOGITS in node.output]
     else:
-        kept = layers_of(layers, keep_float)
+        kept = _layers_of(layers, keep_float)
     return {f"{name}.weight": layers[name].name for name in kept}
 
 
-def layers_of(layers: Iterable[str], parts: Sequence[str]) -> list[str]:
-    """The `layers` that are the named parts of a network, or within them.
-
-    Raises ContractError for a part that has none.
-    """
+def _layers_of(layers: Iterable[str], parts: Sequence[str]) -> list[str]:
+    """The `layers` that are `parts` of a network or within them; ContractError where none is."""
     layers = list(layers)
     for part in parts:
         if not any(f"{name}.".startswith(f"{part}.") for name in layers):
@@ -98,12 +103,11 @@ def _openvino(exported: Path, path: Path, batches: list[Any], floats: dict[str, 
     import openvino
 
     network = openvino.Core().read_model(str(exported))
-    names = [
-        operation.get_friendly_name()
-        for operation in network.get_ordered_ops()
-        if operation.get_type_name() in ("Convolution", "ConvolutionBackpropData")
-        and operation.input_value(1).get_node().get_friendly_name() in floats
-    ]
+    kinds = ("Convolution", "ConvolutionBackpropData")
+    layers = [node for node in network.get_ordered_ops() if node.get_type_name() in kinds]
+    weights = [node.input_value(1).get_node().get_friendly_name() for node in layers]
+    pairs = zip(layers, weights, strict=True)
+    names = [node.get_friendly_name() for node, weight in pairs if weight in floats]
     # By default NNCF rounds the input of instance norms and of residual sums as well.
     scope = nncf.IgnoredScope(names=names, types=["MVN", "Add"], validate=False)
     data = nncf.Dataset(batches)
@@ -138,3 +142,75 @@ def _onnxruntime(exported: Path, path: Path, batches: list[Any], floats: dict[st
             op_types_to_quantize=["Conv"],
             nodes_to_exclude=[name for name in floats.values() if name],
         )
+
+
+def simulate_int8(
+    model: Segmenter,
+    patches: Iterable[Tensor],
+    *,
+    percentile: float = 99.99,
+    keep_float: Sequence[str] = (),
+) -> Segmenter:
+    """A copy of the model in which every convolution has rounded weights and inputs, as in int8.
+
+    Weights: 255 symmetric steps per output channel, the largest weight exact. Inputs: 256 steps
+    per tensor, from the percentile 100 - `percentile` to `percentile`, 0 exact, the rest clipped;
+    the two are means over `patches`, batches (b, c, d, h, w) of training cases, some thirty. The
+    rest, and the layers in `keep_float` (names, or what these begin with), stays as it is. There is
+    no `spec`. Raises ContractError as `quantize` does, and for a percentile outside (50, 100].
+
+    Source: as `quantize`; Wu et al., Integer Quantization, arXiv 2004.09602, 2020 (percentiles).
+    """
+    if not 50 < percentile <= 100:
+        raise ContractError("percentile", percentile, "in (50, 100]", "99.99")
+    rounded = copy.deepcopy(model).eval()
+    rounded.spec = None
+    layers = {n: m for n, m in rounded.network.named_modules() if isinstance(m, _Convolution)}
+    kept = _layers_of(layers, keep_float)
+    chosen = [layer for name, layer in layers.items() if name not in kept]
+    for layer, (low, high) in _ranges(rounded, chosen, patches, percentile).items():
+        axis = channel_axis(layer, layer.weight, "out") or 0
+        layer.weight.data = rounded_weights(layer.weight.data, axis)
+        layer.register_forward_pre_hook(partial(_round_input, low, high))
+    return rounded
+
+
+def rounded_weights(weight: Float[Tensor, "_ _ _ _ _"], axis: int) -> Float[Tensor, "_ _ _ _ _"]:
+    """Weights on 255 symmetric steps, one scale per channel along `axis`."""
+    scale = weight.abs().amax([a for a in range(weight.ndim) if a != axis], keepdim=True) / 127
+    return (weight / scale.clamp_min(torch.finfo(weight.dtype).tiny)).round() * scale
+
+
+def rounded_values(x: Volume, low: float, high: float) -> Volume:
+    """Values on 256 steps from `low` to `high`, which hold 0, moved so that 0 is one of them."""
+    if low == high:
+        return torch.zeros_like(x)
+    scale = (high - low) / 255
+    zero = round(-low / scale)
+    return (x / scale).round().clamp(-zero, 255 - zero) * scale
+
+
+@torch.inference_mode()
+def _ranges(
+    model: Segmenter, layers: Sequence[_Convolution], patches: Iterable[Tensor], percentile: float
+) -> dict[_Convolution, tuple[float, float]]:
+    """Lowest and highest input of every layer, 0 among them."""
+    seen: dict[nn.Module, list[list[float]]] = {layer: [] for layer in layers}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].float().cpu().numpy()
+        seen[layer].append(np.percentile(values, [100 - percentile, percentile]).tolist())
+
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    device = next(model.parameters()).device
+    for patch in _calibration(patches):
+        model(patch.to(device))
+    for handle in handles:
+        handle.remove()
+    # The heads of deep supervision see nothing outside training.
+    means = {layer: np.mean(seen[layer], axis=0).tolist() for layer in layers if seen[layer]}
+    return {layer: (min(low, 0.0), max(high, 0.0)) for layer, (low, high) in means.items()}
+
+
+def _round_input(low: float, high: float, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return rounded_values(inputs[0], low, high)

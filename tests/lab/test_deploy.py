@@ -16,7 +16,7 @@ from dcd_core.models import Segmenter, dynunet, parameters, resenc
 from dcd_core.train import segmentation_loss
 from dcd_core.types import ISLES, Case, ContractError
 from dcd_lab import data, deploy
-from dcd_lab.deploy.simulated import rounded_values, rounded_weights
+from dcd_lab.deploy.int8 import rounded_values, rounded_weights
 from dcd_lab.metrics import dice
 
 PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
