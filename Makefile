@@ -1,15 +1,18 @@
 # make reproduce   the experiment and the book, from a fresh checkout
 # make test        everything CI checks
+# make quick       what to run at every edit
 # Both may be interrupted and run again: what is done is kept and nothing is left half written.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test smoke demo study paper figures bench book serve clean
+.PHONY: help setup reproduce test quick smoke demo study paper figures bench book serve clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/dcd-setup
+# Python compiles a module once, not in every process that starts.
+unexport PYTHONDONTWRITEBYTECODE
 PORT ?= 8000
 PROFILE ?= demo
 WORKERS ?= 1
@@ -22,7 +25,7 @@ is_311 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2
 has_torch = -c 'import platform, sys; sys.exit(sys.maxsize < 2**32 or (sys.platform == "linux" and platform.libc_ver()[0] != "glibc"))'
 
 # What .venv must hold: the declared dependencies, their tested versions and what is compiled.
-want = $$(cat pyproject.toml constraints.txt dcd_core/wavelet/filterbank.c | cksum)
+want = $$(cat pyproject.toml constraints.txt dcd_core/wavelet/fast/filterbank.c | cksum)
 # torch is named in the call itself: a looser range would bring gigabytes of CUDA libraries.
 torch = $$(grep '^torch==' constraints.txt)
 
@@ -62,13 +65,21 @@ reproduce: ## the demo experiment, the book, a results table and the page to ope
 	@$(run) --profile demo --results
 	@echo "book: $(page)"
 
-test: ## ruff, mypy, the book with warnings as errors, pytest, the notebooks, the browser
-	@$(MAKE) --no-print-directory setup
+# Two processes: the tests of a file stay together and share what its fixtures train and build.
+pytest = $(BIN)/python -m pytest -n 2 --dist loadfile
+# nbval runs the notebooks that need no other one, cell by cell; the suite runs all in their order.
+first_pages = $(wildcard notebooks/0[123]-*.ipynb)
+
+test: setup ## all checks: ruff, mypy, pytest with the book, its pages in a browser, the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@$(MAKE) --no-print-directory book
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks $(ARGS)
+	$(pytest) --nbval-lax --nbval-current-env tests $(first_pages) $(ARGS)
+
+quick: setup ## the fast checks, for every edit: ruff, and the tests that are not marked slow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(pytest) -m "not slow" tests $(ARGS)
 
 smoke demo study paper: setup ## run the notebooks of a profile: seconds, minutes, hours, days
 	$(run) --profile $@ $(ARGS)

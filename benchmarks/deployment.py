@@ -30,8 +30,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import joblib
 import torch
 from measure import interleaved, spread
 
@@ -81,9 +82,13 @@ class Contender(NamedTuple):
 def contenders(sizes: Sizes, threads: int, folder: Path) -> tuple[list[Contender], list[str]]:
     """Those whose packages are installed, and what is missing for the others."""
     torch.manual_seed(0)
-    made = {"in_channels": len(BRATS.channels), "classes": len(BRATS.labels)}
-    teacher = resenc(channels=sizes.channels, blocks=sizes.blocks, **made).eval()
-    student = resenc(channels=shrink(sizes.channels, 4), blocks=sizes.blocks, **made).eval()
+    made: dict[str, Any] = {
+        "in_channels": len(BRATS.channels),
+        "classes": len(BRATS.labels),
+        "blocks": sizes.blocks,
+    }
+    teacher = resenc(channels=sizes.channels, **made).eval()
+    student = resenc(channels=shrink(sizes.channels, 4), **made).eval()
     patch = torch.randn(1, len(BRATS.channels), *[sizes.edge] * 3)
     networks, missing = {"teacher": teacher, "student": student}, []
     try:
@@ -177,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small networks, for a test")
-    parser.add_argument("--threads", type=int, default=records.capacity()["cores"])
+    parser.add_argument("--threads", type=int, default=joblib.cpu_count())
     parser.add_argument("--out", help="folder under results/; default benchmarks, quick: smoke")
     options = parser.parse_args(argv)
     if options.threads < 1:

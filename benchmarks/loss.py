@@ -50,11 +50,9 @@ import argparse
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 from unittest import mock
 
 import memory
@@ -78,14 +76,13 @@ from peers import DenseDCD, Layout
 from tables import Timed
 from torch import Tensor, nn
 
-from dcd_core import dcd
 from dcd_core.dcd import DCD, detail_distance
 from dcd_core.infer import in_bfloat16
 from dcd_core.models import resenc
 from dcd_core.progress import progress
 from dcd_core.train import Distiller, Recipe
 from dcd_core.types import ContractError, Precision
-from dcd_core.wavelet import compiled, diagonal
+from dcd_core.wavelet.fast import filters, gradient, matrices
 from dcd_lab import plots, records
 
 LAYOUTS: tuple[Layout, ...] = ("batch", "grouped")
@@ -311,43 +308,21 @@ def _grown(
 
 # --- choices inside the loss ----------------------------------------------------------------------
 
-Change: TypeAlias = tuple[tuple[ModuleType, dict[str, Any]], ...]
-"""Modules, and the constants of each that are other than shipped."""
-
-
-MATRICES: Change = ((compiled, {"serves": lambda x: False}),)
-"""Products of matrices, where filters are compiled."""
-
-
-def _anew(module: ModuleType, cached: str, **constants: Any) -> Change:
-    """Constants of a module, with a cache that knows no other ones."""
-    return ((module, {**constants, cached: lru_cache(getattr(module, cached).__wrapped__)}),)
-
-
 BLOCKS = {"cpu": (1, 4, 16), "cuda": (16, 64, 1024)}
 """MiB of differences in work at a time, on a CPU for each thread: other than shipped."""
 
 
-def changes(device: torch.device) -> dict[str, Change]:
-    """What was tried instead, by what it is called."""
+def changes(device: torch.device) -> dict[str, dict[str, Any]]:
+    """What was tried instead, by what it is called: names of `fast.gradient` with other values."""
     each = " for each thread" if device.type == "cpu" else ""
-    filtered = compiled.serves(torch.empty(0, device=device))
+    blocks = {
+        f"blocks of at most {mib} MiB{each}": {"BLOCK_BYTES": {device.type: mib << 20}}
+        for mib in BLOCKS[device.type]
+    }
     return {
-        **{
-            f"blocks of at most {mib} MiB{each}": (
-                (dcd, {"_BLOCK_BYTES": {device.type: mib << 20}}),
-            )
-            for mib in BLOCKS[device.type]
-        },
-        "six bands added up, not two taken away": (
-            *_anew(compiled, "_levels", HEAVIEST=0.0),
-            *_anew(diagonal, "_plan", HEAVIEST=0.0),
-        ),
-        **({"products of matrices, all levels at once": MATRICES} if filtered else {}),
-        "products of matrices, level by level": (
-            *MATRICES,
-            (diagonal, {"is_diagonal": lambda size, selection: False}),
-        ),
+        **blocks,
+        "products of matrices, all levels at once": {"energy": matrices.energy},
+        "the definition, differentiated by autograd": {"energy": gradient.by_autograd},
     }
 
 
@@ -374,10 +349,8 @@ def choices(plan: Plan, device: torch.device) -> pd.DataFrame:
     return pd.DataFrame([{"choice": name, **times} for name, times in table.items()])
 
 
-def _changed(call: Call, change: Change) -> None:
-    with ExitStack() as stack:
-        for module, values in change:
-            stack.enter_context(mock.patch.multiple(module, **values))
+def _changed(call: Call, change: Mapping[str, Any]) -> None:
+    with mock.patch.multiple(gradient, **change):
         call()
 
 
@@ -423,7 +396,7 @@ def machine(plan: Plan, device: torch.device) -> pd.DataFrame:
         "threads": torch.get_num_threads(),
         "GPU": facts["gpu"] or "none",
         "PyTorch": facts["versions"]["torch"],
-        "filters": "compiled" if compiled.serves(torch.empty(0, device=device)) else "matrices",
+        "filters": "compiled" if filters.serves(torch.empty(0, device=device)) else "matrices",
         "date": facts["date"],
         "commit": f"{str(facts['commit'] or 'unknown')[:7]}{'+' if facts['dirty'] else ''}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcd_core.wavelet import BANDS, Selection, compiled
+from dcd_core.wavelet import BANDS, Selection
+from dcd_core.wavelet.fast import filters
 
 Call = Callable[[], object]
 
@@ -114,10 +115,10 @@ def work(call: Call) -> Work:
     multiplications of matrix products, convolutions and compiled filters; those of elementwise
     operators are not counted, and bound nothing.
     """
-    filters = _Filters()
-    with FlopCounterMode(display=False) as products, _Traffic() as traffic, filters.counted():
+    compiled = _Filters()
+    with FlopCounterMode(display=False) as products, _Traffic() as traffic, compiled.counted():
         call()
-    return Work(traffic.bytes + filters.bytes, products.get_total_flops() + filters.operations)
+    return Work(traffic.bytes + compiled.bytes, products.get_total_flops() + compiled.operations)
 
 
 class _Traffic(TorchDispatchMode):
@@ -138,7 +139,7 @@ class _Traffic(TorchDispatchMode):
 
 
 class _Filters:
-    """What the compiled filter banks do, of which PyTorch does not know."""
+    """What the compiled filters do, of which PyTorch does not know."""
 
     bytes = 0
     operations = 0
@@ -146,35 +147,28 @@ class _Filters:
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count while this lasts."""
-        filtered, measured = compiled._filter, compiled.energy
-
-        def _filter(x: Tensor, found: Tensor, banks: Any, bands: Any, **way: bool) -> None:
-            self.bytes += (x.numel() + found.numel()) * x.element_size()
-            self.operations += len(x) * _filtering(
-                map(compiled._axis, banks), [b in bands for b in BANDS]
-            )
-            filtered(x, found, banks, bands, **way)
+        measured = filters.energy
 
         def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
             self.bytes += 2 * x.numel() * x.element_size()
-            for level in compiled._levels(tuple(x.shape[1:]), selection)[0]:
-                self.operations += 2 * len(x) * _filtering(level.axes, level.reached)
+            for level in filters.levels(tuple(x.shape[1:]), selection):
+                self.operations += 2 * len(x) * _filtering(level)
             return measured(x, selection)
 
-        with mock.patch.multiple(compiled, _filter=_filter, energy=energy):
+        with mock.patch.object(filters, "energy", energy):
             yield
 
 
-def _filtering(axes: Iterable[Any], reached: Sequence[bool | int]) -> int:
-    """Operations of one way, for one volume: along D, then H, then W, of what is reached."""
-    d, h, w = axes
+def _filtering(level: filters.Level) -> int:
+    """Operations of one direction, for one volume: along D, then H, then W, of what is reached."""
+    d, h, w = level.axes
     lines = {
         4: d.taps * d.coefficients * h.samples * w.samples,
         2: h.taps * d.coefficients * h.coefficients * w.samples,
         1: w.taps * d.coefficients * h.coefficients * w.coefficients,
     }
     return 2 * sum(
-        multiplied * any(reached[band : band + count])
+        multiplied * any(level.reached[band : band + count])
         for count, multiplied in lines.items()
         for band in range(0, len(BANDS), count)
     )

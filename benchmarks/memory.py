@@ -18,7 +18,7 @@ import torch
 from contenders import Grid, contenders, features, training_pass
 from peers import Layout
 
-from dcd_lab.records import resident_bytes
+from dcd_lab.deploy.cost import resident_bytes
 
 CLEAR = Path("/proc/self/clear_refs")
 

@@ -1,25 +1,23 @@
-"""What every distillation method costs, in memory and in time, beside plain feature MSE.
+"""What every distillation method costs in memory and in time, beside plain feature MSE.
 
     python benchmarks/methods.py            some ten minutes on two quiet cores
     python benchmarks/methods.py --quick    small features, seconds: does it run?
     python benchmarks/methods.py --threads 1
 
-Contenders are all of `methods.METHODS`, as they are by default, forward and backward in float32 on
-what a teacher of 32 to 320 channels in six stages and a student of a quarter of them might say of
-one patch with five classes: noise. What a method must learn of a teacher first (`prepare`) it
-learns from a random one and a batch of noise, before anything is measured.
+All of `methods.METHODS` are measured with their default options, forward and backward in float32.
+Features and logits are noise: a teacher of 32 to 320 channels in six stages, a student of a quarter
+of them, one patch, five classes. What a method learns from a teacher first (`prepare`) it learns
+from a random one and a batch of noise, before anything is measured.
 
-Method. Gradients are dropped before every call, so that making them is part of every contender. The
-peak is the resident memory of a fresh process per contender on a patch of 128^3 beyond features,
-logits and target that exist; the student's gradients count, as do those of adapters. A process
-that asks for more than 9 GiB in all is refused it; such a method has no peak, and its error is kept
-in the JSON file. Times are taken on a patch of 64^3: all contenders take turns in one process, in
-an order drawn anew every round; a time is the median over the rounds, its spread the quartiles, a
-ratio one of medians.
+Gradients are dropped before every call, so that making them is measured, too. The peak is the
+resident memory of a fresh process per method on a patch of 128^3, beyond features, logits and
+target that exist; gradients of the student and of adapters count. A process may ask for 9 GiB; a
+method that needs more has no peak, and its error is kept in the JSON file. Times are taken on a
+patch of 64^3: all methods take turns in one process, in an order drawn anew every round; a time is
+the median over the rounds, its spread the quartiles, a ratio one of medians.
 
-Written, with a JSON file (commit, versions, threads, processor, all samples):
-results/<out>/methods-cost; <out> is `benchmarks`, or `smoke` with --quick. A peak does not depend
-on what else runs; for the times nothing else should.
+Written are results/<out>/methods-cost and a JSON file (commit, versions, threads, processor, all
+samples); <out> is `benchmarks`, or `smoke` with --quick. Nothing else should run during the times.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ import memory
 import numpy as np
 import torch
 from measure import interleaved, spread
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcd_core import methods
 from dcd_core.models import resenc, shrink
@@ -50,8 +48,8 @@ LIMIT = 9 << 30
 """Bytes that a process may ask for to measure a method."""
 
 
-class Plan(NamedTuple):
-    """How much is measured."""
+class Scope(NamedTuple):
+    """What is measured."""
 
     channels: tuple[int, ...]  # of the teacher; the student has a quarter
     remembered: int  # edge of the patch whose memory is measured, in voxels
@@ -60,20 +58,20 @@ class Plan(NamedTuple):
     measured: tuple[str, ...]  # the methods whose memory is measured
 
 
-FULL = Plan((32, 64, 128, 256, 320, 320), 128, 64, 9, tuple(methods.METHODS))
-QUICK = Plan((32, 64, 64), 32, 32, 2, ("feature-mse", "freekd"))
+FULL = Scope((32, 64, 128, 256, 320, 320), 128, 64, 9, tuple(methods.METHODS))
+QUICK = Scope((32, 64, 64), 32, 32, 2, ("feature-mse", "freekd"))
 
 
 class Patch(NamedTuple):
-    """What both networks say of one patch, and what is true."""
+    """The outputs of both networks for one patch, and its labels."""
 
     student: Output
     teacher: Output
     target: Tensor
 
 
-def noise(plan: Plan, edge: int) -> Patch:
-    """A patch of noise, the student's features and logits waiting for a gradient."""
+def noise(scope: Scope, edge: int) -> Patch:
+    """A patch of noise; the student's features and logits want a gradient."""
     draw = torch.Generator().manual_seed(0)
 
     def output(channels: Sequence[int], *, trained: bool) -> Output:
@@ -84,26 +82,23 @@ def noise(plan: Plan, edge: int) -> Patch:
         return Output(logits, tuple(stages))
 
     return Patch(
-        output(shrink(plan.channels, 4), trained=True),
-        output(plan.channels, trained=False),
+        output(shrink(scope.channels, 4), trained=True),
+        output(scope.channels, trained=False),
         torch.randint(CLASSES, (1, 1, edge, edge, edge), generator=draw),
     )
 
 
-def prepared(name: str, plan: Plan) -> nn.Module:
-    """The method, which has learnt from one batch of noise what it must learn of a teacher."""
+def prepared(name: str, scope: Scope) -> methods.Method:
+    """The method, after it has learnt from a teacher, with one batch of noise, what it needs."""
     torch.manual_seed(0)
-    method = methods.build(name, shrink(plan.channels, 4), plan.channels)
-    if isinstance(method, methods.Method):
-        blocks = [1] * len(plan.channels)
-        teacher = resenc(1, CLASSES, channels=plan.channels, blocks=blocks)
-        edge = plan.timed
-        target = torch.randint(CLASSES, (1, 1, edge, edge, edge))
-        method.prepare(teacher, [(torch.randn(1, 1, edge, edge, edge), target)])
+    method = methods.build(name, shrink(scope.channels, 4), scope.channels)
+    teacher = resenc(1, CLASSES, channels=scope.channels, blocks=[1] * len(scope.channels))
+    size = (1, 1, *[scope.timed] * 3)
+    method.prepare(teacher, [(torch.randn(size), torch.randint(CLASSES, size))])
     return method
 
 
-def training_pass(method: nn.Module, patch: Patch) -> Callable[[], None]:
+def training_pass(method: methods.Method, patch: Patch) -> Callable[[], None]:
     """Forward and backward, the old gradients dropped first."""
     leaves = [patch.student.logits, *patch.student.stages, *method.parameters()]
 
@@ -118,52 +113,54 @@ def training_pass(method: nn.Module, patch: Patch) -> Callable[[], None]:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def peaks(plan: Plan, threads: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Bytes needed by the methods that could be measured, and why not by the others."""
-    found, failed = {}, {}
-    for number, name in enumerate(plan.measured, start=1):
-        asked = json.dumps([name, plan, threads])
+def peaks(
+    scope: Scope, threads: int, limit: int = LIMIT
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Bytes needed by the methods that could be measured, and the errors of the others."""
+    needed, failed = {}, {}
+    for number, name in enumerate(scope.measured, start=1):
+        asked = json.dumps([name, scope, threads, limit])
         done = memory.alone(__file__, "--child", asked)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:]
             failed[name] = last[0] if last else f"ended with {done.returncode}"
         else:
-            found[name] = float(done.stdout)
-        progress("memory", number, len(plan.measured), name)
-    return found, failed
+            needed[name] = float(done.stdout)
+        progress("memory", number, len(scope.measured), name)
+    return needed, failed
 
 
 def child(asked: str) -> int:
     """Bytes that one method needs at its peak beyond a patch that exists."""
-    name, fields, threads = json.loads(asked)
-    plan = Plan(*fields)
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+    name, fields, threads, limit = json.loads(asked)
+    scope = Scope(*fields)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(threads)
-    method = prepared(name, plan)
+    method = prepared(name, scope)
     # Libraries load and thread pools start on the first call; they are not memory of this patch.
-    training_pass(method, noise(plan, plan.timed))()
-    call = training_pass(method, noise(plan, plan.remembered))
+    training_pass(method, noise(scope, scope.timed))()
+    call = training_pass(method, noise(scope, scope.remembered))
     return memory.peak(call, CPU)
 
 
 # --- times and the table --------------------------------------------------------------------------
 
 
-def times(plan: Plan) -> dict[str, list[float]]:
+def times(scope: Scope) -> dict[str, list[float]]:
     """Milliseconds of all methods, by turns."""
-    patch = noise(plan, plan.timed)
-    calls = {name: training_pass(prepared(name, plan), patch) for name in methods.METHODS}
+    patch = noise(scope, scope.timed)
+    calls = {name: training_pass(prepared(name, scope), patch) for name in methods.METHODS}
     for call in calls.values():
         call()
-    return interleaved(calls, dict.fromkeys(calls, plan.rounds), CPU)
+    return interleaved(calls, dict.fromkeys(calls, scope.rounds), CPU)
 
 
-def run(plan: Plan, threads: int, out: str) -> Path:
+def run(scope: Scope, threads: int, out: str) -> Path:
     """Measure all methods and write the table."""
     torch.set_num_threads(threads)
-    samples = times(plan)
-    needed, failed = peaks(plan, threads) if memory.CLEAR.exists() else ({}, {})
-    features = sum(s.nbytes for s in noise(plan, plan.remembered).student.stages)
+    samples = times(scope)
+    needed, failed = peaks(scope, threads) if memory.CLEAR.exists() else ({}, {})
+    features = sum(s.nbytes for s in noise(scope, scope.remembered).student.stages)
     least = float(np.median(samples["feature-mse"]))
 
     def digits(value: float) -> float:
@@ -185,7 +182,7 @@ def run(plan: Plan, threads: int, out: str) -> Path:
         out,
         "methods",
         "cost",
-        plan=plan._asdict(),
+        scope=scope._asdict(),
         student_mib=features / 2**20,
         samples_ms=samples,
         failed=failed,
@@ -210,8 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads < 1:
         print(f"--threads: got {options.threads}; expected at least 1", file=sys.stderr)
         return 2
-    plan, place = (QUICK, "smoke") if options.quick else (FULL, "benchmarks")
-    run(plan, options.threads, options.out or place)
+    scope, folder = (QUICK, "smoke") if options.quick else (FULL, "benchmarks")
+    run(scope, options.threads, options.out or folder)
     return 0
 
 

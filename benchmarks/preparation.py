@@ -4,17 +4,17 @@
     python benchmarks/preparation.py --quick    a small scan, seconds: does it run?
 
 One scan of BraTS 2024 at its full size, 182 x 218 x 182 voxels, four channels and a label, gzipped:
-noise in a brain of 140 x 174 x 136 voxels, which compresses as badly as a scan does. A process of
-its own, of one thread, does by turns
+noise in a brain of 140 x 174 x 136 voxels, which compresses as badly as a real scan. A process of
+its own, with one thread, does in turn
 
-    nibabel     open the five files and bring their voxels to float32: what nobody can do without
-    read        `data.read`: the same, and everything that is verified
+    nibabel     open the five files and convert their voxels to float32: the least that is needed
+    read        `data.read`: the same, and all checks
     prepare     `data.prepare`: crop, fill, normalise
     resampled   `data.prepare(spacing_mm=1.5)`: the same and resampling by splines
     keep        `data.prepared` of a scan that is not kept yet: read, prepare, write
 
-Times are processor seconds, since the machine may have other work: median and quartiles. The peak
-is the resident memory of the process after everything, libraries included.
+Times are processor seconds, since the machine may do other work: median and quartiles. The peak is
+the largest resident memory of the process, libraries included.
 
 Written, with a JSON file: results/<out>/preparation-times; <out> is `benchmarks`, or `smoke`.
 """
@@ -38,6 +38,7 @@ from measure import spread
 
 from dcd_core.types import BRATS, Case, Size3
 from dcd_lab import data, records
+from dcd_lab.deploy.cost import resident_bytes
 
 FULL, SMALL = (182, 218, 182), (24, 28, 24)
 
@@ -57,25 +58,24 @@ def scan_of(size: Size3, folder: Path) -> None:
 
 
 def measured(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Processor milliseconds of every step, by turns, and the peak in GiB under "peak"."""
+    """Processor milliseconds of every step and round, and the peak in GiB under "peak"."""
     [scan] = data.brats2024(folder)
-    files = [*scan.channels, *([scan.label] if scan.label else [])]
     case = data.read(scan)
     steps: dict[str, Callable[[], object]] = {
-        "nibabel": lambda: [np.asarray(nib.load(f).dataobj, np.float32) for f in files],
+        "nibabel": lambda: [np.asarray(nib.load(f).dataobj, np.float32) for f in scan.files],
         "read": lambda: data.read(scan),
         "prepare": lambda: data.prepare(case, task=BRATS),
         "resampled": lambda: data.prepare(case, spacing_mm=1.5, task=BRATS),
         "keep": lambda: data.prepared([scan]),
     }
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds):
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
         for name, step in steps.items():
-            os.utime(files[0], ns=(turn, turn))  # another file: what is kept of it is too old
+            os.utime(scan.channels[0], ns=(number, number))  # so that nothing is kept of this file
             start = time.process_time()
             step()
-            found[name].append(1e3 * (time.process_time() - start))
-    return {**found, "peak": [records.resident_bytes("VmHWM") / 2**30]}
+            times[name].append(1e3 * (time.process_time() - start))
+    return {**times, "peak": [resident_bytes("VmHWM") / 2**30]}
 
 
 def run(size: Size3, rounds: int, out: str) -> Path:

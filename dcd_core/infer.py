@@ -1,16 +1,16 @@
 """From a trained segmenter to a label volume: sliding window, one threshold, the native grid.
 
-A network sees patches; a case is larger. Overlapping windows are averaged under a Gaussian that
-trusts window centres more than borders. The decision is one number: a voxel is foreground when its
-foreground probability exceeds a threshold chosen on the tune split, and takes the most probable
-foreground label.
+A network sees patches; a case is larger. Overlapping windows are averaged with Gaussian weights,
+largest at the window's centre. The threshold of the foreground is chosen on the val split.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; window blending by MONAI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from dcd_core.models import Segmenter, evaluating
-from dcd_core.types import ContractError, Precision, Size3
+from dcd_core.types import Case, ContractError, Precision, Size3
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-"""Foreground probabilities that are tried on the tune split."""
+"""Foreground probabilities that are tried on the val split."""
 
 
 @torch.inference_mode()
@@ -46,12 +46,8 @@ def predict(
     if not 0 <= overlap < 1:
         raise ContractError("overlap", overlap, "a share in [0, 1)", "0.5")
     if model.regions:
-        raise ContractError(
-            "logits to predict with",
-            "those of overlapping regions, a sigmoid each",
-            "classes of which one is true",
-            "nnU-Net's own prediction; as a teacher of features the network serves as it is",
-        )
+        got, expected = "overlapping regions, a sigmoid each", "classes of which one is true"
+        raise ContractError("logits to predict with", got, expected, "nnU-Net's own prediction")
     device = next(model.parameters()).device
     mixed = in_bfloat16(device, precision)
     volume = torch.tensor(image, device=device)[None]  # a copy: images may be memory-mapped
@@ -61,7 +57,7 @@ def predict(
             logits = model(x).logits
         return logits.float().softmax(1)
 
-    flips = _FLIPS if mirror else ((),)
+    flips = [axes for n in range(4 if mirror else 1) for axes in combinations((2, 3, 4), n)]
     total = torch.zeros((), device=device)
     with evaluating(model):
         for axes in flips:
@@ -77,41 +73,45 @@ def in_bfloat16(device: torch.device, precision: Precision) -> bool:
     return precision == "bf16-mixed" or (precision == "auto" and native_bfloat16(device))
 
 
-_FLIPS = ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4))
-
-
 def decide(
     probabilities: Float[np.ndarray, "k i j k2"], threshold: float
 ) -> UInt8[np.ndarray, "i j k2"]:
     """Label volume (d, h, w) from class probabilities (k, d, h, w).
 
-    The most probable foreground label wherever the foreground probability exceeds `threshold`,
-    elsewhere 0.
+    The most probable foreground label where all of them together exceed `threshold`, else 0.
     """
     foreground = probabilities[1:].sum(0) > threshold
-    label: UInt8[np.ndarray, "i j k2"] = np.where(
-        foreground, probabilities[1:].argmax(0) + 1, 0
-    ).astype(np.uint8)
-    return label
+    return ((probabilities[1:].argmax(0) + 1) * foreground).astype(np.uint8)
 
 
 def choose_threshold(
-    probabilities: Sequence[Float[np.ndarray, "_ _ _ _"]],
-    labels: Sequence[UInt8[np.ndarray, "_ _ _"]],
+    model: Segmenter,
+    cases: Iterable[Case],
+    *,
+    patch: Size3,
+    overlap: float = 0.5,
+    precision: Precision = "auto",
 ) -> tuple[float, float]:
-    """The threshold with the best mean foreground Dice over the tune cases, and that Dice.
+    """The threshold with the best mean foreground Dice over prepared val cases, and that Dice.
 
-    `probabilities` (k, d, h, w) and `labels` (d, h, w), one of each per case. All labels count as
-    one foreground, every case counts once; of equally good thresholds the lowest is taken.
+    All labels are one foreground; unlabelled cases are left out. Of equally good thresholds the
+    lowest is chosen, but 0.5 where all have a Dice of 0, and (0.5, NaN) without labelled cases.
     """
-    pairs = [(p[1:].sum(0), y > 0) for p, y in zip(probabilities, labels, strict=True)]
-    scores = [float(np.mean([_dice(p > t, y) for p, y in pairs])) for t in THRESHOLDS]
-    best = int(np.argmax(scores))
-    return THRESHOLDS[best], scores[best]
+    scores = []
+    for case in cases:
+        if case.label is not None:
+            p = predict(model, case.image, patch=patch, overlap=overlap, precision=precision)
+            foreground = p.cpu().numpy()[1:].sum(0)
+            scores.append([_dice(foreground > t, case.label > 0) for t in THRESHOLDS])
+    if not scores:
+        return 0.5, math.nan
+    means = np.mean(scores, axis=0)
+    best = int(np.argmax(means))
+    return (THRESHOLDS[best] if means[best] > 0 else 0.5), float(means[best])
 
 
 def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two masks; two empty ones agree."""
+    """Dice of two masks; 1 for two empty ones."""
     total = int(prediction.sum()) + int(truth.sum())
     return 2 * int((prediction & truth).sum()) / total if total else 1.0
 

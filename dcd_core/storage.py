@@ -11,7 +11,7 @@ from tempfile import mkstemp
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` which becomes `path` on success and vanishes on error.
+    """Yield a temporary path beside `path` which becomes `path` on success and is removed on error.
 
     The temporary name keeps the suffix, since many writers choose the format by it. Parent folders
     are made.

@@ -1,4 +1,4 @@
-"""The vocabulary: shapes, cases, tasks and the one error a user should ever see."""
+"""The vocabulary: shapes, cases, tasks, and the error for all that a user can mend."""
 
 from __future__ import annotations
 
@@ -10,22 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from dcd_core.errors import ContractError
-
-__all__ = [
-    "BRATS",
-    "ISLES",
-    "TASKS",
-    "Batches",
-    "Case",
-    "ContractError",
-    "Output",
-    "Precision",
-    "Size3",
-    "Stages",
-    "Task",
-    "Volume",
-]
+from dcd_core.errors import ContractError as ContractError
 
 Volume: TypeAlias = Float[Tensor, "b c d h w"]
 """A batch of feature maps or logits: batch, channels, depth, height, width."""

@@ -16,14 +16,14 @@ def run_dir(label: str, *key: object) -> Path:
     return root() / "runs" / f"{plain(label)}-{fingerprint(*key)}"
 
 
-def make_once(folder: Path, make: Callable[[Path], None]) -> None:
+def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
     """Let `make` fill a scratch folder, which then becomes `folder`: whole, or not at all.
 
     Nothing happens where `folder` exists. Where another process makes the same one meanwhile, the
-    first to finish is kept.
+    first to finish is kept. Returns whether `folder` was made by this call.
     """
     if folder.is_dir():
-        return
+        return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
         whole = Path(scratch, "whole")
@@ -34,3 +34,5 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         except OSError:
             if not folder.is_dir():
                 raise
+            return False
+    return True

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from dcd_core.types import ContractError
+from dcd_lab.records import root
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,26 +26,28 @@ def each(
     """Call `function` on every item in `workers` processes; yield the results as they come.
 
     Results arrive in any order. With one worker, or one item, the work is done in this process and
-    in order. The cores are shared out: every worker computes with as many threads as its share.
+    in order. Workers share the threads of this process, and its project folder.
     An error in a worker is raised here and stops the others; so does closing the iterator.
     Raises ContractError when a worker was killed.
     """
     items = list(items)
-    if workers <= 1 or len(items) <= 1:
+    workers = min(workers, len(items))
+    if workers <= 1:
         yield from map(function, items)
         return
     import joblib
+    import torch
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    parallel = joblib.Parallel(
-        n_jobs=min(workers, len(items)),
-        backend="loky",  # a new interpreter: a forked one inherits locks of threads it lacks
-        return_as="generator_unordered",
-        max_nbytes=None,
-    )
-    parent = os.getpid()
+    threads = max(1, min(torch.get_num_threads(), joblib.cpu_count()) // workers)
+    # loky starts new interpreters: a forked one inherits locks of threads that it lacks.
+    with joblib.parallel_config("loky", inner_max_num_threads=threads):
+        parallel = joblib.Parallel(
+            workers, return_as="generator_unordered", batch_size=1, max_nbytes=None
+        )
+    call = joblib.delayed(partial(_call, function, parent=os.getpid(), project=str(root())))
     try:
-        yield from parallel(joblib.delayed(_call)(function, item, parent) for item in items)
+        yield from parallel(call(item) for item in items)
     except TerminatedWorkerError:
         raise ContractError(
             "worker process",
@@ -53,8 +57,9 @@ def each(
         ) from None
 
 
-def _call(function: Callable[[Item], Result], item: Item, parent: int) -> Result:
+def _call(function: Callable[[Item], Result], item: Item, *, parent: int, project: str) -> Result:
     _end_with(parent)
+    os.environ["DCD_ROOT"] = project  # a worker may be older than a change of it
     # The parent alone answers to Ctrl-C: it keeps what is done and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return function(item)

@@ -1,4 +1,7 @@
-"""Every test runs with shapes checked, one thread, a drawing backend without windows, and seeds."""
+"""Every test runs with one thread, a drawing backend without windows, and seeds.
+
+With DCD_CHECK_SHAPES=1, as CI has it, every call is checked against the shapes in its annotations.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("DCD_PROGRESS", None)
 
-from jaxtyping import install_import_hook
+if os.environ.get("DCD_CHECK_SHAPES") == "1":
+    from jaxtyping import install_import_hook
 
-# Kept for the whole session: every module of the project imported from here on is checked.
-install_import_hook(["dcd_core", "dcd_lab"], "typechecker.checked")
+    # Importing takes twice as long with it: a developer's tests go without.
+    install_import_hook(["dcd_core", "dcd_lab"], "typechecker.checked")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 PROJECT = Path(__file__).resolve().parents[1]

@@ -32,21 +32,21 @@ class _Loads(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.addresses: list[str] = []
         self._in_style = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         named = {name: value or "" for name, value in attrs}
         self._in_style = tag == "style"
-        addresses = [named[name] for name in _LOADING & named.keys()]
+        loaded = [named[name] for name in _LOADING & named.keys()]
         if tag == "link" and _LOADING_RELATIONS & set(named.get("rel", "").split()):
-            addresses.append(named.get("href", ""))
-        self.found += [address for address in addresses if _REMOTE.match(address)]
-        self.found += _REMOTE_CSS.findall(named.get("style", ""))
+            loaded.append(named.get("href", ""))
+        self.addresses += [address for address in loaded if _REMOTE.match(address)]
+        self.addresses += _REMOTE_CSS.findall(named.get("style", ""))
 
     def handle_data(self, data: str) -> None:
         if self._in_style:
-            self.found += _REMOTE_CSS.findall(data)
+            self.addresses += _REMOTE_CSS.findall(data)
 
     def handle_endtag(self, tag: str) -> None:
         self._in_style = False
@@ -57,10 +57,10 @@ def remote_loads(folder: Path) -> Iterator[tuple[Path, str]]:
     for page in sorted(folder.rglob("*.html")):
         parser = _Loads()
         parser.feed(page.read_text("utf-8"))
-        yield from ((page, address) for address in parser.found)
+        yield from ((page, address) for address in parser.addresses)
     for sheet in sorted(folder.rglob("*.css")):
-        found = _REMOTE_CSS.findall(sheet.read_text("utf-8"))
-        yield from ((sheet, address) for address in found)
+        addresses = _REMOTE_CSS.findall(sheet.read_text("utf-8"))
+        yield from ((sheet, address) for address in addresses)
 
 
 def _drop_live_kernels(

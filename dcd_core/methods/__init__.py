@@ -1,7 +1,7 @@
-"""Every other way to distil: one class per paper, all called alike, none tuned more than another.
+"""All methods of distillation: one class per paper, called alike, none tuned more than another.
 
 `METHODS` lists them by name and `build` makes one. DCD is among them, so that a comparison is a
-loop over names. What all share is in `method`; each family has a file.
+loop over names. What all share is in `dcd_core.method`; each family has a file.
 """
 
 from __future__ import annotations
@@ -13,22 +13,9 @@ from typing import Any
 
 from dcd_core.dcd import DCD
 from dcd_core.errors import nearest
-from dcd_core.method import LogitMethod, Method, StageMethod
-from dcd_core.methods.attention import AttentionTransfer
-from dcd_core.methods.channelwise import ChannelWiseFeatures, ChannelWiseLogits
-from dcd_core.methods.controls import (
-    FourierHighPass,
-    GaussianHighPass,
-    aaa_only,
-    ddd_only,
-    random_bands,
-)
-from dcd_core.methods.features import FeatureMSE, FitNets
-from dcd_core.methods.frequency import FreeKD, PromptFreeFreeKD
-from dcd_core.methods.logits import DIST, LogitsKD, WaveletOutputs
-from dcd_core.methods.masks import ACAMKD
-from dcd_core.methods.regions import IFVD, ReCo
-from dcd_core.methods.relations import CrossImage, PairwiseAffinity, RelationalKD
+from dcd_core.method import Method, StageMethod
+from dcd_core.methods import controls, features, frequency, logits, masks, regions, relations
+from dcd_core.methods.logits import LogitMethod
 from dcd_core.types import ContractError
 
 METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
@@ -36,31 +23,31 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "dcd": DCD,
         "dcd-released": DCD.released,
         # outputs
-        "logits": LogitsKD,
-        "dist": DIST,
-        "wavelet-outputs": WaveletOutputs,
-        "cwd-logits": ChannelWiseLogits,
+        "logits": logits.LogitsKD,
+        "dist": logits.DIST,
+        "wavelet-outputs": logits.WaveletOutputs,
+        "cwd-logits": logits.ChannelWiseLogits,
         # features
-        "feature-mse": FeatureMSE,
-        "fitnets": FitNets,
-        "at": AttentionTransfer,
-        "cwd-features": ChannelWiseFeatures,
+        "feature-mse": features.FeatureMSE,
+        "fitnets": features.FitNets,
+        "at": features.AttentionTransfer,
+        "cwd-features": features.ChannelWiseFeatures,
         # relations, regions, sub-bands and masks
-        "skd": PairwiseAffinity,
-        "rkd": RelationalKD,
-        "cirkd": CrossImage,
-        "ifvd": IFVD,
-        "reco": ReCo,
-        "reco-released": ReCo.released,
-        "freekd": FreeKD,
-        "freekd-prompt-free": PromptFreeFreeKD,
-        "acam": ACAMKD,
+        "skd": relations.PairwiseAffinity,
+        "rkd": relations.RelationalKD,
+        "cirkd": relations.CrossImage,
+        "ifvd": regions.IFVD,
+        "reco": regions.ReCo,
+        "reco-released": regions.ReCo.released,
+        "freekd": frequency.FreeKD,
+        "freekd-prompt-free": frequency.PromptFreeFreeKD,
+        "acam": masks.ACAMKD,
         # controls
-        "aaa-only": aaa_only,
-        "ddd-only": ddd_only,
-        "random-bands": random_bands,
-        "gaussian-highpass": GaussianHighPass,
-        "fourier-highpass": FourierHighPass,
+        "aaa-only": controls.CoarseBand,
+        "ddd-only": controls.FinestBand,
+        "random-bands": controls.RandomBands,
+        "gaussian-highpass": controls.GaussianHighPass,
+        "fourier-highpass": controls.FourierHighPass,
     }
 )
 """Methods by name; "none" is no method."""
@@ -84,17 +71,23 @@ def build(
 
 
 def options_of(name: str) -> list[str]:
-    """The options of a method; what its name already decides is none."""
-    made = METHODS[name]
-    decided = getattr(made, "keywords", {})
-    found = inspect.signature(made).parameters
-    return [p for p in found if not p.endswith("_channels") and p not in decided]
+    """The options of a method, with those of its bases that it does not decide itself."""
+    made, options = METHODS[name], list[str]()
+    if not (isinstance(made, type) and issubclass(made, Method)):
+        return options  # a `released` method decides all
+    for constructor in [vars(kind).get("__init__") for kind in made.__mro__]:
+        if constructor is not None:
+            parameters = inspect.signature(constructor).parameters.values()
+            options += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break  # nothing is handed on to a base
+    return [option for option in dict.fromkeys(options) if option not in made.decided]
 
 
 def adapter_option(name: str) -> str | None:
-    """The option that says whether a method's adapters learn, None for methods without any."""
-    found = [option for option in options_of(name) if option in ("adapters", "projection")]
-    return found[0] if found else None
+    """The option that says how a method's adapters are made; None where there is none."""
+    made = METHODS[name]
+    return made.adapter_option if isinstance(made, type) and issubclass(made, Method) else None
 
 
 __all__ = [

@@ -1,161 +1,117 @@
-"""Is it the wavelet, the bands, or detail as such? Controls that change one of them.
-
-High-pass filters without a wavelet: features lose a smooth part, and what is left is regressed.
-DCD with other bands: the coarse one alone, the finest alone, or as many as published but drawn.
-"""
+"""Is it the wavelet, the bands, or detail as such? High-pass filters, and DCD with other bands."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from dcd_core.dcd import DCD, PUBLISHED
-from dcd_core.method import Adapters, Narrow, Scalar, positive
+from dcd_core.method import Narrow, Scalar, positive
 from dcd_core.methods.features import FeatureMSE
 from dcd_core.types import ContractError, Volume
-from dcd_core.wavelet import BANDS, Convention, Wavelet
+from dcd_core.wavelet import BANDS
 from dcd_core.wavelet.transform import apply_separable, matrix
 
 
-class GaussianHighPass(FeatureMSE):
+class HighPass(FeatureMSE):
+    """FeatureMSE of what a low-pass filter along each axis takes from the features.
+
+    A linear filter commutes with an adapter without bias, so the narrow student is filtered.
+    """
+
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        s, t = (
+            x - apply_separable(x, [self.lowpass(n, x) for n in x.shape[2:]])
+            for x in (student, teacher)
+        )
+        return super().stage(index, s, t, target)
+
+    def lowpass(self, n: int, like: Volume) -> Float[Tensor, "n n"]:
+        """The filter of an axis of `n` voxels, in the precision and on the device of `like`."""
+        raise NotImplementedError
+
+
+class GaussianHighPass(HighPass):
     """The adapted student has what a Gaussian blur takes from the teacher: detail, no wavelet.
 
-    With A the adapter of a stage, G the blur, and means over samples, teacher channels and voxels,
-
-        mean_stages mean (d - G d)^2,    d = A student - teacher.
+        mean_stages mean (d - G d)^2,    d = a - t,    G the blur.
 
     Source: ours, as a control of Fan et al., MICCAI 2026, arXiv 2605.26382.
     3D change: one blur along each axis, in voxels, whatever the spacing.
     Differs from the authors' code: there is none. The blur ends at 4 sigma and mirrors the patch at
     its faces (`scipy.ndimage.gaussian_filter`, mode "reflect"), so a constant is no detail.
-
-    A linear filter commutes with an adapter without bias, so both networks are filtered before it:
-    on the way back the narrow student is, not the wide difference. The filtered teacher exists
-    whole.
-
     Options: `sigma` in voxels; at 1 half the power is kept at a quarter of the sampling frequency,
-    where a wavelet's first level divides. `stages`, `adapters`. `weight` 1 belongs to the mean over
-    stages; as a control of DCD it takes DCD's weight, stages, adapters and schedule instead.
+    where a wavelet's first level divides. `stages`, `adapters`. `weight` 1 as in FeatureMSE.
     """
 
-    weight: ClassVar[float] = 1.0
-
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        sigma: float = 1.0,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
+    def __init__(self, *channels: Sequence[int], sigma: float = 1.0, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
         self.sigma = positive("sigma", sigma)
 
-    def unadapted(
-        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
-    ) -> Scalar:
-        s, t = (_without(_blur, x, self.sigma) for x in (student, teacher))
-        return super().unadapted(index, s, t, target)
+    def lowpass(self, n: int, like: Volume) -> Float[Tensor, "n n"]:
+        return matrix(_blur, n, self.sigma, like=like)
 
 
-class FourierHighPass(FeatureMSE):
+class FourierHighPass(HighPass):
     """The adapted student has the teacher's high frequencies: the sharpest cut, no wavelet.
 
-    With A the adapter of a stage, H what keeps frequencies at or above the cutoff along at least
-    one axis, and means over samples, teacher channels and voxels,
+        mean_stages mean (H d)^2,    d = a - t,
+        H what keeps frequencies at or above the cutoff along at least one axis.
 
-        mean_stages mean (H d)^2,    d = A student - teacher.
-
-    Source: ours, as a control of Fan et al., MICCAI 2026, arXiv 2605.26382.
-    3D change: the frequencies left out are a cube, as those of a wavelet's coarse band, so the
-    filter is one matrix along each axis and no spectrum is stored.
+    Source: ours, as GaussianHighPass.
+    3D change: the frequencies left out are a cube, as those of a wavelet's coarse band.
     Differs from the authors' code: there is none. Patches are periodic, as in DCD.
-
     Options: `cutoff` in cycles per voxel, at most 0.5; at 0.25 it keeps what seven ideal detail
-    bands would. `stages`, `adapters`; filters and adapters as in GaussianHighPass. `weight` 1
-    belongs to the mean over stages; as a control of DCD it takes DCD's weight, stages, adapters and
-    schedule instead.
+    bands would. `stages`, `adapters`. `weight` 1 as in FeatureMSE.
     """
 
-    weight: ClassVar[float] = 1.0
-
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        cutoff: float = 0.25,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
+    def __init__(self, *channels: Sequence[int], cutoff: float = 0.25, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
         self.cutoff = positive("cutoff", cutoff)
         if cutoff > 0.5:
-            raise ContractError(
-                "cutoff",
-                cutoff,
-                "at most 0.5 cycles per voxel, the highest there is",
-                "cutoff=0.25",
-            )
+            expected = "at most 0.5 cycles per voxel, the highest there is"
+            raise ContractError("cutoff", cutoff, expected, "cutoff=0.25")
 
-    def unadapted(
-        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
-    ) -> Scalar:
-        s, t = (_without(_low_frequencies, x, self.cutoff) for x in (student, teacher))
-        return super().unadapted(index, s, t, target)
+    def lowpass(self, n: int, like: Volume) -> Float[Tensor, "n n"]:
+        return matrix(_low_frequencies, n, self.cutoff, like=like)
 
 
-aaa_only = partial(DCD, bands=("aaa",))
-"""DCD of the coarse band alone: what the paper leaves free, and nothing else."""
+class OtherBands(DCD):
+    """DCD with bands of its own choice; the other options are DCD's."""
 
-ddd_only = partial(DCD, bands=("ddd",))
-"""DCD of the finest diagonal alone, which the paper leaves out as noise."""
+    decided: ClassVar[tuple[str, ...]] = ("bands",)
 
 
-def random_bands(
-    student_channels: Sequence[int],
-    teacher_channels: Sequence[int],
-    *,
-    draw: int = 0,
-    wavelet: Wavelet = "db4",
-    levels: int = 3,
-    stages: Sequence[int] | None = None,
-    projection: Adapters = "learned",
-    stage_reduction: Literal["mean", "sum"] = "mean",
-    convention: Convention = "orthonormal",
-) -> DCD:
+class CoarseBand(OtherBands):
+    """DCD of the coarse band alone: what the paper leaves free, and nothing else."""
+
+    def __init__(self, *channels: Sequence[int], **options: Any) -> None:
+        super().__init__(*channels, bands=("aaa",), **options)
+
+
+class FinestBand(OtherBands):
+    """DCD of the finest diagonal alone, which the paper leaves out as noise."""
+
+    def __init__(self, *channels: Sequence[int], **options: Any) -> None:
+        super().__init__(*channels, bands=("ddd",), **options)
+
+
+class RandomBands(OtherBands):
     """DCD of as many bands as published, but drawn once from `draw`: do these six matter?
 
     One of the 27 other choices of six, all equally likely. 21 of them hold the coarse band, which
-    has most of the energy; name the bands (`.bands`) with every result. Other options as in DCD.
+    has most of the energy; name the bands (`.bands`) with every result.
     """
-    others = [b for b in combinations(BANDS, len(PUBLISHED)) if b != PUBLISHED]
-    return DCD(
-        student_channels,
-        teacher_channels,
-        bands=random.Random(draw).choice(others),
-        wavelet=wavelet,
-        levels=levels,
-        stages=stages,
-        projection=projection,
-        stage_reduction=stage_reduction,
-        convention=convention,
-    )
 
-
-# --- low-pass filters as matrices of one axis -----------------------------------------------------
-
-
-def _without(lowpass: Callable[[int, float], np.ndarray], x: Volume, width: float) -> Volume:
-    """`x` less what the filter `lowpass(samples, width)` keeps of it along all three axes."""
-    return x - apply_separable(x, [matrix(lowpass, n, width, like=x) for n in x.shape[2:]])
+    def __init__(self, *channels: Sequence[int], draw: int = 0, **options: Any) -> None:
+        others = [b for b in combinations(BANDS, len(PUBLISHED)) if b != PUBLISHED]
+        super().__init__(*channels, bands=random.Random(draw).choice(others), **options)
 
 
 def _blur(n: int, sigma: float) -> np.ndarray:

@@ -1,85 +1,122 @@
-"""What the student sees: feature regression, band-blind and therefore DCD's first control."""
+"""What the student sees: features compared voxel by voxel, or where each channel is active."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import conv3d, normalize
 
-from dcd_core.method import Adapters, Narrow, Scalar, StageMethod, in_chunks
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, positive
+from dcd_core.methods.logits import channelwise
 from dcd_core.types import Volume
 
 
 class FeatureMSE(StageMethod):
     """The adapted student has the teacher's features: every wavelet band alike, coarse or fine.
 
-    With A the adapter of a stage, and means over samples, teacher channels and voxels,
-
-        mean_stages mean (A student - teacher)^2.
+        mean_stages mean (a - t)^2.
 
     Source: the control of Fan et al., MICCAI 2026, arXiv 2605.26382, that keeps all bands: with an
     orthonormal wavelet, one level and all eight bands DCD is this number.
-    3D change: slabs along D are adapted and compared one by one, so neither the adapted student nor
-    the difference, each of the teacher's size, ever exists whole.
+    3D change: slabs along D are adapted and compared one by one, so that neither the adapted
+    student nor the difference ever exists whole.
     Differs from the authors' code: none was released; a sibling release regresses the last stage
     alone, by a convolution that is never trained.
-
-    Options: `stages`, `adapters`. `weight` 1 belongs to the mean over stages; as a control of DCD
-    it takes DCD's weight, stages, adapters and schedule instead.
+    Options: `stages`, `adapters`. `weight` 1 belongs to these means; as a control of DCD it takes
+    DCD's weight, stages, adapters and schedule instead.
     """
 
     weight: ClassVar[float] = 1.0
 
-    def unadapted(
-        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
-    ) -> Scalar:
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         def error(s: Tensor, t: Tensor) -> Tensor:
             return (self.adapters[index](s) - t).square().sum()
 
-        return in_chunks(error, student, teacher) / teacher.numel()
+        return self.in_chunks(error, student, teacher) / teacher.numel()
 
 
 class FitNets(FeatureMSE):
     """The teacher's features are hints that the student learns to regress.
 
-    With A the adapter of a stage, and means over samples, teacher channels and voxels,
+        mean_stages mean (a - t)^2, t, if `standardise`, at mean 0 and deviation 1 per channel.
 
-        mean_stages mean (A student - teacher)^2,
-
-    the teacher's channels, if `standardise`, brought to mean 0 and deviation 1 over the batch and
-    its voxels first. Without it this is FeatureMSE to the digit, under the name of its paper.
-
-    Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: hints for thin deep nets",
-    ICLR 2015, arXiv 1412.6550.
-    3D change: 1x1x1 convolutions without bias at all encoder stages, in slabs along D.
+    Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv 1412.6550.
+    3D change: as in FeatureMSE.
     Differs from the authors' code: one hint layer and a phase of its own there; here all stages,
     trained together with the segmentation, as in later comparisons.
+    Options: `standardise` (without it the channels of largest variance decide; with it a copy of
+    the teacher is made), `stages`, `adapters`. `weight` 1; published weights are 1 to 100.
+    """
 
-    Options: `standardise` (without it the stages and channels of largest variance decide; with it a
-    copy of the teacher is made), `stages`, `adapters`. `weight` 1 belongs to the mean over stages;
-    published weights are 1 to 100.
+    def __init__(self, *channels: Sequence[int], standardise: bool = False, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
+        self.standardise = standardise
+
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        if self.standardise:
+            variance, mean = torch.var_mean(teacher, (0, 2, 3, 4), correction=0, keepdim=True)
+            teacher = (teacher - mean) * (variance + 1e-5).rsqrt()
+        return super().stage(index, student, teacher, target)
+
+
+class ChannelWiseFeatures(StageMethod):
+    """Every channel of the adapted student is active where the teacher's is, at every stage.
+
+        mean_stages T^2 * mean_(b,c) sum_v phi_t (log phi_t - log phi_a),
+        phi = softmax_v(features / T).
+
+    Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
+    3D change: all stages; a few of the teacher's channels are adapted and compared at a time.
+    Differs from the authors' code: their adapter adds normalisation and ReLU. A well-known port
+    divides by the student's channels, which makes the loss larger by the width factor.
+    Options: `temperature` T, `stages`, `adapters`. `weight` 50 at T = 4, published for one map.
+    """
+
+    weight: ClassVar[float] = 50.0
+
+    def __init__(self, *channels: Sequence[int], temperature: float = 4.0, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
+        self.temperature = positive("temperature", temperature)
+
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        adapter = self.adapters[index]
+        divergence = partial(channelwise, self.temperature, None)
+
+        def adapted(rows: Tensor, t: Tensor) -> Tensor:
+            return divergence(conv3d(student, rows.transpose(0, 1)), t)
+
+        if isinstance(adapter, nn.Identity):
+            total = self.in_chunks(divergence, student, teacher, dim=1)
+        else:
+            # A channel of the adapted student is made by one row of the adapter.
+            rows = adapter.get_parameter("weight").transpose(0, 1)
+            total = self.in_chunks(adapted, rows, teacher, dim=1)
+        return total / (teacher.shape[0] * teacher.shape[1])
+
+
+class AttentionTransfer(UnadaptedMethod):
+    """The student is active where the teacher is, whatever the channels.
+
+        mean_stages mean_b sum_v (q_s - q_t)^2,
+        q = mean_c features_c^2, a vector of voxels, divided by its Euclidean norm.
+
+    Source: Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928.
+    3D change: none but the voxels.
+    Differs from the authors' code: theirs is the mean over voxels, which shrinks with their number.
+    Its weight of 1000 on maps of 8^2 to 32^2 is 15.6 to 1 here.
+    Options: `stages`. `weight` 1 belongs to the sum over voxels.
     """
 
     weight: ClassVar[float] = 1.0
 
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        standardise: bool = False,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
-        self.standardise = standardise
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        return (_attention(student) - _attention(teacher)).square().sum(1).mean()
 
-    def unadapted(
-        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
-    ) -> Scalar:
-        if self.standardise:
-            variance, mean = torch.var_mean(teacher, (0, 2, 3, 4), correction=0, keepdim=True)
-            teacher = (teacher - mean) * (variance + 1e-5).rsqrt()
-        return super().unadapted(index, student, teacher, target)
+
+def _attention(features: Volume) -> Float[Tensor, "b v"]:
+    return normalize(features.square().mean(1).flatten(1), dim=1)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from dcd_core.method import Adapters, Scalar, StageMethod, in_chunks
+from dcd_core.method import Narrow, Scalar, StageMethod, at_least
 from dcd_core.methods.masks import overlap
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Pyramid, wavedec3, waverec3
-
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (b, k, d, h, w) and targets (b, 1, d, h, w) to a scalar."""
 
 Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
 """Per level, finest first: masks (b, tokens, 7, d, h, w), 0 to 1, of the seven detail bands."""
@@ -27,37 +25,22 @@ Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
 class PromptFreeFreeKD(StageMethod):
     """The adapted student has the teacher's detail bands, every coefficient alike.
 
-    With a the adapted student, t the teacher, W_l the detail bands of level l of their Haar
-    transform and J levels,
+        mean_stages 1/J sum_(l = 1..J) mean |W_l(a - t)|,
+        W_l the detail bands of level l of the Haar transform.
 
-        mean_stages 1/J sum_(l = 1..J) mean |W_l(a - t)|.
-
-    Source: the control of Zhang, Huang, Liu, Jiang, Cheng, Zhang, "FreeKD: knowledge distillation
-    via semantic frequency prompt", CVPR 2024, arXiv 2311.12079, that masks nothing.
+    Source: the control of FreeKD that masks nothing.
     3D change: seven detail bands for three; J is 3, or fewer, so that 2^J is at most a quarter of
     the shortest side, but 1 at least. Stages 1 to 4: stage 0 would need most of the memory. Few
-    channels are transformed at a time; the transform is linear, so it acts once, on the difference.
+    channels are transformed at a time.
     Differs from the authors' code: no mask, and no plain MSE of weight 5 beside it.
-
-    Options: `levels` at most, `stages`, `adapters`. `weight` 1 belongs to the mean over
-    coefficients, levels and stages.
+    Options: `levels` at most, `stages`, `adapters`. `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
 
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        levels: int = 3,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
-        if levels < 1:
-            raise ContractError("levels", levels, "an integer of at least 1", "levels=3")
-        self.levels = levels
+    def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
+        self.levels = at_least("levels", levels, 1)
 
     @classmethod
     def default_stages(cls, count: int) -> Sequence[int]:
@@ -67,7 +50,8 @@ class PromptFreeFreeKD(StageMethod):
         """How many levels are compared on a grid (D, H, W)."""
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))
 
-    def stage(self, index: int, student: Volume, teacher: Volume, target: Tensor | None) -> Scalar:
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
+        student = self.adapters[index](student)
         levels = self.usable_levels(teacher.shape[2:])
         masks = self.masks(index, teacher, levels)
 
@@ -76,7 +60,7 @@ class PromptFreeFreeKD(StageMethod):
             pairs = zip(masks, details, strict=True)
             return torch.stack([(m * d.abs()).sum() / d[0, 0].numel() for m, d in pairs]).sum()
 
-        total = in_chunks(distance, student, teacher, dim=1)
+        total = self.in_chunks(distance, student, teacher, dim=1)
         return total / (levels * teacher.shape[0] * teacher.shape[1])
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
@@ -87,51 +71,36 @@ class PromptFreeFreeKD(StageMethod):
 class FreeKD(PromptFreeFreeKD):
     """The adapted student has the teacher's detail where prompts learnt on the teacher look.
 
-    With a the adapted student, t the teacher, W_l the detail bands of level l of their Haar
-    transform, P_l prompts (one vector of the teacher's channels per token), and masks per token,
-    band and place,
+        mean_stages 1/J sum_(l = 1..J) mean_tokens mean |M_l * W_l(a - t)|,
+        M_l = sigmoid(P_l . W_l(t)), masks per token, band and voxel, W_l as in PromptFreeFreeKD,
+        P_l prompts, one vector of the teacher's channels per token.
 
-        M_l = sigmoid(P_l . W_l(t)),
-        mean_stages 1/J sum_(l = 1..J) mean_tokens mean |M_l * W_l(a - t)|.
+    Before, prompts learn on the frozen teacher (`train_prompts`): its features are rebuilt from
+    their coarse band and their detail times mean_tokens M, the rest of the network reads them, and
+    task loss + diversity * mean_(two tokens) dice of their masks falls.
 
-    Before, prompts learn on the frozen teacher what its task needs: its features are rebuilt from
-    their coarse band and their detail times mean_tokens M, go on through the rest of the network,
-    and task loss + diversity * mean_(two tokens) dice of their masks falls (`train_prompts`).
-
-    Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, "FreeKD: knowledge distillation via semantic
-    frequency prompt", CVPR 2024, arXiv 2311.12079.
-    3D change: as PromptFreeFreeKD. What a stage became is what later stages are computed from, as
-    well as what the decoder is given.
+    Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, CVPR 2024, arXiv 2311.12079.
+    3D change: as in PromptFreeFreeKD. Later stages and the decoder read a masked stage.
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
     levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
     it. The position-aware weights of the paper are in neither.
-
-    Options: `tokens`, `diversity` and `rate`, the learning rate, of the prompts' training; `levels`
-    at most, `stages`, `adapters`. `weight` 1 belongs to the mean over coefficients, tokens, levels
-    and stages. Prompts are buffers: never trained with the student, kept in its checkpoint.
+    Options: `tokens`, `diversity` and learning `rate` of the prompts' training; `levels` at most,
+    `stages`, `adapters`. `weight` 1 belongs to these means.
     """
 
     def __init__(
         self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
+        *channels: Sequence[int],
         tokens: int = 4,
         diversity: float = 0.5,
         rate: float = 1e-3,
-        levels: int = 3,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            student_channels, teacher_channels, levels=levels, stages=stages, adapters=adapters
-        )
-        if tokens < 2:
-            raise ContractError("tokens", tokens, "2 at least, which can differ", "tokens=4")
+        super().__init__(*channels, **shared)
+        at_least("tokens", tokens, 2)
         self.diversity, self.rate = diversity, rate
-        for i, number in enumerate(self.stages):
-            width = teacher_channels[number]
-            prompts = torch.randn(levels, tokens, width) / width**0.5
+        for i, (_, width) in enumerate(self.channels):
+            prompts = torch.randn(self.levels, tokens, width) / width**0.5
             self.register_buffer(f"prompts_{i}", prompts)
         self.trained: Tensor
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
@@ -145,56 +114,51 @@ class FreeKD(PromptFreeFreeKD):
         self,
         teacher: Segmenter,
         batches: Iterable[tuple[Tensor, Tensor]],
-        task_loss: TaskLoss | None = None,
+        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> list[float]:
         """Train the prompts on a teacher, a step of Adam per batch; the losses, step by step.
 
-        `batches`: images (b, c, d, h, w), targets (b, 1, d, h, w), as the teacher was trained on;
-        `task_loss`: of its logits, `dice_and_cross_entropy` by default. The teacher stays as it is.
+        `batches` as in `prepare`; `task_loss(logits, target)`: `dice_and_cross_entropy` if None.
         """
         task_loss = task_loss or dice_and_cross_entropy
-        prompts = [p.clone().requires_grad_() for p in self._prompts()]
+        prompts = [p.clone().requires_grad_() for p in self.prompts()]
         optimizer = torch.optim.Adam(prompts, lr=self.rate)
         losses = []
         for image, target in batches:
             image, target = (x.to(prompts[0].device) for x in (image, target))
-            output, spread = self._masked(teacher, image, prompts)
+            output, spread = self.masked(teacher, image, prompts)
             loss = task_loss(output.logits, target) + self.diversity * spread
-            # Of the prompts alone: the teacher's weights get no gradient, wanted or not.
-            for p, gradient in zip(prompts, torch.autograd.grad(loss, prompts), strict=True):
-                p.grad = gradient
+            optimizer.zero_grad()
+            loss.backward(inputs=prompts)  # the teacher's weights get no gradient
             optimizer.step()
             losses.append(loss.item())
         if not losses:
             raise ContractError("batches", "none", "one at least", "a list, not a spent iterator")
-        for kept, learnt in zip(self._prompts(), prompts, strict=True):
+        for kept, learnt in zip(self.prompts(), prompts, strict=True):
             kept.copy_(learnt.detach())
         self.trained.fill_(True)
         return losses
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         if not self.trained:
-            raise ContractError(
-                "prompts of freekd",
-                "as they were drawn",
-                "prompts trained on the teacher",
-                "method.prepare(teacher, batches) first, or 'freekd-prompt-free'",
-            )
+            attempt = "method.prepare(teacher, batches) first, or 'freekd-prompt-free'"
+            raise ContractError("prompts", "as drawn", "prompts trained on the teacher", attempt)
         return super().distance(student, teacher, target)
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
-        return [m.mean(1, keepdim=True) for m in masks_of(teacher, self._prompts()[index], levels)]
+        return [m.mean(1, keepdim=True) for m in masks_of(teacher, self.prompts()[index], levels)]
 
-    def _prompts(self) -> list[Tensor]:
+    def prompts(self) -> list[Tensor]:
+        """The prompts (levels, tokens, channels) of each stage in use."""
         return [self.get_buffer(f"prompts_{i}") for i in range(len(self.stages))]
 
-    def _masked(
+    def masked(
         self, teacher: Segmenter, image: Tensor, prompts: Sequence[Tensor]
-    ) -> tuple[Output, Tensor]:
-        """What the teacher says of features masked by prompts, and how much the masks overlap."""
+    ) -> tuple[Output, Scalar]:
+        """What a teacher answers where prompts mask its stages, and how much the masks overlap."""
         overlaps: list[Tensor] = []
 
-        def edit(index: int, features: Tensor) -> Tensor:
+        def edit(index: int, module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
             levels = self.usable_levels(features.shape[2:])
             masks = masks_of(features, prompts[index], levels)
             overlaps.extend(overlap(m.flatten(2)) for m in masks)
@@ -203,7 +167,11 @@ class FreeKD(PromptFreeFreeKD):
             size = features.shape[2:]
             return waverec3(Pyramid(coarse, tuple(kept)), "haar", size=(size[0], size[1], size[2]))
 
-        with _edited(teacher, self.stages, edit):
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(teacher))
+            for index, number in enumerate(self.stages):
+                module = teacher.network.get_submodule(teacher.stages[number])
+                stack.enter_context(module.register_forward_hook(partial(edit, index)))
             output = teacher(image)
         return output, torch.stack(overlaps).mean()
 
@@ -230,34 +198,12 @@ def dice_and_cross_entropy(logits: Volume, target: Tensor) -> Scalar:
     counts = labels >= 0
     classes = logits.shape[1]
     if labels.max() >= classes:
-        raise ContractError(
-            "labels to train prompts on",
-            int(labels.max()),
-            f"classes 0 to {classes - 1}, or below 0 where ignored",
-            "train_prompts(teacher, batches, task_loss) with the teacher's own loss",
-        )
+        expected = f"classes 0 to {classes - 1}, or below 0 where ignored"
+        attempt = "train_prompts(teacher, batches, task_loss) with the teacher's own loss"
+        raise ContractError("labels to train prompts on", int(labels.max()), expected, attempt)
     truth = one_hot(labels.clamp(min=0), classes).movedim(-1, 1) * counts[:, None]
     p = logits.softmax(1) * counts[:, None]
     axes = (0, 2, 3, 4)
     dice = (2 * (p * truth).sum(axes) + 1e-5) / (p.sum(axes) + truth.sum(axes) + 1e-5)
     error = cross_entropy(logits, labels.masked_fill(~counts, -1), ignore_index=-1, reduction="sum")
     return error / counts.sum().clamp(min=1) + 1 - dice[1:].mean()
-
-
-@contextmanager
-def _edited(
-    teacher: Segmenter, stages: Sequence[int], edit: Callable[[int, Tensor], Tensor]
-) -> Iterator[None]:
-    """Within, in eval mode, a teacher's i-th of `stages` returns `edit(i, its output)`."""
-
-    def hook(index: int) -> Callable[..., Tensor]:
-        return lambda module, inputs, output: edit(index, output)
-
-    modules = [teacher.network.get_submodule(teacher.stages[number]) for number in stages]
-    handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(modules)]
-    try:
-        with evaluating(teacher):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()

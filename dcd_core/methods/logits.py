@@ -1,117 +1,131 @@
-"""What the student answers: methods that compare full-resolution logits, the oldest way to distil.
-
-None of them has anything to train, and all need the teacher's decoder.
-"""
+"""What the student answers: methods that compare full-resolution logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from dcd_core.method import LogitMethod, Scalar, in_chunks, positive
-from dcd_core.types import ContractError, Volume
+from dcd_core.method import Method, Scalar, at_least, positive
+from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Wavelet, max_level, wavedec3
 
 Counts = Bool[Tensor, "b d h w"]
 
 
-class LogitsKD(LogitMethod):
-    """The student answers every voxel with the teacher's softened probabilities.
+class LogitMethod(Method):
+    """A loss of full-resolution logits (b, k, d, h, w), written in `logits`.
 
-    With p = softmax(logits / T) over the k classes and the mean over the voxels v that count,
-
-        T^2 * mean_v sum_k p_t(k|v) (log p_t(k|v) - log p_s(k|v));
-
-    with `regions`, a Bernoulli divergence per region, q = sigmoid(logits / T), mean over v and k:
-
-        T^2 * mean_(v,k) [q_t log(q_t / q_s) + (1 - q_t) log((1 - q_t) / (1 - q_s))].
-
-    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", NeurIPS workshop
-    2014, arXiv 1503.02531.
-    3D change: every voxel of the full-resolution head is an example; patches are worked on in slabs
-    along D, so that the four tensors of logits' size a divergence needs never exist whole.
-    Differs from the authors' code: there is none. Public ones divide by voxels (this), by voxels
-    and classes, or by samples alone, which differ by k and by D * H * W; T^2 as in the paper.
-
-    Options: `temperature` T (no unit); `regions`; `ignore`, the label of voxels that leave both sum
-    and mean. `weight` 1 belongs to the mean over voxels at T = 2.
+    `regions`: the k channels are overlapping regions, each a sigmoid of its own, not classes of one
+    softmax. `ignore`: label of voxels that count neither in sums nor in means, None where all do.
     """
 
-    weight: ClassVar[float] = 1.0
+    needs_logits: ClassVar[bool] = True
 
     def __init__(
         self,
         student_channels: Sequence[int],
         teacher_channels: Sequence[int],
         *,
-        temperature: float = 2.0,
-        regions: bool = False,
+        regions: bool | None = False,
         ignore: int | None = -1,
     ) -> None:
-        super().__init__(student_channels, teacher_channels, regions=regions, ignore=ignore)
+        super().__init__()
+        self.regions, self.ignore = regions, ignore
+
+    def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
+        s, t = student.logits, teacher.logits
+        if s.shape != t.shape:
+            expected = f"the student's {tuple(s.shape)}"
+            attempt = "two networks of one task on one patch, and a teacher whose decoder runs"
+            raise ContractError("logits of the teacher", tuple(t.shape), expected, attempt)
+        if target is None or self.ignore is None:
+            return self.logits(s, t, s.new_ones((len(s), *s.shape[2:]), dtype=torch.bool))
+        if target.shape[2:] != s.shape[2:]:
+            size, expected = tuple(target.shape[2:]), f"that of the logits, {tuple(s.shape[2:])}"
+            raise ContractError("grid of the target", size, expected, "labels of the same patch")
+        return self.logits(s, t, target[:, 0] != self.ignore)
+
+    def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
+        """The loss; `counts` says which voxels count."""
+        raise NotImplementedError
+
+    def probabilities(self, logits: Volume) -> Volume:
+        """Probabilities (b, k, d, h, w): of k classes, or of k overlapping `regions`."""
+        return logits.sigmoid() if self.regions else several(logits).softmax(1)
+
+
+class LogitsKD(LogitMethod):
+    """The student answers every voxel with the teacher's softened probabilities.
+
+        T^2 * mean_v sum_k p_t log(p_t / p_s),    p = softmax(logits / T), or with `regions`
+        T^2 * mean_(v,k) [q_t log(q_t / q_s) + (1 - q_t) log((1 - q_t) / (1 - q_s))],
+        q = sigmoid(logits / T).
+
+    Source: Hinton, Vinyals, Dean, NeurIPS workshop 2014, arXiv 1503.02531.
+    3D change: every voxel is an example, in slabs along D.
+    Differs from the authors' code: there is none. Public ones divide by voxels (this), by voxels
+    and classes, or by samples alone, which differ by k and by D * H * W.
+    Options: `temperature` T, `regions`, `ignore`. `weight` 1 belongs to the mean at T = 2.
+    """
+
+    weight: ClassVar[float] = 1.0
+
+    def __init__(self, *channels: Sequence[int], temperature: float = 2.0, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
         self.temperature = positive("temperature", temperature)
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
-        total = in_chunks(self._divergence, student, teacher, as_volume(counts, student))
+        weights = counts[:, None].to(student.dtype)
+        total = self.in_chunks(self._divergence, student, teacher, weights)
         examples = counts.sum() * (student.shape[1] if self.regions else 1)
         return self.temperature**2 * total / examples.clamp(min=1)
 
-    def _divergence(self, student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
+    def _divergence(self, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         s, t = student / self.temperature, teacher / self.temperature
         if self.regions:
             pairs = [(logsigmoid(s), logsigmoid(t)), (logsigmoid(-s), logsigmoid(-t))]
         else:
             pairs = [(log_softmax(several(s), 1), log_softmax(t, 1))]
-        return torch.stack([(counts * q.exp() * (q - p)).sum() for p, q in pairs]).sum()
+        return torch.stack([(weights * q.exp() * (q - p)).sum() for p, q in pairs]).sum()
 
 
 class DIST(LogitMethod):
     """The student keeps the teacher's relations, among classes and among voxels, not its values.
 
-    With p = softmax(logits / T), or sigmoid for `regions`, and Pearson's correlation r,
-
         T^2 * [beta * (1 - mean_(b,v) r(p_s(b, :, v), p_t(b, :, v)))
-               + gamma * (1 - mean_(b,k) r(p_s(b, k, :), p_t(b, k, :)))].
+               + gamma * (1 - mean_(b,k) r(p_s(b, k, :), p_t(b, k, :)))],
+        p = softmax(logits / T), or sigmoid for `regions`; r Pearson's correlation.
 
-    Source: Huang, You, Wang, Qian, Xu, "Knowledge distillation from a stronger teacher", NeurIPS
-    2022, arXiv 2205.10536.
-    3D change: a row of the matrix of predictions is a voxel, and relations within a class are taken
-    among the voxels of one sample, then averaged over samples, so that the loss of a batch is the
-    mean of the losses of its samples.
-    Differs from the authors' code: there the rows are the pixels of the whole batch. With two
-    classes the correlation between classes is +1 or -1 and has no gradient; with one region there
-    is none and its term is left out. Where a row is constant r is 0, as there.
-
-    Options: `temperature` T, `beta`, `gamma` (no units), `regions`, `ignore`: voxels that leave
-    both sums and means. `weight` 1, with beta = gamma = 1, belongs to these means.
+    Source: Huang, You, Wang, Qian, Xu, NeurIPS 2022, arXiv 2205.10536.
+    3D change: none but the voxels.
+    Differs from the authors' code: voxels are related within a sample, there in the whole batch.
+    With two classes the correlation between classes is +1 or -1 and has no gradient; with one
+    region its term is left out. Where a row is constant r is 0, as there.
+    Options: `temperature` T, `beta`, `gamma`, `regions`, `ignore`. `weight` 1 of beta = gamma = 1.
     """
 
     weight: ClassVar[float] = 1.0
 
     def __init__(
         self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
+        *channels: Sequence[int],
         temperature: float = 1.0,
         beta: float = 1.0,
         gamma: float = 1.0,
-        regions: bool = False,
-        ignore: int | None = -1,
+        **shared: Any,
     ) -> None:
-        super().__init__(student_channels, teacher_channels, regions=regions, ignore=ignore)
+        super().__init__(*channels, **shared)
         self.temperature = positive("temperature", temperature)
         self.beta, self.gamma = beta, gamma
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
-        s, t = (
-            probabilities(z / self.temperature, self.regions).flatten(2) for z in (student, teacher)
-        )
+        s, t = (self.probabilities(z / self.temperature).flatten(2) for z in (student, teacher))
         w = counts.flatten(1)[:, None].to(s.dtype)  # (b, 1, v)
         voxels = w.sum().clamp(min=1)
         some = (w.amax(2) > 0).to(s.dtype)  # (b, 1): samples that have a voxel at all
@@ -127,59 +141,74 @@ class DIST(LogitMethod):
 class WaveletOutputs(LogitMethod):
     """The student's probability maps have the teacher's edges; their coarse band stays free.
 
-    With x = p_s - p_t, p the softmax (sigmoid for `regions`) of logits, and its Haar transform W,
+        sum_(l = 1..L) mean_(7 detail bands) |W_l (p_s - p_t)|,
+        p = softmax(logits), or sigmoid for `regions`; W their Haar transform.
 
-        sum_(l = 1..L) mean_(7 detail bands, b, k, voxels) |W_l x|.
-
-    Source: Zhang, Chen, Tu, Wan, Xu, Ma, "Wavelet knowledge distillation: towards efficient
-    image-to-image translation", CVPR 2022, arXiv 2203.06321.
-    3D change: class probabilities stand for images, seven detail bands for three, three levels for
-    four, or as many as the shortest axis allows. The transform is linear, so the difference is
-    transformed once.
+    Source: Zhang, Chen, Tu, Wan, Xu, Ma, CVPR 2022, arXiv 2203.06321.
+    3D change: probabilities stand for images, seven detail bands for three, three levels for four,
+    or as many as the shortest axis allows.
     Differs from the authors' code: zero padding there; here patches are periodic, as in DCD, and an
-    odd axis repeats its last voxel first, so a constant has no detail. Haar on an even axis meets
-    no border at all. The difference is 0 at ignored voxels; these stay in the mean.
-
-    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10
-    belongs to the mean per level and the sum over levels. It is a start: the paper's was not
-    recovered, and the mean over mostly empty bands is about 1e-3.
+    odd axis repeats its last voxel first, so a constant has no detail. The difference is 0 at
+    ignored voxels, which stay in the mean.
+    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10 is a
+    start: the paper's was not recovered, and the mean over mostly empty bands is about 1e-3.
     """
 
     weight: ClassVar[float] = 10.0
 
     def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        wavelet: Wavelet = "haar",
-        levels: int = 3,
-        regions: bool = False,
-        ignore: int | None = -1,
+        self, *channels: Sequence[int], wavelet: Wavelet = "haar", levels: int = 3, **shared: Any
     ) -> None:
-        super().__init__(student_channels, teacher_channels, regions=regions, ignore=ignore)
-        self.wavelet, self.levels = wavelet, levels
-        if levels < 1:
-            raise ContractError("levels", levels, "an integer of at least 1", "levels=3")
+        super().__init__(*channels, **shared)
+        self.wavelet, self.levels = wavelet, at_least("levels", levels, 1)
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         levels = min(self.levels, max_level(student.shape[2:], self.wavelet))
         if not levels:
-            raise ContractError(
-                "levels of the output's wavelet transform",
-                f"grid {tuple(student.shape[2:])} with {self.wavelet}",
-                "at least one level along the shortest axis",
-                "a larger patch, or wavelet='haar'",
-            )
-        s, t = (probabilities(z, self.regions) for z in (student, teacher))
-        difference = (s - t) * counts[:, None]
-        details = wavedec3(difference, self.wavelet, levels=levels).details
+            got = f"grid {tuple(student.shape[2:])} with {self.wavelet}"
+            expected = "one level at least along the shortest axis"
+            raise ContractError("levels", got, expected, "a larger patch, or wavelet='haar'")
+        # The transform is linear, so the difference is transformed, once.
+        difference = self.probabilities(student) - self.probabilities(teacher)
+        details = wavedec3(difference * counts[:, None], self.wavelet, levels=levels).details
         return torch.stack([d.abs().mean() for d in details]).sum()
 
 
-def probabilities(logits: Volume, regions: bool) -> Volume:
-    """Probabilities (b, k, d, h, w) of logits: of k classes, or of k overlapping `regions`."""
-    return logits.sigmoid() if regions else several(logits).softmax(1)
+class ChannelWiseLogits(LogitMethod):
+    """Every class map of the student is bright where the teacher's is.
+
+        T^2 * mean_(b,k) sum_v phi_t (log phi_t - log phi_s),    phi = softmax_v(logits / T).
+
+    Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
+    3D change: a few classes at a time.
+    Differs from the authors' code: their scripts add adversarial and pixel-wise terms, and ignore
+    no voxels. Classes absent from a patch count as any other, as there.
+    Options: `temperature` T, `ignore`. `weight` 3 belongs to T = 4 and the mean over classes.
+    """
+
+    weight: ClassVar[float] = 3.0
+    decided: ClassVar[tuple[str, ...]] = ("regions",)
+
+    def __init__(self, *channels: Sequence[int], temperature: float = 4.0, **shared: Any) -> None:
+        super().__init__(*channels, regions=None, **shared)
+        self.temperature = positive("temperature", temperature)
+
+    def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
+        divergence = partial(channelwise, self.temperature, None if counts.all() else counts)
+        total = self.in_chunks(divergence, student, teacher, dim=1)
+        return total / (student.shape[0] * student.shape[1])
+
+
+def channelwise(
+    temperature: float, counts: Counts | None, student: Volume, teacher: Volume
+) -> Scalar:
+    """T^2 times the divergence of the channels' distributions over voxels, summed over b and c."""
+    p, q = (x / temperature for x in (student, teacher))
+    if counts is not None:
+        # Not -inf: the probability is 0 as well, but differences of its logarithms stay finite.
+        p, q = (x.masked_fill(~counts[:, None], torch.finfo(x.dtype).min) for x in (p, q))
+    p, q = (log_softmax(x.flatten(2), -1) for x in (p, q))
+    return temperature**2 * (q.exp() * (q - p)).sum()
 
 
 def several(logits: Volume) -> Volume:
@@ -189,17 +218,11 @@ def several(logits: Volume) -> Volume:
     return logits
 
 
-def as_volume(counts: Counts, like: Volume) -> Volume:
-    """Weights 0 and 1 with the shape of `like` that occupy one channel of memory."""
-    return counts[:, None].to(like.dtype).expand_as(like)
-
-
 def _correlation(
     a: Float[Tensor, "b k v"], b: Float[Tensor, "b k v"], w: Float[Tensor, "b _ _"], dim: int
 ) -> Float[Tensor, "b _"]:
     """Pearson's correlation along `dim` with weights `w`, 0 where one of the two is constant."""
     total = w.expand_as(a).sum(dim, keepdim=True).clamp(min=1)
-    a = (a - (a * w).sum(dim, keepdim=True) / total) * w
-    b = (b - (b * w).sum(dim, keepdim=True) / total) * w
+    a, b = ((x - (x * w).sum(dim, keepdim=True) / total) * w for x in (a, b))
     norms = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
     return (a * b).sum(dim) / (norms + 1e-8)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from dcd_core.method import Adapters, Narrow, Scalar, StageMethod, averaged, in_chunks
-from dcd_core.types import ContractError, Volume
+from dcd_core.method import Narrow, Scalar, StageMethod, at_least, averaged
+from dcd_core.types import Volume
 
 TOKENS = 16
 """Places along an axis that attend to each other, at most: 4096 in all."""
@@ -21,82 +21,58 @@ TOKENS = 16
 class ACAMKD(StageMethod):
     """The student has the teacher's features where, and in the channels where, masks of both look.
 
-    ACAM-KD (re-implementation, no reference code). With a the adapted student, t the teacher,
-    F = softmax(Q(t) K(a)^T / sqrt(c / 2)) V(a) their attention over places, and m = 1..M masks
-
-        space m_s . F(v) and channels m_c * mean_v F, both through a sigmoid,
-
-    the error e = (a - t)^2, averaged under each mask, and the overlap of the masks of either kind,
-
         mean_stages [mean_m (sum_v S_m(v) mean_c e / sum_v S_m
                              + sum_c C_m(c) mean_v e / sum_c C_m)
-                     + diversity * mean_(m < n) (dice(S_m, S_n) + dice(C_m, C_n))].
+                     + diversity * mean_(m < n) (dice(S_m, S_n) + dice(C_m, C_n))],
+        e = (a - t)^2, masks S_m = sigmoid(w_m . F(v)) and C_m = sigmoid(u_m * mean_v F), m = 1..M,
+        F = softmax(Q(t) K(a)^T / sqrt(c / 2)) V(a) the attention over places.
 
-    Source: Lan, Tian, "ACAM-KD: adaptive and cooperative attention masking for knowledge
-    distillation", ICCV 2025, arXiv 2503.06307.
-    3D change: attention at no more than 16^3 places, pooled; the logits of the masks of space are
-    interpolated to the voxels. Stages 2 to 4, averaged; errors in slabs along D.
+    Source: Lan, Tian, ICCV 2025, arXiv 2503.06307.
+    3D change: attention at no more than 16^3 places, pooled; the logits of S are interpolated to
+    the voxels. Stages 2 to 4; errors in slabs along D.
     Differs from the authors' code: there is none. Our choices, where the paper leaves one: errors
     are divided by the sum of the mask, since a mask that minimises a plain masked error vanishes;
-    masks do learn from the errors, but the student learns nothing from the masks, or it would be
+    masks learn from the errors, but the student learns nothing from the masks, or it would be
     driven off where it agrees; V keeps all channels, as the channel mask needs them; the student is
     adapted first; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are
     of encoder features, not of predicted maps; M is an option, not the number of classes.
-
-    Options: `masks` M, `diversity` (no unit), `stages`, `adapters`. `weight` 1 belongs to these
-    means, to which the diversity adds up to 2 even where student and teacher agree.
+    Options: `masks` M, `diversity` (it adds up to 2 where networks agree), `stages`, `adapters`.
+    `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
 
     def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        masks: int = 4,
-        diversity: float = 1.0,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
+        self, *channels: Sequence[int], masks: int = 4, diversity: float = 1.0, **shared: Any
     ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
-        if masks < 2:
-            raise ContractError("masks", masks, "2 at least, which can differ", "masks=4")
+        super().__init__(*channels, **shared)
+        at_least("masks", masks, 2)
         self.diversity = diversity
-        self.fusions = nn.ModuleList(Fusion(teacher_channels[i], masks) for i in self.stages)
+        self.fusions = nn.ModuleList(Fusion(width, masks) for _, width in self.channels)
 
     @classmethod
     def default_stages(cls, count: int) -> Sequence[int]:
         return range(min(2, count - 1), min(5, count))
 
-    def unadapted(
-        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
-    ) -> Scalar:
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         adapter = self.adapters[index]
         # Pooling commutes with the adapter, so the adapted student never exists whole.
         s, t = adapter(averaged(student, TOKENS)).detach(), averaged(teacher, TOKENS)
         space, channels = self.fusions[index](s, t, teacher.shape[2:])
         over_space = _shares(space).mean(1).unflatten(1, (1, *teacher.shape[2:]))
-        depth = teacher.shape[2]  # every slab along D has the same shares of channels
-        over_channels = (
-            _shares(channels).mean(1)[:, :, None, None, None].expand(-1, -1, depth, 1, 1)
-        )
+        over_channels = _shares(channels).mean(1)[:, :, None, None, None]
         width, voxels = teacher.shape[1], space.shape[2]
 
-        def error(s: Tensor, t: Tensor, of_space: Tensor, of_channels: Tensor) -> Tensor:
+        def error(s: Tensor, t: Tensor, of_space: Tensor) -> Tensor:
             squares = (adapter(s) - t).square()
-            return (squares * (of_space / width + of_channels / voxels)).sum()
+            return (squares * (of_space / width + over_channels / voxels)).sum()
 
-        errors = in_chunks(error, student, teacher, over_space, over_channels) / len(teacher)
-        overlaps = overlap(space) + overlap(channels)
-        return errors + self.diversity * overlaps
+        errors = self.in_chunks(error, student, teacher, over_space) / len(teacher)
+        return errors + self.diversity * (overlap(space) + overlap(channels))
 
 
 class Fusion(nn.Module):
-    """Attention of the teacher's places to the student's, and the masks made of it.
-
-    `channels`: of both; `masks`: how many of each kind.
-    """
+    """Attention of the teacher's places to the student's, and `masks` of each kind made of it."""
 
     def __init__(self, channels: int, masks: int) -> None:
         super().__init__()
@@ -122,8 +98,8 @@ class Fusion(nn.Module):
         s, t = student.flatten(2).mT, teacher.flatten(2).mT
         q, k, v = self.query(t), self.key(s), self.value(s)
         scale, more = q.shape[2] ** -0.5, v.shape[2] - q.shape[2]
-        # Zeros change no product, but kernels that keep no matrix of places by places (a tenth of
-        # the memory at 16^3) want q, k and v to be equally wide, and an axis of heads.
+        # Kernels that keep no matrix of places by places, a tenth of the memory at 16^3, want q, k
+        # and v to be equally wide, by zeros, and an axis of heads.
         q, k, v = (x[:, None] for x in (pad(q, (0, more)), pad(k, (0, more)), v))
         fused = scaled_dot_product_attention(q, k, v, scale=scale)[:, 0]
         return fused.mT.unflatten(2, teacher.shape[2:])

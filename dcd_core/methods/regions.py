@@ -3,68 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import interpolate, normalize, one_hot
 
-from dcd_core.method import (
-    Adapters,
-    Narrow,
-    Scalar,
-    StageMethod,
-    UnadaptedMethod,
-    each_chunk,
-    in_chunks,
-    labels_at,
-    positive,
-)
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, one_of, positive
 from dcd_core.types import ContractError, Volume
+
+Labels = Int[Tensor, "b v"]
+Sums: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Members = Bool[Tensor, "b v"]
 
 
 class IFVD(UnadaptedMethod):
     """The voxels of a class are as alike among themselves for the student as for the teacher.
 
-    With mu_k the mean of the features of class k in a sample, y the labels, and cosines over the
-    channels of one network,
+        mean_stages mean_v (cos(s(v), mu(s, v)) - cos(t(v), mu(t, v)))^2,
+        mu(f, v) the mean of the features f of the class of v in its sample.
 
-        mean_stages mean_v (cos(s(v), mu_y(v)(s)) - cos(t(v), mu_y(v)(t)))^2.
-
-    Source: Wang, Zhou, Jiang, Bai, Xu, "Intra-class feature variation distillation for semantic
-    segmentation", ECCV 2020.
-    3D change: encoder stages whose sides are at most `side` voxels, averaged; the labels of a stage
-    are those of the nearest voxel, so a class smaller than a voxel is lost. Centres and cosines are
-    products of matrices, of k * v numbers, not one copy of the features per class.
+    Source: Wang, Zhou, Jiang, Bai, Xu, ECCV 2020.
+    3D change: stages whose sides are at most `side` voxels; a stage has the labels of the nearest
+    voxels, so a class smaller than a voxel is lost.
     Differs from the authors' code: ignored voxels, which add 0 there but are counted, leave the
     mean as well; the adversarial and pixel-wise terms are left out. Gradients flow through the
-    centres, as there. No adapters, as cosines are taken within each network.
-
-    Options: `side` in voxels, `ignore`, `stages`. `weight` 10 belongs to the mean over voxels and
-    stages; published weights are 200 and 20, beside other terms.
+    centres, as there.
+    Options: `side` in voxels, `ignore`, `stages`. `weight` 10 belongs to the mean over voxels;
+    published weights are 200 and 20, beside other terms.
     """
 
     weight: ClassVar[float] = 10.0
 
     def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        side: int = 32,
-        ignore: int | None = -1,
-        stages: Sequence[int] | None = None,
+        self, *channels: Sequence[int], side: int = 32, ignore: int | None = -1, **shared: Any
     ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages)
+        super().__init__(*channels, **shared)
         self.side, self.ignore = int(positive("side", side)), ignore
 
     def compares(self, size: Sequence[int]) -> bool:
         return max(size) <= self.side
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        labels = labels_at(target, teacher.shape[2:], "ifvd").flatten(1)
-        counts = _countable(labels, self.ignore)
+        labels, counts = labels_at(teacher.shape[2:], target, self.ignore)
         difference = _closeness(student, labels, counts) - _closeness(teacher, labels, counts)
         return (difference.square() * counts).sum() / counts.sum().clamp(min=1)
 
@@ -72,61 +54,45 @@ class IFVD(UnadaptedMethod):
 class ReCo(StageMethod):
     """The student has the teacher's features, above all where both the labels and the teacher look.
 
-    With a the adapted student, t the teacher, N voxels, c channels and the teacher's attention over
-    both, S = N softmax_v(mean_c |t| / T) and C = c softmax_c(mean_v |t| / T), a region m counts
+        sum_stages w_i [R(foreground) + R(background)
+                        + mean |C_a - C_t| + mean |S_a - S_t| + mean (g(a) - g(t))^2],
+        R(m) = sum_(b,c,v) (a - t)^2 S_t C_t m / (c * sum_(b,v) m), where m is 1 / size of the
+        voxel's class in its sample on the foreground, 1 / size on the background, else 0,
+        S = v softmax_v(mean_c |f| / T) and C = c softmax_c(mean_v |f| / T), attention of f,
+        g(f) = f + U(sum_v softmax_v(k f) f), a block of global context,
+        w_i = r^i / sum_j r^j of the stages in use, r = 2^(-3 decay).
 
-        R(m) = sum_(b,c,v) (a - t)^2 S C m / (c * sum_(b,v) m),
-
-    m = 1 / size of the voxel's class in its sample on the foreground, 1 / size on the background.
-    With g(f) = f + U(sum_v softmax_v(k f) f) a block of global context, the loss of a stage is
-
-        R(foreground) + R(background) + mean |C_a - C_t| + mean |S_a - S_t| + MSE(g(a), g(t)),
-
-    and stage i of those in use weighs r^i / sum_j r^j, r = 2^(-3 decay).
-
-    Source: Lan, Hsu, Khan, Jiang, "ReCo-KD: region- and context-aware knowledge distillation for
-    efficient 3D medical image segmentation", 2026, arXiv 2601.08301, terms MS-SARD and MS-CA;
-    blocks of context as in Cao, Xu, Lin, Wei, Hu, "GCNet", ICCVW 2019, arXiv 1904.11492.
-    3D change: theirs is 3D. Slabs along D are adapted and compared one by one, so the adapted
-    student never exists whole: in a first pass for attention and scores of the context, which are
-    taken over a whole patch, in a second for the squares. All stages but the deepest.
+    Source: Lan, Hsu, Khan, Jiang, ReCo-KD, 2026, arXiv 2601.08301, terms MS-SARD and MS-CA; blocks
+    of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
+    3D change: none. Slabs along D are adapted twice, first for what is taken over a whole patch.
+    All stages but the deepest.
     Differs from the authors' code: the public one is a port in a sibling of DCD's release
     (`released`). There the background counts as a class of the foreground, and only ignored voxels
     are background; adapters, with a bias, and blocks of context are never trained, and the latter
-    begin at 0, so that g(f) = f and their term is a plain MSE. Here neither region has ignored
-    voxels, both are trained, and one block serves student and teacher: two could meet anywhere. It
-    begins away from 0, where all of it learns from the first step.
-
-    Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T
-    and `decay` (no units); `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to the sum of five
-    terms and these weights of stages, which sum to 1.
+    begin at 0, so that g(f) = f. Here neither region has ignored voxels, both are trained, and one
+    block serves both networks: two could meet anywhere. It begins away from 0, where all of it
+    learns from the first step.
+    Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T;
+    `decay`; `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to this sum.
     """
 
     weight: ClassVar[float] = 0.01
 
     def __init__(
         self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
+        *channels: Sequence[int],
         masks: str = "sound",
         context: str = "learned",
         temperature: float = 0.5,
         decay: float = 0.4,
         ignore: int | None = -1,
-        stages: Sequence[int] | None = None,
-        adapters: Adapters = "learned",
+        **shared: Any,
     ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages, adapters=adapters)
-        if masks not in ("sound", "released"):
-            raise ContractError("masks", repr(masks), "'sound' or 'released'", "'sound'")
-        if context not in ("learned", "frozen"):
-            raise ContractError("context", repr(context), "'learned' or 'frozen'", "'learned'")
-        self.masks, self.ignore = masks, ignore
-        self.temperature = positive("temperature", temperature)
-        self.contexts = nn.ModuleList(
-            Context(teacher_channels[i], trained=context == "learned") for i in self.stages
-        )
+        super().__init__(*channels, **shared)
+        self.masks = one_of("masks", masks, "sound", "released")
+        trained = one_of("context", context, "learned", "frozen") == "learned"
+        self.temperature, self.ignore = positive("temperature", temperature), ignore
+        self.contexts = nn.ModuleList(Context(width, trained=trained) for _, width in self.channels)
         powers = [2 ** (-3 * decay * i) for i in range(len(self.stages))]
         # Of a mean over stages, which StageMethod takes, not of a sum.
         self.shares = [p / sum(powers) * len(powers) for p in powers]
@@ -134,17 +100,11 @@ class ReCo(StageMethod):
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> ReCo:
         """The loss as it was run: its regions, adapters with bias and context, all of it frozen."""
-        loss = cls(
-            student_channels,
-            teacher_channels,
-            masks="released",
-            context="frozen",
-            adapters="frozen",
-        )
-        pairs = [(student_channels[i], teacher_channels[i]) for i in loss.stages]
+        channels = student_channels, teacher_channels
+        loss = cls(*channels, masks="released", context="frozen", adapters="frozen")
         loss.adapters = nn.ModuleList(
             nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
-            for s, t in pairs
+            for s, t in loss.channels
         )
         return loss
 
@@ -152,37 +112,33 @@ class ReCo(StageMethod):
     def default_stages(cls, count: int) -> Sequence[int]:
         return range(max(1, count - 1))
 
-    def unadapted(
-        self, index: int, student: Narrow, teacher: Volume, target: Tensor | None
-    ) -> Scalar:
+    def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         adapter, context = self.adapters[index], cast(Context, self.contexts[index])
 
-        def reduced(s: Tensor, t: Tensor) -> list[tuple[Tensor, ...]]:
-            return [_reduced(x, context) for x in (adapter(s), t)]
+        def reduced(s: Tensor, t: Tensor) -> tuple[Sums, Sums]:
+            return _sums(adapter(s), context), _sums(t, context)
 
-        seen_s, seen_t = (
-            self._seen(slabs) for slabs in zip(*each_chunk(reduced, student, teacher), strict=True)
-        )
-        attention = (seen_s.channels - seen_t.channels).abs().mean()
-        attention = attention + (seen_s.space - seen_t.space).abs().mean()
+        slabs = zip(*self.each_chunk(reduced, student, teacher), strict=True)
+        (space_s, channels_s, scores_s), (space_t, channels_t, scores_t) = map(self._seen, slabs)
+        attention = (channels_s - channels_t).abs().mean() + (space_s - space_t).abs().mean()
         # g(f) is f plus a vector per sample; the adapter commutes with a weighted mean.
-        shift = context(adapter(_attended(student, seen_s.scores)))
-        shift = shift - context(_attended(teacher, seen_t.scores))
-        weights = self._weights(target, teacher) * seen_t.space / teacher.shape[1]
+        shift = context(adapter(_attended(student, scores_s)))
+        shift = shift - context(_attended(teacher, scores_t))
+        weights = self._weights(target, teacher) * space_t / teacher.shape[1]
 
         def squares(s: Tensor, t: Tensor, w: Tensor) -> Tensor:
             difference = adapter(s) - t
-            regions = (difference.square() * (w * seen_t.channels)).sum()
+            regions = (difference.square() * (w * channels_t)).sum()
             return regions + (difference + shift).square().sum() / teacher.numel()
 
-        return self.shares[index] * (in_chunks(squares, student, teacher, weights) + attention)
+        return self.shares[index] * (self.in_chunks(squares, student, teacher, weights) + attention)
 
-    def _seen(self, slabs: Sequence[tuple[Tensor, ...]]) -> Seen:
-        """What `_reduced` found in the slabs of a patch, together."""
+    def _seen(self, slabs: Sequence[Sums]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a whole patch: attention S (b, 1, d, h, w) and C (b, c, 1, 1, 1), and scores k f."""
         over_channels, over_space, scores = zip(*slabs, strict=True)
         space = torch.cat(over_channels, 2)
         channels = torch.stack(over_space).sum(0) / space[0].numel()
-        return Seen(self._attention(space), self._attention(channels), torch.cat(scores, 2))
+        return self._attention(space), self._attention(channels), torch.cat(scores, 2)
 
     def _attention(self, size: Volume) -> Volume:
         """Weights of mean 1 in every sample."""
@@ -190,38 +146,21 @@ class ReCo(StageMethod):
 
     def _weights(self, target: Tensor | None, teacher: Volume) -> Float[Tensor, "b 1 d h w"]:
         """The m / sum_(b,v) m of both regions, added up: no voxel is in both."""
-        labels = labels_at(target, teacher.shape[2:], "reco").flatten(1)
-        counts = _countable(labels, self.ignore)
+        labels, counts = labels_at(teacher.shape[2:], target, self.ignore)
+        foreground, background = counts & (labels > 0), counts & (labels == 0)
         if self.masks == "released":
             foreground, background = counts, ~counts
-        else:
-            foreground, background = counts & (labels > 0), counts & (labels == 0)
         # As one class, whatever the background's labels are.
         areas = _per_area(labels * foreground, foreground), _per_area(0 * labels, background)
         weights = torch.stack([a / (a.sum() + 1e-8) for a in areas]).sum(0)
         return weights.view(len(teacher), 1, *teacher.shape[2:])
 
 
-class Seen(NamedTuple):
-    """What ReCo takes over a whole patch: attention S and C, and k f, the scores of the context."""
-
-    space: Float[Tensor, "b 1 d h w"]
-    channels: Float[Tensor, "b c 1 1 1"]
-    scores: Float[Tensor, "b 1 d h w"]
-
-
-def _reduced(features: Volume, context: Context) -> tuple[Tensor, ...]:
-    """Of a slab: mean_c |f| (b, 1, d, h, w), sum_v |f| (b, c, 1, 1, 1), k f (b, 1, d, h, w)."""
-    size = features.abs()
-    return size.mean(1, keepdim=True), size.sum((2, 3, 4), keepdim=True), context.scores(features)
-
-
 class Context(nn.Module):
     """What a block of global context adds to every voxel: U(sum_v softmax_v(k f) f).
 
-    U is a layer to half the channels, a normalisation of these, ReLU and a layer back; the layers
-    do the scaling, so that the normalisation has no weights.
-    `trained`: otherwise frozen where training would have begun, at an output of 0.
+    U is a layer to half the channels, a normalisation of these without weights, ReLU and a layer
+    back. `trained`: otherwise frozen where training would have begun, at an output of 0.
     """
 
     def __init__(self, channels: int, *, trained: bool) -> None:
@@ -246,19 +185,34 @@ class Context(nn.Module):
         return self.change(attended.flatten(1))[:, :, None, None, None]
 
 
+def _sums(features: Volume, context: Context) -> Sums:
+    """Of a slab: mean_c |f| (b, 1, d, h, w), sum_v |f| (b, c, 1, 1, 1), k f (b, 1, d, h, w)."""
+    size = features.abs()
+    return size.mean(1, keepdim=True), size.sum((2, 3, 4), keepdim=True), context.scores(features)
+
+
 def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b _ 1 1 1"]:
     """Mean of the voxels of features, weighted by the softmax of their scores."""
     return (features.flatten(2) @ scores.flatten(2).softmax(2).mT)[..., None, None]
 
 
-def _countable(labels: Int[Tensor, "b v"], ignore: int | None) -> Bool[Tensor, "b v"]:
-    counts = labels >= 0  # no class has a number below 0
-    return counts if ignore is None else counts & (labels != ignore)
+def labels_at(
+    size: Sequence[int], target: Tensor | None, ignore: int | None
+) -> tuple[Labels, Members]:
+    """Labels of the nearest voxels on a coarser grid, and which count: not `ignore`, not below 0.
+
+    Nearest as in the codes that are compared, although it drops lesions smaller than a voxel.
+    """
+    if target is None:
+        raise ContractError("target", None, "labels", "forward(student, teacher, target)")
+    if target.shape[2:] != tuple(size):
+        target = interpolate(target.float(), tuple(size), mode="nearest")
+    labels = target.long().flatten(1)
+    counts = labels >= 0
+    return labels, counts if ignore is None else counts & (labels != ignore)
 
 
-def _closeness(
-    features: Narrow, labels: Int[Tensor, "b v"], counts: Bool[Tensor, "b v"]
-) -> Float[Tensor, "b v"]:
+def _closeness(features: Narrow, labels: Labels, counts: Members) -> Float[Tensor, "b v"]:
     """Cosine of each voxel and the centre of its class in its sample."""
     f = features.flatten(2)
     known = labels * counts  # a label of its own for ignored voxels may be 255
@@ -268,7 +222,7 @@ def _closeness(
     return torch.einsum("bck,bcv->bkv", centres, f).gather(1, known[:, None])[:, 0]
 
 
-def _per_area(labels: Int[Tensor, "b v"], region: Bool[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+def _per_area(labels: Labels, region: Members) -> Float[Tensor, "b v"]:
     """In a region 1 / the voxels of it that have the label, in the sample; 0 outside."""
     sizes = (one_hot(labels) * region[:, :, None]).sum(1)
     return region / sizes.gather(1, labels).clamp(min=1)

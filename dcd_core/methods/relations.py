@@ -1,27 +1,26 @@
 """How places relate: the student keeps similarities, distances and angles, not the features.
 
 Relations of all voxels would be matrices of their square, so voxels are pooled to *nodes*: a coarse
-grid of regions, each the mean of its voxels. Relations are taken within one network, so teacher and
-student may have any number of channels and there are no adapters.
+grid of regions, each the mean of its voxels. Relations are taken within one network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize, smooth_l1_loss
 
-from dcd_core.method import Narrow, Scalar, UnadaptedMethod, averaged, positive
-from dcd_core.types import ContractError, Volume
+from dcd_core.method import Narrow, Scalar, UnadaptedMethod, at_least, averaged, positive
+from dcd_core.types import Volume
 
 Nodes = Float[Tensor, "b n _"]
 
 SMALL = 1e-6
-"""Norms below this count as it: the direction of a node of zeros has no gradient that explodes."""
+"""Smaller norms count as it, so that the direction of a node of zeros has a finite gradient."""
 
 
 class RelationMethod(UnadaptedMethod):
@@ -30,18 +29,9 @@ class RelationMethod(UnadaptedMethod):
     `nodes`: regions along each axis, or as many as the axis has voxels, if fewer.
     """
 
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        nodes: int,
-        stages: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, stages=stages)
-        if nodes < 1:
-            raise ContractError("nodes", nodes, "an integer of at least 1", "the default")
-        self.nodes = nodes
+    def __init__(self, *channels: Sequence[int], nodes: int = 4, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
+        self.nodes = at_least("nodes", nodes, 1)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         return self.relations(pooled(student, self.nodes), pooled(teacher, self.nodes))
@@ -54,33 +44,21 @@ class RelationMethod(UnadaptedMethod):
 class PairwiseAffinity(RelationMethod):
     """Two regions are as similar for the student as they are for the teacher.
 
-    With nodes x and a_ij = cos(x_i, x_j) over the channels,
+        mean_stages mean_(b,i,j) (cos_ij(s) - cos_ij(t))^2,    cos_ij that of nodes i and j.
 
-        mean_stages mean_(b,i,j) (a_ij(student) - a_ij(teacher))^2.
-
-    Source: Liu, Chen, Liu, Qin, Luo, Wang, "Structured knowledge distillation for semantic
-    segmentation", CVPR 2019, arXiv 1903.04197, and "... for dense prediction", TPAMI 2020.
-    3D change: the paper's patches of 2 x 2 would leave 32768 nodes of a 64^3 map and matrices of
-    4 GiB; at most 8^3 = 512 nodes need 1 MiB each. All encoder stages, averaged.
+    Source: Liu, Chen, Liu, Qin, Luo, Wang, CVPR 2019, arXiv 1903.04197, and TPAMI 2020.
+    3D change: the paper's patches of 2 x 2 would leave matrices of 4 GiB of a 64^3 map; at most
+    8^3 = 512 nodes need 1 MiB each.
     Differs from the authors' code: there patches are pooled by the maximum and norms have no
     gradient; here, as in the paper's text, by the mean, and the cosine is differentiated as a
     whole. The pixel-wise and adversarial terms are left out.
-
-    Options: `nodes` per axis, `stages`. `weight` 10 belongs to the mean over pairs, samples and
-    stages.
+    Options: `nodes` per axis, `stages`. `weight` 10 belongs to the mean over pairs.
     """
 
     weight: ClassVar[float] = 10.0
 
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        nodes: int = 8,
-        stages: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, nodes=nodes, stages=stages)
+    def __init__(self, *channels: Sequence[int], nodes: int = 8, **shared: Any) -> None:
+        super().__init__(*channels, nodes=nodes, **shared)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
         return (_affinities(student) - _affinities(teacher)).square().mean()
@@ -89,37 +67,30 @@ class PairwiseAffinity(RelationMethod):
 class RelationalKD(RelationMethod):
     """Regions lie as far from each other, and at the angles, that the teacher sees.
 
-    With nodes x of the whole batch, d_ij = |x_i - x_j| / mean_(i != j) |x_i - x_j|, u_ij the unit
-    vector from x_j to x_i, and h the Huber loss with threshold 1,
+        mean_stages [distance * mean_ij h(d_ij(s) - d_ij(t))
+                     + angle * mean_(i,j,k) h(<u_ij, u_kj>(s) - <u_ij, u_kj>(t))],
+        d_ij = |x_i - x_j| / mean_(i != j) |x_i - x_j| of the nodes x of the whole batch,
+        u_ij the unit vector from x_j to x_i, h the Huber loss with threshold 1.
 
-        mean_stages [distance * mean_ij h(d_ij(student) - d_ij(teacher))
-                     + angle * mean_(i,j,k) h(<u_ij, u_kj>(student) - <u_ij, u_kj>(teacher))].
-
-    Source: Park, Kim, Lu, Cho, "Relational knowledge distillation", CVPR 2019, arXiv 1904.05068.
+    Source: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068.
     3D change: there a sample is an image and a batch has dozens. A batch of one or two patches has
-    no relations to speak of, so nodes are the regions of a coarse grid, those of all patches
-    together: relations are within a patch and across patches. All encoder stages, averaged.
-    Differs from the authors' code: none but the nodes; their distances are divided by the mean of
-    those above 0, the same unless two nodes coincide.
-
-    Options: `nodes` per axis (4^3 of each of b patches, triples of them (64 b)^3 numbers: 8 MiB at
-    b = 2), `distance` and `angle`, the weights of the two terms, `stages`. `weight` 1 belongs to
-    these means with the published 25 and 50.
+    hardly a relation, so nodes are regions, those of all patches together.
+    Differs from the authors' code: theirs divides distances by the mean of those above 0, the same
+    unless two nodes coincide.
+    Options: `nodes` per axis (triples of 4^3 in b patches are (64 b)^3 numbers), `distance` and
+    `angle`, the weights of the two terms, `stages`. `weight` 1 belongs to the published 25 and 50.
     """
 
     weight: ClassVar[float] = 1.0
 
     def __init__(
         self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        nodes: int = 4,
+        *channels: Sequence[int],
         distance: float = 25.0,
         angle: float = 50.0,
-        stages: Sequence[int] | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(student_channels, teacher_channels, nodes=nodes, stages=stages)
+        super().__init__(*channels, **shared)
         self.distance_weight, self.angle_weight = distance, angle
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
@@ -132,34 +103,21 @@ class RelationalKD(RelationMethod):
 class CrossImage(RelationMethod):
     """A region resembles the regions of every patch of the batch as it does for the teacher.
 
-    CIRKD-style. With unit nodes u(b, i) and p(j | b, i, c) = softmax_j of <u(b, i), u(c, j)> / T,
-    the divergence of rows, for every pair of patches b, c, b = c among them,
+        mean_stages mean_(b,c,i) sum_j p_t(j) (log p_t(j) - log p_s(j)),
+        p(j) = softmax_j <u(b, i), u(c, j)> / T of unit nodes u, for all patches b and c.
 
-        mean_stages mean_(b,c,i) sum_j p_t(j) (log p_t(j) - log p_s(j)).
-
-    Source: Yang, Zhou, An, Jiang, Xu, Zhang, "Cross-image relational knowledge distillation for
-    semantic segmentation", CVPR 2022, arXiv 2204.06986.
-    3D change: regions of a coarse grid stand for pixels. With one patch in the batch the relations
-    are those within it. All encoder stages, averaged.
-    Differs from the authors' code: the mini-batch term alone. Their memory bank, with its pixel and
-    region queues over the whole data set, is left out.
-
-    Options: `temperature` T (no unit), `nodes` per axis, `stages`. `weight` 0.1 belongs to the mean
-    over rows, pairs of patches and stages, at T = 0.1.
+    Source: Yang, Zhou, An, Jiang, Xu, Zhang, CVPR 2022, arXiv 2204.06986.
+    3D change: regions stand for pixels. A single patch is related to itself.
+    Differs from the authors' code (CIRKD): the mini-batch term alone. Their memory bank, with its
+    pixel and region queues over the whole data set, is left out.
+    Options: `temperature` T, `nodes` per axis, `stages`. `weight` 0.1 belongs to the mean over rows
+    and pairs of patches, at T = 0.1.
     """
 
     weight: ClassVar[float] = 0.1
 
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        temperature: float = 0.1,
-        nodes: int = 4,
-        stages: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, nodes=nodes, stages=stages)
+    def __init__(self, *channels: Sequence[int], temperature: float = 0.1, **shared: Any) -> None:
+        super().__init__(*channels, **shared)
         self.temperature = positive("temperature", temperature)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:

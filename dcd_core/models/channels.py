@@ -16,19 +16,12 @@ def cut(network: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> 
     names = {"in": ("in_channels",), "out": ("out_channels", "num_features")}
     for name, sides in kept.items():
         layer = network.get_submodule(name)
-        held: list[tuple[str, Tensor]] = [*layer.named_parameters(recurse=False)]
-        held += [(key, b) for key, b in layer.named_buffers(recurse=False) if b.ndim]
-        for key, old in held:
-            new = old.detach()
-            for side, indices in sides.items():
-                axis = channel_axis(layer, new, side)
-                if axis is not None:
-                    new = new.index_select(axis, torch.tensor(indices, device=new.device))
-            if isinstance(old, nn.Parameter):
-                setattr(layer, key, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
-            else:
-                setattr(layer, key, new.clone())
         for side, indices in sides.items():
+            for weight in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]:
+                axis = channel_axis(layer, weight, side)
+                if axis is not None:
+                    chosen = torch.tensor(indices, device=weight.device)
+                    weight.data = weight.data.index_select(axis, chosen)
             for attribute in names[side]:
                 if hasattr(layer, attribute):
                     setattr(layer, attribute, len(indices))
@@ -36,7 +29,7 @@ def cut(network: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> 
 
 def channel_axis(layer: nn.Module, weight: Tensor, side: str) -> int | None:
     """The axis of a layer's weight that runs over its channels of a side; None where none does."""
-    if weight.ndim == 1:  # a bias, or what a norm holds of every channel
-        return 0 if side == "out" else None
+    if weight.ndim < 2:  # a bias, what a norm holds of every channel, or a counter
+        return 0 if side == "out" and weight.ndim else None
     # Transposed convolutions keep their weights as (in, out, ...), the others as (out, in, ...).
     return int((side == "in") != isinstance(layer, nn.ConvTranspose3d))

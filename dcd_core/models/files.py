@@ -1,17 +1,53 @@
-"""Segmenters on disk: weights that come back whole or not at all."""
+"""Segmenters by name and on disk: all weights of a file are read, or the file is refused."""
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from dcd_core.models.architectures import build
-from dcd_core.models.segmenter import Segmenter
+from dcd_core.models.channels import cut
+from dcd_core.models.nnunet import planned
+from dcd_core.models.segmenter import Segmenter, recorded, refuse_not_finite
+from dcd_core.models.unets import dynunet, resenc, swin
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
+
+
+@recorded
+def pruned(
+    in_channels: int,
+    classes: int,
+    *,
+    channels: Sequence[int],
+    base: Mapping[str, Any],
+    kept: Mapping[str, Mapping[str, Sequence[int]]],
+) -> Segmenter:
+    """A segmenter of which only some channels are left, as `compress.prune` makes them.
+
+    `base`: what `build` needs for the whole network, except `in_channels` and `classes`; `kept`:
+    for every layer that lost channels the indices left on its sides "in" and "out"; `channels`:
+    those left of the encoder stages, finest first.
+    """
+    whole = build(in_channels=in_channels, classes=classes, **base)
+    cut(whole.network, kept)
+    return Segmenter(whole.network, whole.stages, channels, regions=whole.regions)
+
+
+ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
+    made.__name__: made for made in (dynunet, resenc, swin, planned, pruned)
+}
+"""Architectures by name; each takes the channel counts of the task, then its options."""
+
+
+def build(architecture: str, in_channels: int, classes: int, **options: Any) -> Segmenter:
+    """A segmenter by the name of its architecture, as written in params files and checkpoints."""
+    if architecture not in ARCHITECTURES:
+        raise ContractError(
+            "architecture", repr(architecture), f"one of {sorted(ARCHITECTURES)}", "'dynunet'"
+        )
+    return ARCHITECTURES[architecture](in_channels, classes, **options)
 
 
 def save(model: Segmenter, path: str | Path) -> Path:
@@ -20,58 +56,39 @@ def save(model: Segmenter, path: str | Path) -> Path:
     Equal models make equal bytes, so a file can be known by its checksum.
     Raises ContractError for a segmenter without `spec`, which could not be built again.
     """
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
     if model.spec is None:
         raise ContractError(
-            "model to save", "a Segmenter without spec", "one from dynunet or resenc", "build(...)"
+            "model to save", "no `spec`", "a model that `build` makes", "build(...)"
         )
-    # safetensors refuses channels_last weights; the model at hand keeps its layout.
-    plain = copy.deepcopy(model)
-    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    # DynUNet lists its blocks under two names; each weight is written once.
+    names = dict([*model.named_parameters(), *model.named_buffers()])
+    # safetensors refuses channels_last weights.
+    weights = {name: w.contiguous() for name, w in model.state_dict().items() if name in names}
     with atomic(path) as temporary:
-        # save_model knows that DynUNet lists its blocks under two names.
-        save_model(plain, str(temporary), metadata={"spec": json.dumps(model.spec)})
-        _sort_header(temporary)
+        save_file(weights, temporary, metadata={"spec": json.dumps(model.spec)})
     return Path(path)
-
-
-def _sort_header(path: Path) -> None:
-    """Put the header in order: safetensors writes its metadata in another one every time.
-
-    A file begins with the length of the header (8 bytes, little-endian) and the header, compact
-    JSON padded with spaces: in order it is as long, and the numbers behind it stay where they are.
-    """
-    with path.open("rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        file.seek(8)
-        file.write(text.encode().ljust(length))
 
 
 def load(path: str | Path) -> Segmenter:
     """Read what `save` wrote; every weight must match.
 
-    Raises ContractError when the file is missing, cut short, or of another architecture.
+    Raises ContractError when the file is missing, cut short, or of another architecture, and when a
+    weight is not finite.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_model
 
     if not Path(path).is_file():
-        raise ContractError(
-            "model file", f"nothing at {path}", "a file written by save", "train first"
-        )
+        raise ContractError("model file", f"nothing at {path}", "a file of save", "train first")
     try:
         with safe_open(path, framework="pt") as file:
             spec = json.loads((file.metadata() or {})["spec"])
         model = build(**spec)
         load_model(model, path, strict=True)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
-        raise ContractError(
-            "model file",
-            f"{path}, unreadable ({error})",
-            "a whole file written by save",
-            "deleting it",
-        ) from None
+        got = f"{path}, unreadable ({error})"
+        raise ContractError("model file", got, "a whole file of save", "deleting it") from None
+    refuse_not_finite(model, path)
     return model.eval()

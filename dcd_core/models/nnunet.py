@@ -1,11 +1,10 @@
-"""Networks that nnU-Net planned and trained, read as they are: a teacher you have already, say.
+"""Networks that nnU-Net planned and trained: a teacher that somebody has already, for example.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; files as nnU-Net 2.5 and later write them.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,19 +16,16 @@ import torch
 from torch import nn
 
 from dcd_core.errors import require
-from dcd_core.models.segmenter import Segmenter, spec_of
+from dcd_core.models.segmenter import Segmenter, recorded, refuse_not_finite
 from dcd_core.types import ContractError
 
-# What nnU-Net's log of losses is made of; tensors and plain Python values are read anyhow.
+# The types in nnU-Net's log of losses; PyTorch reads tensors and plain Python values anyway.
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
-]
+_NUMBERS: list[Any] = [np.dtype, *(type(np.dtype(n)) for n in ("float32", "float64", "int64"))]
+_NUMBERS += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
+@recorded
 def planned(
     in_channels: int,
     classes: int,
@@ -56,42 +52,26 @@ def planned(
     if not network.endswith("UNet") or kind is None:
         known = sorted(name for name in vars(unet) if name.endswith("UNet"))
         raise ContractError("network", repr(network), f"one of {known}", "a U-Net of nnU-Net")
-    found = {key: _named(value) for key, value in options.items()}
-    if found.get("conv_op") is not nn.Conv3d or found.get("n_stages") != len(channels):
-        raise ContractError(
-            "options",
-            f"{options.get('conv_op')}, {options.get('n_stages')} stages",
-            f"Conv3d and {len(channels)} stages, as many as channels {tuple(channels)}",
-            "the arch_kwargs of a 3D configuration",
-        )
-    found |= {
+    arguments = {
+        **{key: _named(value) for key, value in options.items()},
         "input_channels": in_channels,
         "num_classes": classes,
         "features_per_stage": list(channels),
         "deep_supervision": deep_supervision,
     }
+    if arguments.get("conv_op") is not nn.Conv3d or arguments.get("n_stages") != len(channels):
+        got = f"{options.get('conv_op')}, {options.get('n_stages')} stages"
+        expected = f"Conv3d and {len(channels)} stages, as many as channels"
+        raise ContractError("options", got, expected, "the arch_kwargs of a 3D configuration")
     try:
-        inspect.signature(kind).bind(**found)
-    except TypeError as error:  # its words name the argument
-        raise ContractError(
-            "options", f"{error} of {network}", "its arguments", "plans of the installed version"
-        ) from None
-    made = kind(**found)
+        unet_3d = kind(**arguments)
+    except TypeError as error:  # its text names the argument
+        raise ContractError("options", error, f"those of {network}", "newer plans") from None
     if not deep_supervision:
-        made.decoder.seg_layers = made.decoder.seg_layers[-1:]  # the others would never run
-    made.apply(made.initialize)
-    spec = spec_of(
-        "planned",
-        in_channels,
-        classes,
-        channels,
-        network=network,
-        options=dict(options),
-        deep_supervision=deep_supervision,
-        regions=regions,
-    )
+        unet_3d.decoder.seg_layers = unet_3d.decoder.seg_layers[-1:]  # the others never run
+    unet_3d.apply(unet_3d.initialize)
     stages = [f"encoder.stages.{i}" for i in range(len(channels))]
-    return Segmenter(made, stages, channels, spec, regions=regions)
+    return Segmenter(unet_3d, stages, channels, regions=regions)
 
 
 def from_nnunet(
@@ -103,16 +83,14 @@ def from_nnunet(
     and, in fold_<fold>, the `checkpoint`. Nothing in the checkpoint is executed: what is not a
     tensor or a plain value is refused. Every weight must match. Images must be prepared as nnU-Net
     prepared its own. Raises ContractError for files that are missing, damaged, of other networks,
-    or of an nnU-Net before 2.5.
+    or of an nnU-Net before 2.5, and for weights that are not finite.
     """
-    folder = Path(folder)
-    plans, dataset = (_json(folder / name) for name in ("plans.json", "dataset.json"))
-    path = folder / f"fold_{fold}" / checkpoint
-    content = _unpickled(path)
+    path = Path(folder) / f"fold_{fold}" / checkpoint
+    plans, dataset = (_read(Path(folder) / name) for name in ("plans.json", "dataset.json"))
+    content = _read(path)
     try:
-        configuration = content["init_args"]["configuration"]
+        architecture = _configured(plans, content["init_args"]["configuration"])["architecture"]
         weights = {key.removeprefix("module."): w for key, w in content["network_weights"].items()}
-        architecture = _configured(plans, configuration)["architecture"]
         options = dict(architecture["arch_kwargs"])
         model = planned(
             classes=len(weights["decoder.seg_layers.0.bias"]),
@@ -125,66 +103,48 @@ def from_nnunet(
             regions=any(isinstance(x, list) and len(x) > 1 for x in dataset["labels"].values()),
         )
         model.network.load_state_dict(weights, strict=True)
-    except KeyError as error:
+    except (KeyError, RuntimeError) as error:  # something is absent, or weights do not match
         raise ContractError(
             "nnU-Net's files",
-            f"no {error} in {folder}",
-            "those that nnU-Net 2.5 or later writes",
-            "planning and training with a newer nnU-Net",
+            f"{path}, which does not fit its plans ({type(error).__name__}: {error})",
+            "plans and weights of one network, as nnU-Net 2.5 or later writes them",
+            "the weights' own folder, or planning and training with a newer nnU-Net",
         ) from None
-    except RuntimeError as error:  # PyTorch's word for weights that do not match
-        raise ContractError(
-            "weights",
-            f"{path}, of another network ({error})",
-            "those of plans.json",
-            "its own folder",
-        ) from None
+    refuse_not_finite(model, path)
     return model.eval()
 
 
 def _configured(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration with all that it inherits from others."""
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     others, following = dict(plans["configurations"]), name
     while following is not None:
-        entry = others.pop(following)  # each once: a circle ends here
-        found = {**entry, **found}
+        entry = others.pop(following)  # each once, so that a circle ends
+        merged = {**entry, **merged}
         following = entry.get("inherits_from")
-    return found
+    return merged
 
 
 def _named(value: Any) -> Any:
     """The class that an option names; of PyTorch's modules alone, as plans may be anybody's."""
     if not isinstance(value, str):
         return value
-    found = getattr(nn, value.rpartition(".")[2], None)
-    if not value.startswith("torch.nn.") or found is None:
+    module = getattr(nn, value.rpartition(".")[2], None)
+    if not value.startswith("torch.nn.") or module is None:
         raise ContractError("options", repr(value), "a module of torch.nn", "plans of nnU-Net")
-    return found
+    return module
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    return found
-
-
-def _unpickled(path: Path) -> dict[str, Any]:
-    try:
+        if path.suffix == ".json":
+            return dict(json.loads(path.read_text("utf-8")))
         with torch.serialization.safe_globals(_NUMBERS):
-            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise _unreadable(path, error) from None
-    return found
-
-
-def _unreadable(path: Path, error: Exception) -> ContractError:
-    return ContractError(
-        "nnU-Net's files",
-        f"{path}, unreadable ({type(error).__name__})",
-        "a folder <trainer>__<plans>__<configuration>, with plans.json, dataset.json and "
-        "fold_<fold>/<checkpoint>",
-        "another folder, fold or checkpoint",
-    )
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, ValueError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise ContractError(
+            "nnU-Net's files",
+            f"{path}, unreadable ({type(error).__name__})",
+            "<trainer>__<plans>__<configuration> with plans.json, dataset.json, fold_<fold>",
+            "another folder, fold or checkpoint",
+        ) from None

@@ -5,23 +5,30 @@ Hooks on named submodules collect the encoder stages, for the length of one forw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, ParamSpec
 
 from torch import Tensor, nn
 
 from dcd_core.types import ContractError, Output, Stages, Volume
 
+_Arguments = ParamSpec("_Arguments")
+
 
 class Segmenter(nn.Module):
     """Any U-Net, made to return an `Output`.
 
-    `network`: maps (b, c, d, h, w) to logits, or to a list of logits, finest first, under deep
-    supervision. `stages`: names of the submodules whose outputs are the encoder stages, finest
-    first. `channels`: channels of each stage. `spec`: what `load` needs to build the network again.
-    `regions`: whether the logits are those of overlapping regions, a sigmoid each, as nnU-Net can
-    train them, and not those of classes.
+    `network`: maps (b, c, d, h, w) to logits. Under deep supervision it returns a sequence of
+    logits, finest first, or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules
+    whose outputs are the encoder stages, finest first. `channels`: channels of each stage. `spec`:
+    what `load` needs to build the network again. `regions`: the logits are those of overlapping
+    regions, a sigmoid each, and not those of classes. Raises ContractError for stages that the
+    network does not have, or that do not run, and for a network that returns anything else.
     """
 
     def __init__(
@@ -34,19 +41,11 @@ class Segmenter(nn.Module):
         regions: bool = False,
     ) -> None:
         super().__init__()
-        if len(stages) != len(channels):
-            raise ContractError(
-                "channels",
-                tuple(channels),
-                f"one number per stage {tuple(stages)}",
-                "equal lengths",
-            )
-        known = dict(network.named_modules())
-        missing = [name for name in stages if name not in known]
-        if missing:
-            raise ContractError(
-                "encoder stages", missing, "names of submodules", "network.named_modules()"
-            )
+        known = {name for name, _ in network.named_modules()}
+        if len(stages) != len(channels) or not known.issuperset(stages):
+            got = f"{tuple(stages)}, {tuple(channels)}"
+            expected = "names of submodules, and one number of channels per stage"
+            raise ContractError("stages, channels", got, expected, "network.named_modules()")
         self.network = network
         self.stages = tuple(stages)
         self.channels = tuple(channels)
@@ -55,73 +54,85 @@ class Segmenter(nn.Module):
 
     def forward(self, x: Volume) -> Output:
         """Logits, encoder stages and deep-supervision logits of a batch (b, c, d, h, w)."""
-        with _Collector(self.network, self.stages, stop=False) as found:
-            result = self.network(x)
-        logits, *deep = (result,) if isinstance(result, Tensor) else result
-        return Output(logits, found.features, tuple(deep))
+        result, stages = self._run(x, encoder_only=False)
+        logits, *deep = _heads(result)
+        return Output(logits, stages, tuple(deep))
 
     def encode(self, x: Volume) -> Stages:
         """Encoder stages alone; the decoder does not run."""
-        with _Collector(self.network, self.stages, stop=True) as found:
-            self.network(x)
-        return found.features
+        return self._run(x, encoder_only=True)[1]
 
+    def _run(self, x: Volume, *, encoder_only: bool) -> tuple[Any, Stages]:
+        """What the network returns, or None if only the encoder runs; and the stages."""
+        features: dict[str, Tensor] = {}
 
-def spec_of(
-    architecture: str, in_channels: int, classes: int, channels: Sequence[int], **options: Any
-) -> dict[str, Any]:
-    """The `spec` of a segmenter: the arguments of `build`, in words that JSON has."""
-    return {
-        "architecture": architecture,
-        "in_channels": in_channels,
-        "classes": classes,
-        "channels": list(channels),
-        **options,
-    }
+        def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+            features[name] = output
+            if encoder_only and len(features) == len(self.stages):
+                raise _Encoded
+
+        def spare(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+            # An activation in place would overwrite the stage: it is given a copy.
+            kept = any(x is feature for x in inputs[:1] for feature in features.values())
+            return (inputs[0].clone(), *inputs[1:]) if kept else None
+
+        modules = dict(self.network.named_modules())
+        handles = [modules[name].register_forward_hook(partial(keep, name)) for name in self.stages]
+        in_place = [module for module in modules.values() if getattr(module, "inplace", False)]
+        handles += [module.register_forward_pre_hook(spare) for module in in_place]
+        result = None
+        try:
+            with suppress(_Encoded):
+                result = self.network(x)
+        finally:  # nothing stays on the network, where a copy or an export would meet it
+            for handle in handles:
+                handle.remove()
+        absent = [name for name in self.stages if name not in features]
+        if absent:
+            raise ContractError("stages", f"{absent} did not run", "modules that run", "others")
+        return result, tuple(features[name] for name in self.stages)
 
 
 class _Encoded(Exception):
-    """Raised inside a forward pass once the deepest stage is known."""
+    """Ends a forward pass once all stages are known."""
 
 
-class _Collector:
-    # Hooks live for one forward pass only: nothing is left on the network to be copied by EMA,
-    # pickled, or kept alive through sliding-window inference.
-    def __init__(self, network: nn.Module, stages: tuple[str, ...], *, stop: bool) -> None:
-        self._network, self._stages, self._stop = network, stages, stop
-        self._found: dict[str, Tensor] = {}
+def recorded(architecture: Callable[_Arguments, Segmenter]) -> Callable[_Arguments, Segmenter]:
+    """The same architecture, whose segmenters keep its arguments as `spec`, in types of JSON."""
+    signature = inspect.signature(architecture)
 
-    def __enter__(self) -> _Collector:
-        self._handles = [
-            self._network.get_submodule(name).register_forward_hook(self._keep(name))
-            for name in self._stages
-        ]
-        return self
+    @wraps(architecture)
+    def built(*args: _Arguments.args, **options: _Arguments.kwargs) -> Segmenter:
+        given = signature.bind(*args, **options)
+        given.apply_defaults()
+        model = architecture(*args, **options)
+        plain = json.loads(json.dumps(given.arguments))
+        model.spec = {"architecture": architecture.__name__, **plain}
+        return model
 
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._found[name] = output
-            if self._stop and len(self._found) == len(self._stages):
-                raise _Encoded
+    return built
 
-        return hook
 
-    def __exit__(self, kind: type | None, error: object, trace: object) -> bool:
-        for handle in self._handles:
-            handle.remove()
-        return kind is _Encoded
-
-    @property
-    def features(self) -> Stages:
-        return tuple(self._found[name] for name in self._stages)
+def _heads(result: Any) -> Sequence[Tensor]:
+    """The logits in what a network returned, finest first."""
+    if isinstance(result, Tensor) and result.ndim == 6:
+        result = result.unbind(1)
+    heads = result if isinstance(result, list | tuple) else [result]
+    shapes = [tuple(getattr(z, "shape", ())) for z in heads]
+    # A finer grid than the first, or another number of classes: that is no head.
+    if not all(len(s) == 5 and s[:2] == shapes[0][:2] and s <= shapes[0] for s in shapes):
+        got = f"{type(result).__name__} of shapes {shapes}"
+        expected = "logits (b, k, d, h, w), or a list of them, finest first"
+        raise ContractError("output of the network", got, expected, "a module that returns those")
+    return heads
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in eval mode; afterwards, come what may, in the mode it had."""
+    """Within, the model is in eval mode; afterwards in the mode it had, even after an error."""
     was_training = model.training
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         model.train(was_training)
@@ -130,3 +141,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def parameters(model: nn.Module) -> int:
     """Number of parameters of a module."""
     return sum(p.numel() for p in model.parameters())
+
+
+def refuse_not_finite(model: nn.Module, path: str | Path) -> None:
+    """Raise ContractError where a weight read from `path` is NaN or infinite."""
+    wrong = [name for name, w in model.state_dict().items() if not w.isfinite().all()]
+    if wrong:
+        raise ContractError(
+            "weights", f"{path}, not finite in {wrong[0]}", "finite", "another file"
+        )

@@ -8,19 +8,21 @@ BrainLes 2021, arXiv 2201.01266 (transformer); blocks from Cardoso et al., MONAI
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from dcd_core.errors import require
-from dcd_core.models.segmenter import Segmenter, spec_of
+from dcd_core.models.segmenter import Segmenter, recorded
 from dcd_core.types import ContractError
 
 BLOCKS = (1, 3, 4, 6, 6, 6)
 """Residual blocks per encoder stage in nnU-Net's ResEnc presets."""
 
 
+@recorded
 def dynunet(
     in_channels: int,
     classes: int,
@@ -47,19 +49,11 @@ def dynunet(
         filters=list(channels),
         res_block=residual,
     )
-    stages = [
-        "input_block",
-        *(f"downsamples.{i}" for i in range(depth - 2)),
-        "bottleneck",
-    ]
-    return Segmenter(
-        network,
-        stages,
-        channels,
-        spec_of("dynunet", in_channels, classes, channels, residual=residual),
-    )
+    middle = [f"downsamples.{i}" for i in range(depth - 2)]
+    return Segmenter(network, ["input_block", *middle, "bottleneck"], channels)
 
 
+@recorded
 def resenc(
     in_channels: int,
     classes: int,
@@ -76,22 +70,12 @@ def resenc(
     _check_channels(channels)
     counts = tuple(BLOCKS[: len(channels)] if blocks is None else blocks)
     if len(counts) != len(channels):
-        raise ContractError(
-            "blocks", counts, f"one count per stage {tuple(channels)}", "blocks=None"
-        )
+        raise ContractError("blocks", counts, "one count per stage", "blocks=None")
     network = _ResidualEncoderUNet(in_channels, classes, tuple(channels), counts, deep_supervision)
-    stages = [f"encoder.{i}" for i in range(len(channels))]
-    spec = spec_of(
-        "resenc",
-        in_channels,
-        classes,
-        channels,
-        blocks=list(counts),
-        deep_supervision=deep_supervision,
-    )
-    return Segmenter(network, stages, channels, spec)
+    return Segmenter(network, [f"encoder.{i}" for i in range(len(channels))], channels)
 
 
+@recorded
 def swin(
     in_channels: int,
     classes: int,
@@ -110,18 +94,14 @@ def swin(
     """
     from monai.networks.nets import SwinUNETR
 
-    require("study", "einops")
-    if tuple(channels) != tuple(channels[0] * 2**i for i in range(5)) or channels[0] % 12:
-        raise ContractError(
-            "channels of swin",
-            tuple(channels),
-            "five, each twice the one before, the first a multiple of 12",
-            "(24, 48, 96, 192, 384)",
-        )
-    if any(width % n for width, n in zip(channels, heads, strict=False)) or len(heads) != 4:
-        raise ContractError(
-            "heads", tuple(heads), f"four divisors of {tuple(channels[:4])}", "(3, 6, 12, 24)"
-        )
+    require("lab", "einops")
+    doubled = tuple(channels) == tuple(channels[0] * 2**i for i in range(5))
+    divided = len(heads) == 4 and not any(c % n for c, n in zip(channels, heads, strict=False))
+    if not doubled or channels[0] % 12 or not divided:
+        got = f"{tuple(channels)}, {tuple(heads)}"
+        expected = "five, each twice the one before, the first a multiple of 12, and four divisors"
+        attempt = "(24, 48, 96, 192, 384), (3, 6, 12, 24)"
+        raise ContractError("channels, heads of swin", got, expected, attempt)
     network = SwinUNETR(
         in_channels=in_channels,
         out_channels=classes,
@@ -130,13 +110,8 @@ def swin(
         num_heads=tuple(heads),
         window_size=window,
     )
-    options = {"depths": list(depths), "heads": list(heads), "window": window}
-    return Segmenter(
-        network,
-        ["swinViT.patch_embed", *(f"swinViT.layers{i}.0" for i in range(1, 5))],
-        channels,
-        spec_of("swin", in_channels, classes, channels, **options),
-    )
+    layers = [f"swinViT.layers{i}.0" for i in range(1, 5)]
+    return Segmenter(network, ["swinViT.patch_embed", *layers], channels)
 
 
 class _ResidualEncoderUNet(nn.Module):
@@ -153,33 +128,20 @@ class _ResidualEncoderUNet(nn.Module):
 
         norm = ("instance", {"affine": True})
         act = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
+        conv = partial(get_conv_layer, 3, act=act, norm=norm, conv_only=False, bias=True)
+        block = partial(UnetResBlock, 3, kernel_size=3, norm_name=norm, act_name=act)
         self.deep_supervision = deep_supervision
-        self.stem = get_conv_layer(
-            3, in_channels, channels[0], act=act, norm=norm, conv_only=False, bias=True
-        )
+        self.stem = conv(in_channels, channels[0])
         self.encoder = nn.ModuleList(
             nn.Sequential(
-                *(
-                    UnetResBlock(
-                        3,
-                        channels[max(i - 1, 0)] if first else channels[i],
-                        channels[i],
-                        kernel_size=3,
-                        stride=2 if first and i else 1,
-                        norm_name=norm,
-                        act_name=act,
-                    )
-                    for first in [True] + [False] * (blocks[i] - 1)
-                )
+                block(channels[max(i - 1, 0)], width, stride=2 if i else 1),
+                *(block(width, width, stride=1) for _ in range(blocks[i] - 1)),
             )
-            for i in range(len(channels))
+            for i, width in enumerate(channels)
         )
         pairs = list(pairwise(channels))
         self.up = nn.ModuleList(nn.ConvTranspose3d(deep, fine, 2, 2) for fine, deep in pairs)
-        self.decoder = nn.ModuleList(
-            get_conv_layer(3, 2 * fine, fine, act=act, norm=norm, conv_only=False, bias=True)
-            for fine, _ in pairs
-        )
+        self.decoder = nn.ModuleList(conv(2 * fine, fine) for fine, _ in pairs)
         heads = channels[:-1] if deep_supervision else channels[:1]
         self.heads = nn.ModuleList(nn.Conv3d(fine, classes, 1) for fine in heads)
 
@@ -200,14 +162,11 @@ class _ResidualEncoderUNet(nn.Module):
 def shrink(channels: Sequence[int], factor: int, floor: int = 8) -> tuple[int, ...]:
     """Channels of the student: the teacher's divided by `factor`, never below `floor`."""
     if factor < 1 or floor < 1:
-        raise ContractError(
-            "factor, floor", (factor, floor), "integers >= 1", "shrink(channels, 4)"
-        )
+        raise ContractError("factor, floor", (factor, floor), "at least 1", "factor=4, floor=8")
     return tuple(max(floor, width // factor) for width in channels)
 
 
 def _check_channels(channels: Sequence[int], at_least: int = 2) -> None:
     if len(channels) < at_least or any(width < 1 for width in channels):
-        raise ContractError(
-            "channels", tuple(channels), f"at least {at_least} positive widths", "(16, 32, 64, 128)"
-        )
+        expected = f"at least {at_least} positive widths"
+        raise ContractError("channels", channels, expected, "(16, 32, 64, 128)")

@@ -1,8 +1,8 @@
-"""Balance: how hard a distillation loss pulls on the student's encoder, beside the segmentation.
+"""Balance: the gradient of a distillation loss on the student's encoder, beside the segmentation's.
 
-The value of a loss says nothing about its strength: a mean over voxels and a sum over them differ
-a millionfold and may teach the same. What counts is the gradient that arrives. Methods are compared
-at equal ratios of gradient norms, taken over the encoder, the only part that all of them reach.
+The value of a loss does not say how much it counts: a mean over voxels and a sum over them differ a
+millionfold and may teach the same. The gradient does. Methods are compared at equal ratios of
+gradient norms, taken over the encoder, the only part that all of them reach.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dcd_core.models import Segmenter
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.types import Batches, ContractError, Volume
 
 SILENT = 1e-12
-"""A distillation gradient below this share of the segmentation's is none: nothing is to learn."""
+"""A distillation gradient below this share of the segmentation's counts as none."""
 
 
 def encoder_parameters(student: Segmenter, image: Volume) -> list[nn.Parameter]:
@@ -27,45 +27,51 @@ def encoder_parameters(student: Segmenter, image: Volume) -> list[nn.Parameter]:
     image = image.to(known[0].device)
     with torch.enable_grad():
         total = torch.stack([stage.float().sum() for stage in student.encode(image)]).sum()
-    found = torch.autograd.grad(total, known, allow_unused=True)
-    return [p for p, gradient in zip(known, found, strict=True) if gradient is not None]
+    gradients = torch.autograd.grad(total, known, allow_unused=True)
+    return [p for p, gradient in zip(known, gradients, strict=True) if gradient is not None]
 
 
 def gradient_ratio(losses: Losses, encoder: Sequence[nn.Parameter]) -> float | None:
     """Norm of the segmentation gradient over that of the distillation gradient; the graph is kept.
 
-    It is the weight at which both pull equally hard; None where the distillation does not pull.
+    It is the weight at which both are equally large; None where the distillation has no gradient.
     """
     assert losses.distillation is not None
     norms = []
     for loss in (losses.segmentation, losses.distillation):
         gradients = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
-        found: list[Tensor] = [g.detach().float().norm() for g in gradients if g is not None]
-        norms.append(torch.stack(found).norm().item() if found else 0.0)
+        each = [g.detach().float().norm() for g in gradients if g is not None]
+        norms.append(torch.stack(each).norm().item() if each else 0.0)
     segmentation, distillation = norms
     return None if distillation <= SILENT * segmentation else segmentation / distillation
 
 
-def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -> float:
-    """The weight at which a method pulls as hard as the segmentation: median over `batches`.
+def smoothed(previous: float, ratio: float | None) -> float:
+    """The running ratio of the gradient norms, 0 before the first; without a new one it stays."""
+    if ratio is None or previous == 0:
+        return ratio or previous
+    return 0.8 * previous + 0.2 * ratio
 
-    The student is taken as it is and not trained. Raises ContractError for a method that pulls on
-    none of them.
+
+def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -> float:
+    """The median over `batches` of the weight at which both gradients are equally large.
+
+    The student is taken as it is and not trained. Raises ContractError for a method without a
+    gradient on all of them.
     """
     device = next(distiller.student.parameters()).device
     distiller.train()
     encoder = encoder_parameters(distiller.student, patches[0][0])
-    found = []
+    ratios = []
     for step in range(batches):
         image, target = (part.to(device) for part in patches[step])
-        ratio = gradient_ratio(distiller(image, target, distil=True), encoder)
-        if ratio is not None:
-            found.append(ratio)
-    if not found:
+        ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
         raise ContractError(
             "gradient of the distillation",
             f"zero on all of {batches} batches",
             "a loss that reaches the student's encoder",
             "another method, other stages, or a larger patch",
         )
-    return median(found)
+    return median(known)

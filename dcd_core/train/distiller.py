@@ -24,12 +24,13 @@ class Losses(NamedTuple):
 class Distiller(nn.Module):
     """A student in training, with or without a teacher.
 
-    `method`: a module `forward(student: Output, teacher: Output, target) -> scalar`, or None for
-    the undistilled student. `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar.
-    The teacher is frozen, in eval mode, and only its encoder runs, unless the method says
-    `needs_logits = True`; at weight 0 it does not run at all. A method that says
-    `needs_teacher = False`, such as a penalty on weights, may do without one. Raises ContractError
-    where a method reads logits as `regions`, or as classes, and a network means them otherwise.
+    `method`: a `Method`, or any module `forward(student: Output, teacher: Output, target) ->
+    scalar`, which is then treated by the defaults of `Method`; None for the undistilled student.
+    `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar. The teacher is frozen
+    and in eval mode. Only its encoder runs, unless the method has `needs_logits`; without `distil`
+    it does not run. A method without `needs_teacher`, such as a penalty on weights, may do without
+    one. Raises ContractError where a method reads logits as `regions`, or as classes, and a network
+    means them otherwise.
     """
 
     def __init__(
@@ -44,14 +45,11 @@ class Distiller(nn.Module):
         super().__init__()
         traits = method if isinstance(method, Method) else Method
         reads = traits.regions
-        for network, named in ((student, "student"), (teacher, "teacher")):
-            if reads is not None and network is not None and network.regions != reads:
-                raise ContractError(
-                    f"logits of the {named}",
-                    _MEANINGS[network.regions],
-                    f"{_MEANINGS[reads]}, as {type(method).__name__} reads them",
-                    "a method of features, or regions=True where both networks are of regions",
-                )
+        networks = [network for network in (student, teacher) if network is not None]
+        if reads is not None and any(network.regions != reads for network in networks):
+            expected = f"{_MEANINGS[reads]}, as {type(method).__name__} reads them"
+            attempt = "a method of features, or regions=True where both networks are of regions"
+            raise ContractError("logits", _MEANINGS[not reads], expected, attempt)
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.method = method
@@ -73,13 +71,13 @@ class Distiller(nn.Module):
         alone = self.teacher is None and self.needs_teacher
         if not distil or self.method is None or alone:
             return Losses(segmentation, None)
-        with torch.no_grad():
-            if self.teacher is None:
-                teacher = Output(image.new_empty(0), ())
-            elif self.needs_logits:
-                teacher = self.teacher(image)
-            else:
-                teacher = Output(image.new_empty(0), self.teacher.encode(image))
+        teacher = Output(image.new_empty(0), ())
+        if self.teacher is not None:
+            with torch.no_grad():
+                if self.needs_logits:
+                    teacher = self.teacher(image)
+                else:
+                    teacher = teacher._replace(stages=self.teacher.encode(image))
         return Losses(segmentation, self.method(student, teacher, target))
 
     def trainable(self) -> list[nn.Parameter]:
@@ -93,7 +91,7 @@ class Distiller(nn.Module):
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of `trained_state`, strict on everything but the teacher."""
         missing, unexpected = self.load_state_dict(state, strict=False)
-        wrong = [name for name in missing if not name.startswith("teacher.")] + list(unexpected)
+        wrong = [n for n in (*missing, *unexpected) if not n.startswith("teacher.")]
         if wrong:
             raise KeyError(f"checkpoint and model differ in {wrong[:5]}")
 
@@ -102,7 +100,9 @@ class Distiller(nn.Module):
         weights = [self.deep_weights**i for i in range(len(logits))]
         total = output.logits.new_zeros((), dtype=torch.float32)
         for weight, z in zip(weights, logits, strict=True):
-            y = target if z.shape[2:] == target.shape[2:] else _shrink(target, z)
+            y = target
+            if z.shape[2:] != y.shape[2:]:  # nearest neighbour: labels stay whole
+                y = nn.functional.interpolate(y.float(), z.shape[2:]).to(target.dtype)
             total = total + weight * self.seg_loss(z.float(), y)
         return total / sum(weights)
 
@@ -115,10 +115,3 @@ def segmentation_loss() -> nn.Module:
     from monai.losses import DiceCELoss
 
     return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
-
-
-def _shrink(target: Tensor, like: Tensor) -> Tensor:
-    # Nearest neighbour keeps labels whole on the coarser grids of deep supervision.
-    return nn.functional.interpolate(target.float(), like.shape[2:], mode="nearest").to(
-        target.dtype
-    )

@@ -1,18 +1,16 @@
-"""The loop: one page that turns patches into a trained student, and survives being interrupted."""
+"""The loop: it turns batches into a trained student, and goes on where it was interrupted."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -22,16 +20,16 @@ from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train.balance import encoder_parameters, gradient_ratio
+from dcd_core.train.balance import encoder_parameters, gradient_ratio, smoothed
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.recipe import EMA, Recipe
 from dcd_core.types import Batches, Case, ContractError
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    import pandas as pd
 
 OFFENDING = "offending-batch.pt"
-"""File of the batch at which a loss was not finite."""
+"""File of the batch at which a loss or a gradient was not finite."""
 BALANCE_EVERY = 20
 """Steps between measurements of the gradient ratio; each costs about two more backward passes."""
 
@@ -39,29 +37,18 @@ BALANCE_EVERY = 20
 class Fit(NamedTuple):
     """A finished training run.
 
-    `student`: the averaged weights in eval mode; `threshold` and `tune_dice`: the decision and its
-    mean foreground Dice on the tune cases; `history`: one row per logged step; `seconds` of
-    training; `method`: the state dict of the distillation method, its projections say, as the last
-    step left it (not averaged); empty where there is none.
+    `student`: the averaged weights in eval mode; `threshold` and `val_dice`: the decision and its
+    mean foreground Dice on the val cases; `history`: one row per logged step; `seconds` of
+    training; `method`: the state dict of the distillation method, its adapters for example, as the
+    last step left it (not averaged); empty where there is none.
     """
 
     student: Segmenter
     threshold: float
-    tune_dice: float
+    val_dice: float
     history: pd.DataFrame
     seconds: float
     method: Mapping[str, Tensor] = MappingProxyType({})
-
-
-class _State:
-    """Everything a checkpoint holds besides the modules: where the run is and what it logged."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.ratio = 0.0  # gradient norms, segmentation over distillation; 0 until measured
-        self.seconds = 0.0
-        self.rows: list[dict[str, float]] = []
-        self.recent: list[float] = []
 
 
 def fit(
@@ -70,92 +57,69 @@ def fit(
     val: Sequence[Case],
     recipe: Recipe,
     *,
-    fabric: Fabric | None = None,
     run_dir: str | Path,
     resume: bool = True,
 ) -> Fit:
     """Train the distiller's student by `recipe`; return its averaged weights and the run's history.
 
-    `train` deals the batches, `val` are prepared tune cases that choose the decision threshold.
-    `run_dir` receives `checkpoint.pt` while training and `student.safetensors`, `history.csv`,
-    `fit.json` and, if the method has a state, `method.safetensors` at the end. With `resume` a
-    finished run is read back and an interrupted one goes on, batch for batch as if nothing had
-    happened.
+    `val` are prepared cases that choose the decision threshold. `run_dir` receives `checkpoint.pt`
+    while training and `student.safetensors`, `history.csv`, `fit.json` and, if the method has a
+    state, `method.safetensors` at the end. With `resume` a finished run is read back and an
+    interrupted one goes on, batch for batch as if it had not been interrupted.
     Raises ContractError for a run or checkpoint of another recipe, for a checkpoint that is damaged
-    or of other networks, and FloatingPointError as soon as a loss is not finite; the offending
+    or of other networks, and FloatingPointError as soon as a loss or a gradient is not finite; that
     batch is then in `run_dir`/offending-batch.pt.
+
+    It runs in one process, on one GPU if there is one. For several GPUs wrap the Distiller, which
+    owns all that is trained, in your own loop under torchrun:
+    `DistributedDataParallel(distiller)` averages the gradients of student and adapters.
     """
     folder = Path(run_dir)
     if resume and (folder / "fit.json").is_file():
-        return _read_same(folder, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume:  # what is left of an older run must not pass for this one's later
+        if _facts(folder)["recipe"] != _plain(recipe):
+            raise _unfit(folder, "made by another recipe")
+        return read_fit(folder)
+    if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", OFFENDING):
             (folder / name).unlink(missing_ok=True)
-    fabric = fabric or _fabric(recipe)
     if recipe.channels_last:
         distiller.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    # Moved, not wrapped: Fabric's wrapper forbids the separate gradients that kd_balance measures.
-    fabric.to_device(distiller)
-    optimizer = recipe.build_optimizer(distiller.trainable())
-    ema, state = EMA(distiller.student, recipe.ema), _State()
-    if (folder / "checkpoint.pt").is_file():
-        _restore(folder / "checkpoint.pt", distiller, optimizer, ema, state, recipe)
-    _rehearse(distiller.student, val, recipe)
+    run = _Run(distiller.to(training_device()), recipe, folder)
+    run.restore()
+    if val:  # one patch before step 1: a bug in prediction shows in the first minute
+        crop = val[0].image[:, : recipe.patch[0], : recipe.patch[1], : recipe.patch[2]]
+        predict(distiller.student, crop, patch=recipe.patch, overlap=0, precision=recipe.precision)
     # What the two losses are compared on; nothing where there is one loss.
     encoder = [] if distiller.method is None else encoder_parameters(distiller.student, train[0][0])
     distiller.train()
+    state = run.state
     while state.step < recipe.steps:
-        _step(fabric, distiller, optimizer, ema, state, train, recipe, folder, encoder)
-        progress(folder.name, state.step, recipe.steps, _note(state))
+        run.advance(train, encoder)
+        note = f"loss {state.rows[-1]['segmentation']:.3f}" if state.rows else ""
+        progress(folder.name, state.step, recipe.steps, note)
         if state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
-            _save(folder / "checkpoint.pt", distiller, optimizer, ema, state, recipe)
-    return _finish(folder, ema.model, distiller.method, val, recipe, state)
+            run.save()
+    return run.finish(val)
 
 
 def read_fit(run_dir: str | Path) -> Fit:
     """Read a finished run back; raises ContractError when there is none in `run_dir`."""
+    import pandas as pd
+    from safetensors.torch import load_file
+
     folder = Path(run_dir)
-    try:
-        facts = json.loads((folder / "fit.json").read_text("utf-8"))
-        history = pd.read_csv(folder / "history.csv")
-    except (OSError, ValueError):
-        raise ContractError(
-            "training run",
-            f"no finished run in {folder}",
-            "fit.json and history.csv",
-            "train it again",
-        ) from None
+    facts = _facts(folder)
     student = models.load(folder / "student.safetensors")
-    method = _read_method(folder / "method.safetensors")
-    return Fit(student, facts["threshold"], facts["tune_dice"], history, facts["seconds"], method)
+    path = folder / "method.safetensors"
+    method = load_file(path) if path.is_file() else {}
+    history = pd.read_csv(folder / "history.csv")
+    return Fit(student, facts["threshold"], facts["val_dice"], history, facts["seconds"], method)
 
 
 def diverged(run_dir: str | Path) -> bool:
-    """Whether the last word of the run in `run_dir` is a loss that was not finite."""
+    """Whether the run in `run_dir` ended with a loss or a gradient that was not finite."""
     folder = Path(run_dir)
     return (folder / OFFENDING).is_file() and not (folder / "fit.json").is_file()
-
-
-def _read_same(folder: Path, recipe: Recipe) -> Fit:
-    theirs = json.loads((folder / "fit.json").read_text("utf-8"))["recipe"]
-    if theirs != _plain(recipe):
-        raise _other_recipe("training run", folder)
-    return read_fit(folder)
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe in the words of JSON, as it comes back from a file."""
-    return dict(json.loads(json.dumps(asdict(recipe))))
-
-
-def _other_recipe(what: str, path: Path) -> ContractError:
-    return ContractError(
-        what,
-        f"{path}, made by another recipe",
-        "the recipe of this run",
-        "another run_dir, or resume=False to start again",
-    )
 
 
 def training_device() -> torch.device:
@@ -163,222 +127,172 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _fabric(recipe: Recipe) -> Fabric:
-    from lightning_fabric import Fabric
+@dataclass
+class _State:
+    """Where a run is and what it logged: all that a checkpoint holds besides tensors."""
 
-    device = training_device()
-    precision: Any = "bf16-mixed" if in_bfloat16(device, recipe.precision) else "32-true"
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # says what facts() says
-    return Fabric(accelerator=device.type, devices=1, precision=precision)
-
-
-def _step(
-    fabric: Fabric,
-    distiller: Distiller,
-    optimizer: Any,
-    ema: EMA,
-    state: _State,
-    train: Batches,
-    recipe: Recipe,
-    folder: Path,
-    encoder: Sequence[nn.Parameter],
-) -> None:
-    started = time.perf_counter()
-    step = state.step
-    device = next(distiller.student.parameters()).device
-    image, target = (part.to(device) for part in train[step])
-    if recipe.channels_last:
-        image = image.contiguous(memory_format=torch.channels_last_3d)
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(step)
-    weight = kd_weight(
-        step,
-        peak=recipe.kd_peak,
-        start=recipe.kd_start * recipe.steps,
-        ramp=recipe.kd_ramp * recipe.steps,
-    )
-    # A method that masks at random draws the same masks after a restart.
-    accelerators = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(accelerators), fabric.autocast():
-        torch.manual_seed((recipe.seed << 32) + step)
-        losses = distiller(image, target, distil=weight > 0)
-    total = losses.segmentation
-    if losses.distillation is not None:
-        if state.ratio == 0 or step % BALANCE_EVERY == 0:
-            state.ratio = _smoothed(state.ratio, gradient_ratio(losses, encoder))
-        if recipe.kd_balance == "gradient":
-            weight *= state.ratio
-        total = total + weight * losses.distillation
-    if not math.isfinite(total.item()):
-        _report_nan(folder, step, image, target, losses)
-    optimizer.zero_grad(set_to_none=True)
-    fabric.backward(total)
-    norm = nn.utils.clip_grad_norm_(distiller.trainable(), recipe.clip)
-    optimizer.step()
-    ema.update(distiller.student)
-    state.step += 1
-    state.seconds += time.perf_counter() - started
-    state.recent.append(losses.segmentation.item())
-    if state.step % _log_every(recipe) == 0 or state.step == recipe.steps:
-        state.rows.append(_row(state, recipe, losses, weight, norm.item()))
-        state.recent.clear()
+    step: int = 0
+    ratio: float = 0.0  # gradient norms, segmentation over distillation; 0 until measured
+    seconds: float = 0.0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
 
 
-def _smoothed(previous: float, ratio: float | None) -> float:
-    """The running ratio of the gradient norms; it stays where there is nothing to distil."""
-    if ratio is None:
-        return previous  # it would drown the segmentation later on
-    return ratio if previous == 0 else 0.8 * previous + 0.2 * ratio
+class _Run:
+    """A run under way: what is trained, what trains it, and where it stands."""
 
+    def __init__(self, distiller: Distiller, recipe: Recipe, folder: Path) -> None:
+        self.distiller, self.recipe, self.folder = distiller, recipe, folder
+        self.optimizer = recipe.build_optimizer(distiller.trainable())
+        self.ema = EMA(distiller.student, recipe.ema)
+        self.device = next(distiller.student.parameters()).device
+        self.state = _State()
 
-def _row(
-    state: _State, recipe: Recipe, losses: Losses, weight: float, norm: float
-) -> dict[str, float]:
-    kd = losses.distillation
-    return {
-        "step": state.step,
-        # The mean since the last row: a single patch says little about where training stands.
-        "segmentation": sum(state.recent) / len(state.recent),
-        "distillation": math.nan if kd is None else kd.item(),
-        "weight": weight,
-        # How hard the distillation pulls on the encoder, in gradients of the segmentation.
-        "pull": weight / state.ratio if state.ratio else 0.0,
-        "gradient_norm": norm,
-        "learning_rate": recipe.rate(state.step - 1),
-        "seconds": state.seconds,
-    }
+    def advance(self, train: Batches, encoder: Sequence[nn.Parameter]) -> None:
+        """One step of the optimizer."""
+        started = time.perf_counter()
+        state, recipe, step = self.state, self.recipe, self.state.step
+        image, target = (part.to(self.device) for part in train[step])
+        if recipe.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        start, ramp = recipe.kd_start * recipe.steps, recipe.kd_ramp * recipe.steps
+        weight = kd_weight(step, peak=recipe.kd_peak, start=start, ramp=ramp)
+        mixed = in_bfloat16(self.device, recipe.precision)
+        accelerators = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(accelerators),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed),
+        ):
+            # A method that masks at random draws the same masks after a restart.
+            torch.manual_seed((recipe.seed << 32) + step)
+            losses: Losses = self.distiller(image, target, distil=weight > 0)
+        total = losses.segmentation
+        if losses.distillation is not None:
+            if state.ratio == 0 or step % BALANCE_EVERY == 0:
+                state.ratio = smoothed(state.ratio, gradient_ratio(losses, encoder))
+            if recipe.kd_balance == "gradient":
+                weight *= state.ratio
+            total = total + weight * losses.distillation
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.distiller.trainable(), recipe.clip).item()
+        if not math.isfinite(total.item()) or not math.isfinite(norm):
+            self._stop(image, target, losses, norm)
+        self.optimizer.step()
+        self.ema.update(self.distiller.student)
+        state.step += 1
+        state.seconds += time.perf_counter() - started
+        state.recent.append(losses.segmentation.item())
+        if state.step % max(1, recipe.steps // 100) == 0 or state.step == recipe.steps:
+            state.rows.append(self._row(losses, weight, norm))
+            state.recent.clear()
 
+    def _row(self, losses: Losses, weight: float, norm: float) -> dict[str, float]:
+        state, kd = self.state, losses.distillation
+        return {
+            "step": state.step,
+            # The mean since the last row: a single patch says little about where training stands.
+            "segmentation": sum(state.recent) / len(state.recent),
+            "distillation": math.nan if kd is None else kd.item(),
+            "weight": weight,
+            # Gradient norms on the encoder, weighted distillation over segmentation.
+            "relative_weight": weight / state.ratio if state.ratio else 0.0,
+            "gradient_norm": norm,
+            "learning_rate": self.recipe.rate(state.step - 1),
+            "seconds": state.seconds,
+        }
 
-def _log_every(recipe: Recipe) -> int:
-    return max(1, recipe.steps // 100)
-
-
-def _note(state: _State) -> str:
-    return f"loss {state.rows[-1]['segmentation']:.3f}" if state.rows else ""
-
-
-def _rehearse(student: Segmenter, val: Sequence[Case], recipe: Recipe) -> None:
-    """One patch of one tune case before step 1: a bug in prediction shows in the first minute."""
-    if val:
-        crop = val[0].image[:, : recipe.patch[0], : recipe.patch[1], : recipe.patch[2]]
-        predict(student, crop, patch=recipe.patch, overlap=0.0, precision=recipe.precision)
-
-
-def _finish(
-    folder: Path,
-    student: nn.Module,
-    method: nn.Module | None,
-    val: Sequence[Case],
-    recipe: Recipe,
-    state: _State,
-) -> Fit:
-    assert isinstance(student, Segmenter)
-    student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    labelled = [(case, case.label) for case in val if case.label is not None]
-    threshold, dice = 0.5, math.nan
-    if labelled:
-        found = [
-            predict(
-                student,
-                case.image,
-                patch=recipe.patch,
-                overlap=recipe.overlap,
-                precision=recipe.precision,
-            )
-            for case, _ in labelled
-        ]
-        threshold, dice = choose_threshold(
-            [probabilities.cpu().numpy() for probabilities in found],
-            [label for _, label in labelled],
-        )
-    history = pd.DataFrame(state.rows)
-    models.save(student, folder / "student.safetensors")
-    method_state = _write_method(folder / "method.safetensors", method)
-    with atomic(folder / "history.csv") as temporary:
-        history.to_csv(temporary, index=False, float_format="%.6g")
-    facts = {
-        "threshold": threshold,
-        "tune_dice": dice,
-        "seconds": round(state.seconds, 2),
-        "recipe": _plain(recipe),
-    }
-    with atomic(folder / "fit.json") as temporary:  # last: its presence says that all is there
-        temporary.write_text(json.dumps(facts, indent=1), "utf-8")
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return Fit(student, threshold, dice, history, state.seconds, method_state)
-
-
-def _write_method(path: Path, method: nn.Module | None) -> dict[str, Tensor]:
-    """Keep the method's state: nothing that is deployed needs it, but analysis does."""
-    from safetensors.torch import save_file
-
-    state = {} if method is None else method.state_dict()
-    plain = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-    kept = {name: value.detach().to(**plain) for name, value in state.items()}
-    if kept:
+    def _stop(self, image: Tensor, target: Tensor, losses: Losses, norm: float) -> None:
+        step, path = self.state.step, self.folder / OFFENDING
         with atomic(path) as temporary:
-            save_file(kept, temporary)
-    return kept
+            torch.save({"step": step, "image": image, "target": target}, temporary)
+        segmentation, distillation = (None if loss is None else loss.item() for loss in losses)
+        raise FloatingPointError(
+            f"not finite at step {step}: segmentation {segmentation}, distillation {distillation}, "
+            f"gradient norm {norm}; the batch is in {path}. "
+            "Try a lower learning_rate or kd_peak, or precision='32-true'."
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        content = {
+            "recipe": _plain(self.recipe),
+            "distiller": self.distiller.trained_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "state": asdict(self.state),
+        }
+        with atomic(self.folder / "checkpoint.pt") as temporary:
+            torch.save(content, temporary)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            theirs = content["recipe"]
+        except Exception as error:  # torch raises half a dozen types for a damaged file
+            raise _unfit(path, f"unreadable ({type(error).__name__})") from None
+        if theirs != _plain(self.recipe):
+            raise _unfit(path, "made by another recipe")
+        try:
+            self.distiller.load_trained_state(content["distiller"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.ema.model.load_state_dict(content["ema"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise _unfit(path, f"of another student or method ({error})") from None
+        self.state = _State(**content["state"])
+        self.ema.steps = self.state.step
+
+    def finish(self, val: Sequence[Case]) -> Fit:
+        """Choose the threshold and write the files of a finished run."""
+        import pandas as pd
+        from safetensors.torch import save_file
+
+        folder, recipe, state, method = self.folder, self.recipe, self.state, self.distiller.method
+        student = self.ema.model
+        assert isinstance(student, Segmenter)
+        student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        threshold, dice = choose_threshold(
+            student, val, patch=recipe.patch, overlap=recipe.overlap, precision=recipe.precision
+        )
+        if dice == 0:
+            progress(folder.name, state.step, recipe.steps, "val Dice 0 at all thresholds: kept .5")
+        history = pd.DataFrame(state.rows)
+        models.save(student, folder / "student.safetensors")
+        plain: Any = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+        state_dict = {} if method is None else method.state_dict()
+        kept = {name: value.to(**plain) for name, value in state_dict.items()}
+        if kept:  # analysis needs it, no deployed network does
+            with atomic(folder / "method.safetensors") as temporary:
+                save_file(kept, temporary)
+        with atomic(folder / "history.csv") as temporary:
+            history.to_csv(temporary, index=False, float_format="%.6g")
+        facts = {"threshold": threshold, "val_dice": dice, "seconds": round(state.seconds, 2)}
+        text = json.dumps({**facts, "recipe": _plain(recipe)}, indent=1)
+        with atomic(folder / "fit.json") as temporary:  # last: its presence says that all is there
+            temporary.write_text(text, "utf-8")
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return Fit(student, threshold, dice, history, state.seconds, kept)
 
 
-def _read_method(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path) if path.is_file() else {}
-
-
-def _save(
-    path: Path, distiller: Distiller, optimizer: Any, ema: EMA, state: _State, recipe: Recipe
-) -> None:
-    content = {
-        "recipe": _plain(recipe),
-        "distiller": distiller.trained_state(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.model.state_dict(),
-        "ema_steps": ema.steps,
-        "state": vars(state),
-    }
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _restore(
-    path: Path, distiller: Distiller, optimizer: Any, ema: EMA, state: _State, recipe: Recipe
-) -> None:
+def _facts(folder: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = content["recipe"]
-    except Exception as error:  # torch raises half a dozen types for a damaged file
-        raise ContractError(
-            "checkpoint",
-            f"{path}, unreadable ({type(error).__name__})",
-            "a whole checkpoint of this run",
-            "deleting it, or resume=False, to start this run again",
-        ) from None
-    if theirs != _plain(recipe):
-        raise _other_recipe("checkpoint", path)
-    try:
-        distiller.load_trained_state(content["distiller"])
-        optimizer.load_state_dict(content["optimizer"])
-        ema.model.load_state_dict(content["ema"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ContractError(
-            "checkpoint",
-            f"{path}, of another student or method ({error})",
-            "the networks of this run",
-            "another run_dir, or resume=False to start again",
-        ) from None
-    ema.steps = content["ema_steps"]
-    vars(state).update(content["state"])
+        return dict(json.loads((folder / "fit.json").read_text("utf-8")))
+    except (OSError, ValueError):
+        got = f"no finished run in {folder}"
+        raise ContractError("training run", got, "its fit.json", "train it again") from None
 
 
-def _report_nan(folder: Path, step: int, image: Tensor, target: Tensor, losses: Losses) -> None:
-    batch = {"step": step, "image": image, "target": target}
-    with atomic(folder / OFFENDING) as temporary:
-        torch.save(batch, temporary)
-    kd = losses.distillation
-    raise FloatingPointError(
-        f"loss not finite at step {step}: segmentation {losses.segmentation.item()}, distillation "
-        f"{None if kd is None else kd.item()}; the batch is in {folder / OFFENDING}. "
-        "Try a lower learning_rate or kd_peak, or precision='32-true'."
-    )
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe in types of JSON, as it comes back from a file."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
+
+
+def _unfit(path: Path, why: str) -> ContractError:
+    attempt = "another run_dir, or resume=False to start again"
+    return ContractError("run to go on with", f"{path}, {why}", "a file of this run", attempt)

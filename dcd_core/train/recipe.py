@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,13 @@ class Recipe:
     kd_balance: Literal["gradient", "fixed"] = "gradient"
     """"gradient": the weight is the ratio of the gradient norms (distillation / segmentation) on
     the student's encoder, so that one number means the same for every method; "fixed": it
-    multiplies the loss. Both log the ratio, as `pull`."""
+    multiplies the loss. Both log that ratio, as `relative_weight`."""
     kd_prepare: int = 50
     """Batches on which a method may learn of the teacher alone, before the first step."""
     deep_weights: float = 0.5
     """Deep supervision: each coarser head counts this much of the next finer one."""
     overlap: float = 0.25
-    """Of the windows when tune and test cases are predicted; .5 is finer, three times as slow."""
+    """Of the windows when val and test cases are predicted; .5 is finer, three times as slow."""
     precision: Precision = "auto"
     """"auto" is bfloat16 where the processor has it, float32 elsewhere."""
     channels_last: bool = False
@@ -62,48 +63,29 @@ class Recipe:
     """Steps between checkpoints: at most this much work is lost."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1:
-            raise ContractError(
-                "recipe",
-                (self.steps, self.batch, self.checkpoint_every),
-                "positive counts",
-                "steps=100",
-            )
-        if not 0 <= self.foreground <= 1 or not 0 <= self.ema < 1:
-            raise ContractError(
-                "recipe",
-                (self.foreground, self.ema),
-                "shares: foreground [0, 1], ema [0, 1)",
-                "0.99",
-            )
-        if self.kd_start < 0 or self.kd_ramp < 0 or self.kd_start + self.kd_ramp > 1:
-            raise ContractError(
-                "kd_start, kd_ramp",
-                (self.kd_start, self.kd_ramp),
-                "shares of the steps with a sum of at most 1",
-                "kd_start=0.1, kd_ramp=0.2",
-            )
-        choices = {
-            "optimizer": ("adamw", "sgd"),
-            "schedule": ("cosine", "poly"),
-            "kd_balance": ("gradient", "fixed"),
-            "precision": get_args(Precision),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ContractError(field, repr(getattr(self, field)), allowed, repr(allowed[0]))
+        for expected, (fits, names) in _RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if not (math.isfinite(value) and fits(value)):
+                    raise ContractError(name, value, expected, f"{name}={getattr(Recipe, name)}")
+        if len(self.patch) != 3 or min(self.patch) < 1:
+            raise ContractError("patch", self.patch, "three counts of voxels", "(32, 32, 32)")
+        if self.kd_start + self.kd_ramp > 1:
+            got, expected = f"a sum of {self.kd_start + self.kd_ramp}", "a sum of at most 1"
+            raise ContractError("kd_start, kd_ramp", got, expected, "kd_start=0.1, kd_ramp=0.2")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                got = repr(getattr(self, name))
+                raise ContractError(
+                    name, got, f"one of {get_args(hint)}", repr(getattr(Recipe, name))
+                )
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over everything trainable, adapters included."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters,
-                lr=self.learning_rate,
-                momentum=0.99,
-                nesterov=True,
-                weight_decay=self.weight_decay,
-            )
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        rate, decay = self.learning_rate, self.weight_decay
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.SGD(parameters, rate, momentum=0.99, nesterov=True, weight_decay=decay)
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: warm-up, then the schedule down to zero at the last step."""
@@ -113,6 +95,16 @@ class Recipe:
         if self.schedule == "poly":
             return self.learning_rate * (1 - done) ** 0.9
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "a count of at least 1": (lambda x: x >= 1, "steps batch checkpoint_every"),
+    "a count of at least 0": (lambda x: x >= 0, "seed warmup kd_prepare"),
+    "a finite number above 0": (lambda x: x > 0, "learning_rate clip"),
+    "a finite number, 0 or more": (lambda x: x >= 0, "weight_decay kd_peak deep_weights"),
+    "a share in [0, 1]": (lambda x: 0 <= x <= 1, "foreground kd_start kd_ramp"),
+    "a share in [0, 1)": (lambda x: 0 <= x < 1, "ema overlap"),
+}
 
 
 class EMA:

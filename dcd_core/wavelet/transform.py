@@ -5,9 +5,8 @@ Along each axis a signal is filtered into a low half `a` (approximation) and a h
 `ddd`; the coarse band `aaa` may be split again, level after level. Names, boundary modes and values
 are those of PyWavelets, which is the oracle of the tests.
 
-Every transform of one axis is a small matrix (`pywt` applied to the identity), so a level is three
-matrix products: on CPUs a GEMM outruns a strided convolution by a wide margin, and one code path
-serves every wavelet, boundary mode, device and precision.
+The transform of one axis is a small matrix (`pywt` applied to the identity), so a level is three
+matrix products. One code path serves every wavelet, boundary mode, device and precision.
 
 Source: Mallat, IEEE TPAMI 11(7), 1989; Daubechies, Ten Lectures on Wavelets, SIAM, 1992;
 Lee et al., PyWavelets, JOSS 4(36), 2019.
@@ -30,8 +29,8 @@ from dcd_core.types import ContractError, Size3, Volume
 BANDS = ("aaa", "aad", "ada", "add", "daa", "dad", "dda", "ddd")
 """The eight bands in order of their index 4D + 2H + W, with a = 0 and d = 1."""
 
-Wavelet: TypeAlias = str | Sequence[str]
-"""A PyWavelets name, or one name per axis (D, H, W)."""
+Wavelet: TypeAlias = str | pywt.Wavelet | Sequence[str | pywt.Wavelet]
+"""A name or an object of PyWavelets, or one per axis (D, H, W)."""
 
 
 class Pyramid(NamedTuple):
@@ -54,14 +53,7 @@ def dwt3(
     Half precision is computed and returned in float32. Raises ContractError for an unknown wavelet
     or mode, and where (anti)reflect meets an axis of one voxel.
     """
-    names = axis_names(wavelet)
-    with torch.autocast(x.device.type, enabled=False):
-        x = at_least_float32(x)
-        matrices = [
-            matrix(analysis, n, name, mode, like=x)
-            for n, name in zip(x.shape[2:], names, strict=True)
-        ]
-        return _split(apply_separable(x, matrices))
+    return to_bands(_transform(analysis, x, x.shape[2:], wavelet, mode))
 
 
 def idwt3(
@@ -77,25 +69,17 @@ def idwt3(
     crop to (odd extents come back one voxel long, as in pywt); None keeps what pywt returns. Raises
     ContractError for an unknown wavelet or mode, or a `size` beyond that.
     """
-    names = axis_names(wavelet)
-    with torch.autocast(bands.device.type, enabled=False):
-        joined = _join(at_least_float32(bands))
-        halves = [n // 2 for n in joined.shape[2:]]
-        matrices = [
-            matrix(synthesis, m, name, mode, like=joined)
-            for m, name in zip(halves, names, strict=True)
-        ]
-        x = apply_separable(joined, matrices)
-        if size is None:
-            return x
-        if any(want > have for want, have in zip(size, x.shape[2:], strict=True)):
-            raise ContractError(
-                "size of the inverse transform",
-                tuple(size),
-                f"at most {tuple(x.shape[2:])} along (D, H, W)",
-                "the size of the volume that was transformed",
-            )
-        return x[:, :, : size[0], : size[1], : size[2]]
+    x = _transform(synthesis, from_bands(bands), bands.shape[3:], wavelet, mode)
+    if size is None:
+        return x
+    if any(want > have for want, have in zip(size, x.shape[2:], strict=True)):
+        raise ContractError(
+            "size of the inverse transform",
+            tuple(size),
+            f"at most {tuple(x.shape[2:])} along (D, H, W)",
+            "the size of the volume that was transformed",
+        )
+    return x[:, :, : size[0], : size[1], : size[2]]
 
 
 def wavedec3(
@@ -128,8 +112,7 @@ def waverec3(
     Raises ContractError as `idwt3` does.
     """
     x = pyramid.coarse
-    for level in range(len(pyramid.details) - 1, -1, -1):
-        detail = pyramid.details[level]
+    for level, detail in reversed([*enumerate(pyramid.details)]):
         coarse = x[:, :, : detail.shape[3], : detail.shape[4], : detail.shape[5]]
         bands = torch.cat([coarse.unsqueeze(2), detail], dim=2)
         x = idwt3(bands, wavelet, mode, size=size if level == 0 else None)
@@ -140,31 +123,31 @@ def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
     """How many levels a volume can be split before the filters outgrow it (`pywt.dwtn_max_level`).
 
     `size` is one extent or (D, H, W), in voxels; the shortest axis decides. Returns 0 when not one
-    level fits. Boundary effects then reach every coefficient, which periodization survives: the
-    distillation loss goes on a little further (see `dcd_core.dcd`).
+    level fits. Boundary effects then reach every coefficient. Periodization allows it, so the
+    distillation loss goes on a little further (`dcd_core.wavelet.energy.grids`).
     """
     extents = (size,) * 3 if isinstance(size, int) else tuple(size)
-    names = axis_names(wavelet)
-    return int(
-        min(pywt.dwt_max_level(n, taps(name)) for n, name in zip(extents, names, strict=True))
-    )
+    axes = zip(extents, axis_names(wavelet), strict=True)
+    return min(int(pywt.dwt_max_level(n, taps(name))) for n, name in axes)
+
+
+# --- wavelets by name -----------------------------------------------------------------------------
+
+
+def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
+    """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
+    each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else tuple(wavelet)
+    if len(each) != 3:
+        raise ContractError(
+            "wavelet", each, "one name, or one per axis (D, H, W)", "('haar', 'db4', 'db4')"
+        )
+    d, h, w = (discrete(getattr(one, "name", one)).name for one in each)
+    return d, h, w
 
 
 def taps(name: str) -> int:
     """Length of the analysis filters of one wavelet, in samples."""
     return int(discrete(name).dec_len)
-
-
-def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
-    """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
-    names = (wavelet,) * 3 if isinstance(wavelet, str) else tuple(wavelet)
-    if len(names) != 3:
-        raise ContractError(
-            "wavelet", names, "one name, or one per axis (D, H, W)", "('haar', 'db4', 'db4')"
-        )
-    for name in names:
-        discrete(name)
-    return names[0], names[1], names[2]
 
 
 @lru_cache
@@ -181,28 +164,41 @@ def discrete(name: str) -> pywt.Wavelet:
         ) from None
 
 
+# --- matrices of one axis -------------------------------------------------------------------------
+
+
 @lru_cache(maxsize=512)
 def analysis(n: int, name: str, mode: str) -> np.ndarray:
     """The transform of one axis as a matrix (2m, n), float64: m low rows, then m high rows."""
-    if mode not in pywt.Modes.modes:
-        raise ContractError("mode", repr(mode), f"one of {pywt.Modes.modes}", "'periodization'")
+    _check_mode(mode)
     if n == 1 and mode.endswith("reflect"):
         raise ContractError(
             "mode", repr(mode), "another mode for an axis of one voxel", "'symmetric'"
         )
-    low, high = pywt.dwt(np.eye(n), discrete(name), mode=mode, axis=0)
-    return np.concatenate([low, high])
+    return np.concatenate(pywt.dwt(np.eye(n), discrete(name), mode=mode, axis=0))
 
 
 @lru_cache(maxsize=512)
 def synthesis(m: int, name: str, mode: str) -> np.ndarray:
     """The inverse transform of one axis as a matrix (n, 2m), float64; n is that of `pywt.idwt`."""
+    _check_mode(mode)
+    low, high = np.split(np.eye(2 * m), 2)
+    return pywt.idwt(low, high, discrete(name), mode=mode, axis=0)
+
+
+def _check_mode(mode: str) -> None:
     if mode not in pywt.Modes.modes:
         raise ContractError("mode", repr(mode), f"one of {pywt.Modes.modes}", "'periodization'")
-    unit, zero = np.eye(m), np.zeros((m, m))
-    low = pywt.idwt(unit, zero, discrete(name), mode=mode, axis=0)
-    high = pywt.idwt(zero, unit, discrete(name), mode=mode, axis=0)
-    return np.concatenate([low, high], axis=1)
+
+
+def _transform(
+    build: Callable[..., np.ndarray], x: Tensor, size: Sequence[int], wavelet: Wavelet, mode: str
+) -> Tensor:
+    """The transform that `build` makes for axes of this size, in float32 or better."""
+    axes = [*zip(size, axis_names(wavelet), strict=True)]
+    with torch.autocast(x.device.type, enabled=False):
+        x = at_least_float32(x)
+        return apply_separable(x, [matrix(build, n, name, mode, like=x) for n, name in axes])
 
 
 def apply_separable(
@@ -221,22 +217,19 @@ def apply_separable(
 
 def matrix(build: Callable[..., np.ndarray], *key: Hashable, like: Tensor) -> Float[Tensor, "_ _"]:
     """The matrix `build(*key)` in the precision and on the device of `like`, made once and kept."""
-    return _matrix(build, key, like.dtype, like.device)
+    return _kept(build, key, like.dtype, like.device)
 
 
 @lru_cache(maxsize=1024)
-def _matrix(
-    build: Callable[..., np.ndarray],
-    key: tuple[Hashable, ...],
-    dtype: torch.dtype,
-    device: torch.device,
+def _kept(
+    build: Callable[..., np.ndarray], key: tuple, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     return constant(build(*key), dtype, device)
 
 
 def constant(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of these values that may be kept for later calls."""
-    # A tensor born under inference_mode could never take part in a later backward pass.
+    # A tensor made under inference_mode could never take part in a later backward pass.
     with torch.inference_mode(False):
         return torch.from_numpy(np.ascontiguousarray(values)).to(device, dtype)
 
@@ -246,15 +239,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _split(x: Tensor) -> Tensor:
-    """(b, c, 2d, 2h, 2w) with low halves first -> (b, c, 8, d, h, w)."""
+def to_bands(x: Tensor) -> Tensor:
+    """Volumes with low halves first (b, c, 2d, 2h, 2w) to their bands (b, c, 8, d, h, w)."""
     b, c, d, h, w = x.shape
     octants = x.reshape(b, c, 2, d // 2, 2, h // 2, 2, w // 2)
     return octants.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(b, c, 8, d // 2, h // 2, w // 2)
 
 
-def _join(bands: Tensor) -> Tensor:
-    """The inverse of `_split`."""
+def from_bands(bands: Tensor) -> Tensor:
+    """The inverse of `to_bands`."""
     b, c, _, d, h, w = bands.shape
     octants = bands.reshape(b, c, 2, 2, 2, d, h, w)
     return octants.permute(0, 1, 2, 5, 3, 6, 4, 7).reshape(b, c, 2 * d, 2 * h, 2 * w)

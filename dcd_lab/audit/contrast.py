@@ -1,13 +1,13 @@
 """Contrast: does each channel look like what its file name says?
 
-Fluid is bright on T2 and ADC and dark elsewhere, the two T1 images resemble each other most, and a
-lesion is known by where it is bright. That is enough to notice two files with swapped names, and
-too little to be sure: what is found here is a warning.
+Fluid is bright on T2 and ADC and dark elsewhere, the two T1 images resemble each other most, and
+each lesion is bright in known channels. That is enough to notice two files with swapped names, and
+too little to be sure: a finding is a warning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
@@ -64,45 +64,38 @@ def contrast(
     return Contrast(quantiles[:, 2] / quantiles[:, 1], np.corrcoef(clipped), levels)
 
 
-def implausible(task: Task, found: Contrast) -> str:
+def implausible(task: Task, measured: Contrast) -> str:
     """Return in words what contradicts the names of the channels; empty when nothing does."""
-    faults = list(_faults(task, found))
+    faults = list(_faults(task, measured))
     if not faults:
         return ""
     names = task.channels
     mended = [
         f"{names[first]} and {names[second]}"
         for first, second in combinations(range(len(names)), 2)
-        if not any(_faults(task, found.swapped(first, second)))
+        if not any(_faults(task, measured.swapped(first, second)))
     ]
     guess = f": {' or '.join(mended)} may be swapped" if mended else ""
     return "; ".join(faults) + guess
 
 
-def _faults(task: Task, found: Contrast) -> Iterator[str]:
-    tail = dict(zip(task.channels, found.tails, strict=True))
+def _faults(task: Task, measured: Contrast) -> Iterator[str]:
+    tail = dict(zip(task.channels, measured.tails, strict=True))
     level = None
-    if found.levels is not None:
-        level = dict(zip(task.channels, found.levels, strict=True))
+    if measured.levels is not None:
+        level = dict(zip(task.channels, measured.levels, strict=True))
     if task.name == ISLES.name:
-        yield from _stroke_faults(tail, level)
+        # A large infarct lengthens the tail of the DWI: where there is a lesion, it decides.
+        if level and level["dwi"] < level["adc"]:
+            yield f"the lesion is dark in dwi ({level['dwi']:.2f}) and bright in adc"
+        elif not level and tail["adc"] <= max(tail["dwi"], tail["flair"]):
+            yield f"fluid is not brightest in adc (98th percentile {tail['adc']:.2f} x median)"
         return
     if tail["t2w"] <= max(tail["t1n"], tail["t2f"]):
         yield f"fluid is not brightest in t2w (98th percentile {tail['t2w']:.2f} x median)"
     t1n, t1c, _, t2f = range(4)
-    alike = found.likeness
+    alike = measured.likeness
     if alike[t1n, t1c] <= max(alike[t1n, t2f], alike[t1c, t2f]):
         yield f"t1n and t1c differ more than t2f does (correlation {alike[t1n, t1c]:.2f})"
     if level and level["t1c"] < level["t1n"]:
         yield f"enhancing tumour is brighter in t1n ({level['t1n']:.2f}) than in t1c"
-
-
-def _stroke_faults(
-    tail: Mapping[str, np.floating], level: Mapping[str, np.floating] | None
-) -> Iterator[str]:
-    # An infarct of a third of the brain lengthens the tail of the DWI, so a lesion is asked first.
-    if level:
-        if level["dwi"] < level["adc"]:
-            yield f"the lesion is dark in dwi ({level['dwi']:.2f}) and bright in adc"
-    elif tail["adc"] <= max(tail["dwi"], tail["flair"]):
-        yield f"fluid is not brightest in adc (98th percentile {tail['adc']:.2f} x median)"

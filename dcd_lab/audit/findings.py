@@ -38,25 +38,23 @@ class Report:
         """Note one finding."""
         self.findings.append(Finding(self.case, check, got, expected, severity))
 
+    def refused(self, check: str, error: ContractError) -> None:
+        """Note what was refused about a file as an error of the data."""
+        path = Path(error.what)
+        if not path.exists():  # it may have vanished a moment ago
+            check = "missing file"
+        self.add(check, f"{path.name}: {error.got}", str(error.expected), "error")
+
     def attempt(self, check: str, act: Callable[..., T], *arguments: object) -> T | None:
-        """Return what `act` returns, or None once its refusal has been noted as an error."""
+        """Return what `act` returns, or None once its refusal has been noted."""
         try:
             return act(*arguments)
-        except ContractError as refusal:
-            self._note(check, refusal)
+        except ContractError as error:
+            self.refused(check, error)
             return None
 
     def passes(self, check: str, refuse: Callable[..., None], *arguments: object) -> bool:
-        """Return whether `refuse` has no objection; one that it has is noted as an error."""
-        try:
-            refuse(*arguments)
-        except ContractError as refusal:
-            self._note(check, refusal)
-            return False
-        return True
-
-    def _note(self, check: str, refusal: ContractError) -> None:
-        path = Path(refusal.what)
-        if not path.exists():  # perhaps since a moment ago
-            check = "missing file"
-        self.add(check, f"{path.name}: {refusal.got}", str(refusal.expected), "error")
+        """Return whether `refuse` raises nothing; what it raises is noted."""
+        before = len(self.findings)
+        self.attempt(check, refuse, *arguments)
+        return len(self.findings) == before

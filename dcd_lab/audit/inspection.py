@@ -19,9 +19,9 @@ from dcd_lab.audit.contrast import contrast, implausible
 from dcd_lab.audit.findings import Finding, Report
 from dcd_lab.audit.soundness import sound_image, sound_label
 from dcd_lab.data import volumes
-from dcd_lab.data.editions import OWN
+from dcd_lab.data.editions import renumbered
 from dcd_lab.data.scans import Scan
-from dcd_lab.data.volumes import Volume
+from dcd_lab.data.volumes import NiftiVolume
 
 MNI_SHAPE = (182, 218, 182)
 MNI_AFFINE = np.array([[-1.0, 0, 0, 90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])
@@ -39,38 +39,30 @@ MOST_NEGATIVE = 0.05
 
 
 class Inspection(NamedTuple):
-    """What was found at one scan, and its row of the manifest (plain data)."""
+    """The findings of one scan and its row of the manifest (plain data)."""
 
     findings: list[Finding]
     row: dict[str, Any]
 
 
 def inspect(scan: Scan, base: Path) -> Inspection:
-    """Examine one scan; nothing is raised, whatever its files are. Paths are told from `base`."""
-    report, row = Report(scan.id), _identity(scan, base)
+    """Examine one scan; nothing is raised, whatever its files are. Paths are given from `base`."""
+    report = Report(scan.id)
+    row: dict[str, Any] = {
+        "id": scan.id,
+        "task": scan.task,
+        "edition": scan.label_edition,
+        "group": scan.group,
+        "post_op": scan.post_op,
+        "files": ";".join(path.relative_to(base).as_posix() for path in scan.files),
+        "label_sha256": _sha256(scan.label) if scan.label else None,
+    }
     try:
         _examine(scan, report, row)
     except Exception as error:  # one scan must not end the audit of a thousand
         got = f"{type(error).__name__}: {error}"
         report.add("not examined", got, "files that can be examined", "error")
     return Inspection(report.findings, row)
-
-
-def _identity(scan: Scan, base: Path) -> dict[str, Any]:
-    paths = (*scan.channels, *([scan.label] if scan.label else []))
-    return {
-        "id": scan.id,
-        "task": scan.task,
-        "edition": _edition(scan),
-        "group": scan.group,
-        "post_op": scan.post_op,
-        "files": ";".join(path.relative_to(base).as_posix() for path in paths),
-        "label_sha256": _sha256(scan.label) if scan.label else None,
-    }
-
-
-def _edition(scan: Scan) -> int:
-    return OWN[scan.task] if scan.edition is None else scan.edition
 
 
 def _sha256(path: Path) -> str | None:
@@ -83,21 +75,22 @@ def _sha256(path: Path) -> str | None:
 def _examine(scan: Scan, report: Report, row: dict[str, Any]) -> None:
     """Report every fault of a scan and add to its row what could be measured."""
     task = TASKS[scan.task]
-    paths = zip(task.channels, scan.channels, strict=True)
-    images = {name: sound_image(path, report) for name, path in paths}
+    opened = [sound_image(path, report) for path in scan.channels]
     if scan.label is None:
         report.add("no label", "images only", "a label, unless for validation", "info")
     label = sound_label(scan.label, report) if scan.label else None
-    found = {name: image for name, image in images.items() if image is not None}
-    _report_identical(found, report)
-    flair = found.pop("flair", None)  # of ISLES: it has a grid of its own
-    every = found if label is None else {**found, "label": label}
-    if not every:
+    images = {
+        name: image for name, image in zip(task.channels, opened, strict=True) if image is not None
+    }
+    _report_identical(images, report)
+    flair = images.pop("flair", None)  # of ISLES: it has a grid of its own
+    files = images if label is None else {**images, "label": label}
+    if not files:
         return
-    first = _first(every)
+    first = _first(files)
     row |= _geometry(first)
     _report_unusual_grid(first, scan, report)
-    placed = _placed(every, first, report)
+    placed = _placed(files, first, report)
     # A label on another grid still has values that can be checked.
     numbers = None if label is None else _numbers(placed.get("label", label), scan, report)
     numbers = numbers if placed.pop("label", None) is not None else None
@@ -110,31 +103,32 @@ def _examine(scan: Scan, report: Report, row: dict[str, Any]) -> None:
         row |= _lesions(numbers, first, task)
         _report_outside(numbers, brain, report)
     if flair is not None and flair.array.any():
-        moved = volumes.onto(flair, first)
-        row["flair_overlap"] = _overlap(moved, brain, report)
-        placed["flair"] = moved
+        placed["flair"] = volumes.onto(flair, first)
+        row["flair_overlap"] = _overlap(placed["flair"], brain, report)
     plausible = _report_contrast(placed, brain, numbers, task, report)
     if "adc" in placed:
         row["adc_median"] = _adc_median(placed["adc"], brain, report if plausible else None)
 
 
-def _report_identical(images: Mapping[str, Volume], report: Report) -> None:
+def _report_identical(images: Mapping[str, NiftiVolume], report: Report) -> None:
     for (one, first), (two, second) in combinations(images.items(), 2):
         if first.array.any() and np.array_equal(first.array, second.array):
             got = f"{second.path.name}: the voxels of {first.path.name}"
             report.add("identical channels", got, f"{one} and {two} to differ", "error")
 
 
-def _first(files: Mapping[str, Volume]) -> Volume:
+def _first(files: Mapping[str, NiftiVolume]) -> NiftiVolume:
     """Return the file to compare the others with: the first that agrees with most of them."""
 
-    def agreeing(one: Volume) -> int:
-        return sum(volumes.same_grid(volumes.turned_to(v, one), one) for v in files.values())
+    def agreeing(one: NiftiVolume) -> int:
+        return sum(
+            volumes.same_grid(volumes.turned_to(other, one), one) for other in files.values()
+        )
 
     return max(files.values(), key=agreeing)
 
 
-def _geometry(first: Volume) -> dict[str, Any]:
+def _geometry(first: NiftiVolume) -> dict[str, Any]:
     return {
         "shape": "x".join(map(str, first.array.shape)),
         "spacing_mm": "x".join(f"{size:.4g}" for size in voxel_sizes(first.affine)),
@@ -142,14 +136,14 @@ def _geometry(first: Volume) -> dict[str, Any]:
     }
 
 
-def _axes(volume: Volume) -> str:
+def _axes(volume: NiftiVolume) -> str:
     return "".join(nib.aff2axcodes(volume.affine))
 
 
-def _report_unusual_grid(first: Volume, scan: Scan, report: Report) -> None:
+def _report_unusual_grid(first: NiftiVolume, scan: Scan, report: Report) -> None:
     if scan.task != BRATS.name:
         return
-    edition, shape = _edition(scan), first.array.shape
+    edition, shape = scan.label_edition, first.array.shape
     close = np.allclose(first.affine, MNI_AFFINE, rtol=0, atol=volumes.GRID_TOLERANCE)
     is_mni, is_sri = shape == MNI_SHAPE and close, shape == SRI_SHAPE
     if (is_mni and edition >= 2024) or (is_sri and edition != 2024):
@@ -163,7 +157,9 @@ def _report_unusual_grid(first: Volume, scan: Scan, report: Report) -> None:
     report.add("grid of another data set", got, expected, "warning")
 
 
-def _placed(files: Mapping[str, Volume], first: Volume, report: Report) -> dict[str, Volume]:
+def _placed(
+    files: Mapping[str, NiftiVolume], first: NiftiVolume, report: Report
+) -> dict[str, NiftiVolume]:
     """Return the files that lie on the grid of `first`, their axes in its order."""
     placed = {}
     for name, file in files.items():
@@ -172,23 +168,22 @@ def _placed(files: Mapping[str, Volume], first: Volume, report: Report) -> dict[
         check = "affine differs" if same_shape else "shape differs"
         if not report.passes(check, volumes.refuse_other_grid, turned, first):
             continue
-        if turned is not file and not volumes.same_grid(file, first):
+        if not volumes.same_grid(file, first):
             got = f"{file.path.name}: stored as {_axes(file)}"
             report.add("axis order", got, f"{_axes(first)}, as {first.path.name}", "warning")
         placed[name] = turned
     return placed
 
 
-def _numbers(label: Volume, scan: Scan, report: Report) -> UInt8[np.ndarray, "i j k"] | None:
-    edition = _edition(scan)
-    numbers = report.attempt("unknown label value", volumes.label_of, label, scan.task, edition)
-    if numbers is None:
+def _numbers(label: NiftiVolume, scan: Scan, report: Report) -> UInt8[np.ndarray, "i j k"] | None:
+    stored = label.array, scan.task, scan.label_edition, str(label.path)
+    if (numbers := report.attempt("unknown label value", renumbered, *stored)) is None:
         return None
     if not numbers.any():
         report.add("empty mask", f"{label.path.name}: background only", "a lesion, mostly", "info")
-    if scan.post_op and edition < 2024:
-        got, expected = f"{scan.id}: a scan after treatment", f"none in edition {edition}"
-        report.add("edition", got, f"{expected}: name the edition of the labels", "warning")
+    if scan.post_op and scan.label_edition < 2024:
+        expected = f"none in edition {scan.label_edition}: name the edition of the labels"
+        report.add("edition", f"{scan.id}: a scan after treatment", expected, "warning")
     if scan.post_op is False and (numbers == 4).any():
         got = f"{label.path.name}: label 4 (resection cavity) before treatment"
         expected = "a scan after treatment, or the edition in which 4 was enhancing tumour"
@@ -197,7 +192,7 @@ def _numbers(label: Volume, scan: Scan, report: Report) -> UInt8[np.ndarray, "i 
 
 
 def _report_negatives(
-    images: Mapping[str, Volume], brain: Bool[np.ndarray, "i j k"], report: Report
+    images: Mapping[str, NiftiVolume], brain: Bool[np.ndarray, "i j k"], report: Report
 ) -> None:
     for image in images.values():
         share = (image.array[brain] < 0).mean() if brain.any() else 0
@@ -207,12 +202,12 @@ def _report_negatives(
             report.add("negative values", got, expected, "warning")
 
 
-def _ml(mask: Bool[np.ndarray, "i j k"], grid: Volume) -> float:
+def _ml(mask: Bool[np.ndarray, "i j k"], grid: NiftiVolume) -> float:
     voxel_mm3 = abs(float(np.linalg.det(grid.affine[:3, :3])))
     return round(int(mask.sum()) * voxel_mm3 / 1000, 4)
 
 
-def _lesions(numbers: UInt8[np.ndarray, "i j k"], grid: Volume, task: Task) -> dict[str, Any]:
+def _lesions(numbers: UInt8[np.ndarray, "i j k"], grid: NiftiVolume, task: Task) -> dict[str, Any]:
     """Return volume and number of components (26 neighbours) of every label."""
     row: dict[str, Any] = {}
     for value, name in enumerate(task.labels[1:], start=1):
@@ -232,7 +227,7 @@ def _report_outside(
         report.add("mask outside the brain", got, f"at least {LEAST_INSIDE:.0%}", "warning")
 
 
-def _overlap(flair: Volume, brain: Bool[np.ndarray, "i j k"], report: Report) -> float:
+def _overlap(flair: NiftiVolume, brain: Bool[np.ndarray, "i j k"], report: Report) -> float:
     covered = flair.array != 0
     dice = 2 * (covered & brain).sum() / max(covered.sum() + brain.sum(), 1)
     if dice < LEAST_OVERLAP:
@@ -242,7 +237,7 @@ def _overlap(flair: Volume, brain: Bool[np.ndarray, "i j k"], report: Report) ->
 
 
 def _report_contrast(
-    images: Mapping[str, Volume],
+    images: Mapping[str, NiftiVolume],
     brain: Bool[np.ndarray, "i j k"],
     numbers: UInt8[np.ndarray, "i j k"] | None,
     task: Task,
@@ -262,7 +257,7 @@ def _report_contrast(
 
 
 def _adc_median(
-    adc: Volume, brain: Bool[np.ndarray, "i j k"], report: Report | None
+    adc: NiftiVolume, brain: Bool[np.ndarray, "i j k"], report: Report | None
 ) -> float | None:
     """Return the median in 1e-3 mm2/s; the unit is reported where a report is given."""
     inside = adc.array[brain & (adc.array != 0)]

@@ -12,7 +12,6 @@ import torch
 
 from dcd_core import models
 from dcd_core.models import Segmenter
-from dcd_core.models.segmenter import spec_of
 from dcd_core.types import ContractError, Volume
 from dcd_lab.compress.groups import Group, channel_groups, squared_norms
 
@@ -109,5 +108,6 @@ def _cut(model: Segmenter, kept: dict[str, dict[str, list[int]]], example: Volum
         small.channels = tuple(stage.shape[1] for stage in small.encode(example))
     base = small.spec or {}
     shape = {key: base.pop(key) for key in ("in_channels", "classes")}
-    small.spec = spec_of("pruned", **shape, channels=small.channels, base=base, kept=kept)
+    small.spec = {"architecture": "pruned", **shape, "base": base, "kept": kept}
+    small.spec["channels"] = list(small.channels)
     return small

@@ -1,21 +1,20 @@
 """Data: from the files of a public data set to the patches a network learns from.
 
-Every case takes the same road. A `Scan` says where its files lie, `read` turns them into a `Case`
-or says in one sentence why it cannot, `prepare` crops, normalises and resamples it, `prepared`
-keeps the result on disk, and `Patches` deals out training batches that depend on nothing but a seed
-and a step. `folds` splits by patient; `export` writes a prediction in the space of its scan.
-`audit` lists everything that is wrong with a whole data set. `write` lays cases out on disk exactly
-as BraTS 2024 and ISLES 2022 do, so that phantoms and patients come in through the same door.
+A `Scan` says where the files of a case lie. `read` turns them into a `Case`, or says in one
+sentence why it cannot. `prepare` crops, normalises and resamples the case, `prepared` keeps the
+result on disk, and `Patches` makes training batches that depend on nothing but a seed and a step.
+`folds` splits by patient; `export` writes a prediction in the space of its scan; `audit` lists all
+that is wrong with a data set. `write` stores cases exactly as BraTS 2024 and ISLES 2022 do, so that
+phantoms and patients are read by the same code.
 """
 
 from typing import Any
 
-from dcd_lab.data.cohorts import Cohort, clinical, cohort, embedded
-from dcd_lab.data.export import export
-from dcd_lab.data.grid import prepare, resample
-from dcd_lab.data.nifti import read, read_label, write
-from dcd_lab.data.patches import Augment, Loaders, Patches, loaders
+from dcd_lab.data.cohorts import Cohort, clinical, cohort, synthetic
+from dcd_lab.data.nifti import export, read, read_label, write
+from dcd_lab.data.patches import Augment, Patches
 from dcd_lab.data.prediction import predict_case, to_native
+from dcd_lab.data.prepare import prepare, resample
 from dcd_lab.data.scans import Scan, brats2024, isles2022, patient
 from dcd_lab.data.splits import Fold, folds, shared, write_splits
 from dcd_lab.data.store import prepared
@@ -24,18 +23,15 @@ __all__ = [
     "Augment",
     "Cohort",
     "Fold",
-    "Loaders",
     "Patches",
     "Scan",
     "audit",
     "brats2024",
     "clinical",
     "cohort",
-    "embedded",
     "export",
     "folds",
     "isles2022",
-    "loaders",
     "patient",
     "predict_case",
     "prepare",
@@ -44,6 +40,7 @@ __all__ = [
     "read_label",
     "resample",
     "shared",
+    "synthetic",
     "to_native",
     "write",
     "write_splits",
@@ -51,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The audit reads through this package, and is one of its public names all the same.
+    # The audit imports this package, so this package cannot import it first.
     if name == "audit":
         from dcd_lab.audit import audit
 

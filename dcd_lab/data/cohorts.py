@@ -1,8 +1,8 @@
-"""Cohorts: the cases of one experiment, split into train, tune and test, with a name for the whole.
+"""Cohorts: the cases of one experiment, split into train, val and test, with a name for the whole.
 
-The tune split chooses thresholds and weights, the test split is looked at once. A cohort is
-embedded (phantoms, written to disk in the layout of the real data) or clinical (found under
-DCD_DATA); both are read by the same readers.
+The val split chooses thresholds and weights; the test split is looked at once. A cohort is
+synthetic (phantoms, written to disk in the layout of the real data) or clinical (the data under
+DCD_DATA). Both are read by the same readers.
 """
 
 from __future__ import annotations
@@ -17,49 +17,41 @@ from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
 from dcd_lab import phantom
 from dcd_lab.cache import run_dir
 from dcd_lab.data.nifti import write
-from dcd_lab.data.scans import Scan, brats2024, isles2022, layout
+from dcd_lab.data.scans import READERS, Scan, layout, layout_id
 from dcd_lab.data.splits import folds
-from dcd_lab.data.store import prepared
-from dcd_lab.records import fingerprint, source_hash
+from dcd_lab.data.store import VERSION, prepared
+from dcd_lab.records import fingerprint
 
-Split: TypeAlias = Literal["train", "tune", "test"]
-READERS = {BRATS.name: brats2024, ISLES.name: isles2022}
-PHANTOMS = {
-    BRATS.name: ("glioma", "BraTS-GLI-{:05}-100"),
-    ISLES.name: ("stroke", "sub-strokecase{:04}"),
-}
+Split: TypeAlias = Literal["train", "val", "test"]
+_KINDS = {BRATS.name: "glioma", ISLES.name: "stroke"}
 
 
 @dataclass(frozen=True)
 class Cohort:
     """Which cases an experiment uses.
 
-    `folder` holds the files in the layout of `task`; `train`, `tune`, `test` are case ids, no
+    `folder` holds the files in the layout of `task`; `train`, `val`, `test` are case ids, no
     patient in two of them; `spacing_mm` is the grid they are prepared on (None: their own);
-    `identity` names the content, not the place, so that results can be compared across machines.
+    `identity` names the content, not the folder, so that results of two machines can be compared.
     """
 
     task: str
     folder: Path
     train: tuple[str, ...]
-    tune: tuple[str, ...]
+    val: tuple[str, ...]
     test: tuple[str, ...]
     spacing_mm: float | None
     identity: str
 
     def scans(self, split: Split) -> list[Scan]:
         """The files of one split, in order; raises ContractError when a case is not there."""
-        found = {scan.id: scan for scan in READERS[self.task](self.folder)}
-        wanted: tuple[str, ...] = getattr(self, split)
-        missing = [id for id in wanted if id not in found]
-        if missing:
-            raise ContractError(
-                f"cases of the {split} split",
-                f"{missing[:3]} missing",
-                f"them under {self.folder}",
-                "the folder the cohort was made from",
-            )
-        return [found[id] for id in wanted]
+        scans = {scan.id: scan for scan in READERS[self.task](self.folder)}
+        ids: tuple[str, ...] = getattr(self, split)
+        if missing := [id for id in ids if id not in scans]:
+            expected, attempt = f"them under {self.folder}", "the folder the cohort was made from"
+            what = f"cases of the {split} split"
+            raise ContractError(what, f"{missing[:3]} missing", expected, attempt)
+        return [scans[id] for id in ids]
 
     def cases(self, split: Split, *, workers: int = 1) -> list[Case]:
         """The prepared cases of one split, memory-mapped; `workers` processes make those absent."""
@@ -67,39 +59,40 @@ class Cohort:
 
 
 def cohort(
-    source: Literal["embedded", "clinical"],
+    source: Literal["synthetic", "clinical"],
     task: str,
     *,
     train: int,
-    tune: int,
+    val: int,
     test: int,
     seed: int = 0,
     spacing_mm: float = 2.0,
     workers: int = 1,
 ) -> Cohort:
-    """The cohort a notebook asks for by name, prepared: `embedded`, or `clinical`.
+    """The cohort a notebook asks for by name, prepared: `synthetic`, or `clinical`.
 
     Clinical cases are split by folds: of the arguments after `task` only `spacing_mm`, to which
     they are resampled, and `workers` count for them, the others describe phantoms.
-    Raises ContractError for another source, and as `embedded`, `clinical` and `read` do.
+    Raises ContractError for another source, and as `synthetic`, `clinical` and `read` do.
     """
-    if source not in ("embedded", "clinical"):
-        raise ContractError("data source", repr(source), "'embedded' or 'clinical'", "'embedded'")
     if source == "clinical":
-        found = clinical(task, spacing_mm=spacing_mm)
+        made = clinical(task, spacing_mm=spacing_mm)
+    elif source == "synthetic":
+        sizes = {"train": train, "val": val, "test": test}
+        made = synthetic(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
     else:
-        sizes = {"train": train, "tune": tune, "test": test}
-        found = embedded(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
+        expected = "'synthetic' or 'clinical'"
+        raise ContractError("data source", repr(source), expected, "'synthetic'")
     for split in get_args(Split):
-        found.cases(split, workers=workers)
-    return found
+        made.cases(split, workers=workers)
+    return made
 
 
-def embedded(
+def synthetic(
     task: str,
     *,
     train: int,
-    tune: int,
+    val: int,
     test: int,
     seed: int = 0,
     spacing_mm: float = 2.0,
@@ -107,59 +100,51 @@ def embedded(
 ) -> Cohort:
     """A cohort of phantoms, made once and kept under `runs/`.
 
-    `train`, `tune`, `test` count subjects; they are disjoint by construction. Interrupted work goes
-    on where it stopped. Raises ContractError for an unknown task or an empty split.
+    `train`, `val`, `test` count subjects; no subject is in two splits. Interrupted work is
+    continued. Raises ContractError for an unknown task or an empty split.
     """
-    if task not in PHANTOMS:
-        raise ContractError("task", repr(task), f"one of {sorted(PHANTOMS)}", "'isles2022'")
-    if min(train, tune, test) < 1:
-        raise ContractError("splits", (train, tune, test), "at least one case each", "train=8")
-    (kind, form), count = PHANTOMS[task], train + tune + test
-    key = (kind, seed, spacing_mm, source_hash("dcd_lab.phantom"))
+    _check_task(task)
+    if min(train, val, test) < 1:
+        raise ContractError("splits", (train, val, test), "at least one case each", "train=8")
+    kind, count = _KINDS[task], train + val + test
+    key = (kind, seed, spacing_mm, phantom.VERSION)
     folder = run_dir(f"cohort-{kind}", *key)
     # Case i does not depend on how many there are: a larger profile extends a smaller one's folder.
-    ids = [form.format(index + 1) for index in range(count)]
-    absent = [i for i, id in enumerate(ids) if not _is_written(folder, id, task)]
-    made = phantom.members(kind, absent, seed=seed, spacing_mm=spacing_mm, workers=workers)
-    for done, case in enumerate(made):
+    ids = [layout_id(f"{kind}-{number}", TASKS[task]) for number in range(1, count + 1)]
+    absent = [index for index, id in enumerate(ids) if not _is_written(folder, id, task)]
+    painted = phantom.members(kind, absent, seed=seed, spacing_mm=spacing_mm, workers=workers)
+    for done, case in enumerate(painted, start=1):
         write([case], folder, task=TASKS[task])
-        progress(f"{kind} phantoms", done + 1, len(absent))
-    return Cohort(
-        task,
-        folder,
-        train=tuple(ids[:train]),
-        tune=tuple(ids[train : train + tune]),
-        test=tuple(ids[train + tune :]),
-        spacing_mm=None,
-        identity=fingerprint(*key, train, tune, test),
-    )
+        progress(f"{kind} phantoms", done, len(absent))
+    splits = tuple(ids[:train]), tuple(ids[train : train + val]), tuple(ids[train + val :])
+    return Cohort(task, folder, *splits, None, fingerprint(*key, VERSION, train, val, test))
 
 
 def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Cohort:
     """The real data set under the folder named by the environment variable DCD_DATA.
 
-    Test is one of five folds grouped by patient; a tenth of the other patients is the tune split.
+    Test is one of five folds grouped by patient; a tenth of the other patients is the val split.
     Raises ContractError for an unknown task or fold, and when DCD_DATA is not set or holds fewer
     than 13 labelled patients of the task.
     """
-    if task not in READERS:
-        raise ContractError("task", repr(task), f"one of {sorted(READERS)}", "'isles2022'")
+    _check_task(task)
     if not 0 <= fold < 5:
         raise ContractError("fold", fold, "0 to 4", "fold=0")
-    place = os.environ.get("DCD_DATA")
-    if not place:
-        raise ContractError(
-            "DCD_DATA",
-            "not set",
-            "the folder that holds BraTS 2024 GLI or ISLES 2022",
-            "DCD_DATA=/path/to/data, or data=embedded for the phantoms",
-        )
-    scans = {scan.id: scan for scan in READERS[task](place) if scan.label is not None}
-    groups = {id: scan.group for id, scan in scans.items()}
+    root = os.environ.get("DCD_DATA")
+    if not root:
+        expected = "the folder that holds BraTS 2024 GLI or ISLES 2022"
+        attempt = "DCD_DATA=/path/to/data, or data_source: synthetic for the phantoms"
+        raise ContractError("DCD_DATA", "not set", expected, attempt)
+    groups = {scan.id: scan.group for scan in READERS[task](root) if scan.label is not None}
     outer = folds(groups, group=groups)[fold]
     inner = folds(outer.train, k=10, group=groups)[0]
-    identity = fingerprint(task, outer, inner, spacing_mm)
-    return Cohort(task, Path(place), inner.train, inner.val, outer.val, spacing_mm, identity)
+    identity = fingerprint(task, outer, inner, spacing_mm, VERSION)
+    return Cohort(task, Path(root), inner.train, inner.val, outer.val, spacing_mm, identity)
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ContractError("task", repr(task), f"one of {sorted(TASKS)}", "'isles2022'")
 
 
 def _is_written(folder: Path, id: str, task: str) -> bool:

@@ -1,14 +1,17 @@
 """Editions: what the label numbers of a file mean depends on the year, never on the values.
 
 The value 4 was enhancing tumour up to 2022, did not exist in 2023 and is the resection cavity since
-2024; nothing in a file tells which. So whoever names a data set names its edition, and everything
-that is read carries the numbers of 2024.
+2024. Nothing in a file tells the year, so the caller names the edition of a data set. Labels that
+have been read carry the numbers of 2024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float32, UInt8
 
 from dcd_core.types import BRATS, ISLES, ContractError
 
@@ -41,3 +44,27 @@ def numbering(task: str, edition: int) -> Mapping[int, int]:
         attempt = f"edition={OWN[task]}, or the year the labels were published for"
         raise ContractError(f"edition of {task}", edition, years, attempt)
     return known[edition]
+
+
+def renumbered(
+    stored: Float32[np.ndarray, "i j k"], task: str, edition: int, name: str
+) -> UInt8[np.ndarray, "i j k"]:
+    """Return a stored label in the numbers of its task; values are rounded to whole numbers.
+
+    Raises ContractError, which calls the label `name`, for values that the edition does not have.
+    """
+    numbers, whole = numbering(task, edition), np.round(stored)
+    values, counts = np.unique(whole, return_counts=True)
+    unknown = ~np.isin(values, list(numbers))
+    if unknown.any():
+        voxels = f"{counts[unknown].sum()} voxels of {_listed(values[unknown])}"
+        expected = f"only {_listed(np.array([*numbers]))} ({task}, edition {edition})"
+        attempt = "name the edition the labels come from, or correct these voxels"
+        raise ContractError(name, f"labels {_listed(values)} ({voxels})", expected, attempt)
+    table = np.zeros(max(numbers) + 1, np.uint8)
+    table[list(numbers)] = list(numbers.values())
+    return table[whole.astype(np.uint8)]
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,33 +1,26 @@
-"""NIfTI: nothing that is wrong with a file gets past `read`, nothing half done leaves `write`."""
+"""NIfTI: how files become cases, and how cases and labels become files.
+
+`read` refuses every file that is not sound. `write` and `export` leave nothing half done.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from nibabel.affines import voxel_sizes
 
+from dcd_core.storage import atomic
 from dcd_core.types import TASKS, Case, ContractError, Task
-from dcd_lab.data.editions import OWN
+from dcd_lab.cache import make_once
+from dcd_lab.data import volumes
+from dcd_lab.data.editions import OWN, renumbered
 from dcd_lab.data.scans import Scan, layout, layout_id, patient
-from dcd_lab.data.volumes import (
-    GRID_TOLERANCE,
-    Volume,
-    brain_of,
-    is_micro,
-    label_of,
-    load,
-    onto,
-    open_image,
-    refuse_other_grid,
-    refuse_zeros,
-    turned_to,
-)
+from dcd_lab.data.volumes import NiftiVolume, load, onto, open_image
 
 
 def read(scan: Scan, *, grid: str | None = None) -> Case:
@@ -38,38 +31,39 @@ def read(scan: Scan, *, grid: str | None = None) -> Case:
     two headers. `grid` names another channel whose grid everything is brought to instead, the label
     by its nearest voxel: the release trains ISLES on the grid of the "flair". Scores on such a case
     cannot be compared with the challenge's, which are taken on the grid of the DWI.
-    Voxels keep the order of the first channel's file (LAS, LPS, RAS, oblique: its affine tells); a
-    file with the same grid in another order is turned. Affines are nibabel's: the sform where it is
-    set, else the qform; `audit` reports where the two disagree.
+    Voxels keep the order of the first channel's file; a file with the same grid in another order
+    (LAS, LPS, RAS) is turned. Affines are nibabel's: the sform where it is set, else the qform.
     The label has the numbers of the task: those of the scan's edition are translated. An empty one
     is sound, and so are negative intensities, which interpolation leaves behind.
-    Raises ContractError, naming the file, when it is absent, unreadable or truncated, not 3-D (a
-    trailing axis of length 1 is dropped), not finite, zero throughout, on another grid than the
-    first channel, or when the label holds values that the edition does not have; and for a `grid`
-    that the task has no channel of.
+    Raises ContractError, naming the file, when it is absent, unreadable or truncated, complex, not
+    3-D (a trailing axis of length 1 is dropped), not in mm, not finite, zero throughout, on another
+    grid than the first channel, or when the label holds values that the edition does not have; and
+    for a `grid` that the task has no channel of.
     """
-    task = TASKS[scan.task]
-    volumes = dict(zip(task.channels, map(load, scan.channels), strict=True))
-    first = volumes[task.channels[0]]
-    target = first if grid is None else volumes[_known(grid, task)]
-    for name, volume in volumes.items():
+    channels = TASKS[scan.task].channels
+    if grid not in (None, *channels):
+        attempt = "grid=None, the grid on which the challenge scores"
+        raise ContractError(f"grid of {scan.task}", repr(grid), f"one of {channels}", attempt)
+    images = dict(zip(channels, map(load, scan.channels), strict=True))
+    first, target = images[channels[0]], images[grid or channels[0]]
+    for name, image in images.items():
         if name != "flair":
-            volumes[name] = _on_the_grid(volume, first)
-    if "adc" in volumes:
-        volumes["adc"] = _in_milli(volumes["adc"], first)
+            images[name] = _on_the_grid(image, first)
+    if "adc" in images:
+        images["adc"] = _in_milli(images["adc"], first)
     label = None if scan.label is None else _label(scan, scan.label, first, target)
-    for name, volume in volumes.items():
-        volumes[name] = onto(volume, target)
-        refuse_zeros(volumes[name])
-    image = np.stack([volume.array for volume in volumes.values()])
-    return Case(scan.id, image, label, _spacing_mm(target), target.affine)
+    for name, image in images.items():
+        images[name] = onto(image, target)
+        volumes.refuse_zeros(images[name])
+    stacked = np.stack([image.array for image in images.values()])
+    return Case(scan.id, stacked, label, _spacing_mm(target), target.affine)
 
 
 def read_label(scan: Scan) -> Case:
     """Read the label of a scan alone, on its own grid: a `Case` whose image has no channels.
 
-    All that scoring needs where the prepared case is at hand, in a fraction of the time of `read`:
-    of the channels only the first is opened, for its grid. The label is that of `read`.
+    This is what scoring needs, in a fraction of the time of `read`: of the channels only the first
+    is opened, for its grid. The label is that of `read`.
     Raises ContractError when the scan has no label, and as `read` does for these two files.
     """
     if scan.label is None:
@@ -81,36 +75,31 @@ def read_label(scan: Scan) -> Case:
     return Case(scan.id, image, label, _spacing_mm(first), first.affine)
 
 
-def _label(scan: Scan, path: Path, first: Volume, target: Volume) -> UInt8[np.ndarray, "i j k"]:
-    """The label of a scan, in the numbers of its task and on the grid of `target`."""
-    edition = OWN[scan.task] if scan.edition is None else scan.edition
-    stored = _on_the_grid(load(path), first)
-    return label_of(onto(stored, target, order=0), scan.task, edition)
+def _label(
+    scan: Scan, path: Path, first: NiftiVolume, target: NiftiVolume
+) -> UInt8[np.ndarray, "i j k"]:
+    """Return the label of a scan, in the numbers of its task and on the grid of `target`."""
+    stored = onto(_on_the_grid(load(path), first), target, order=0)
+    volumes.refuse_fractions(stored)
+    return renumbered(stored.array, scan.task, scan.label_edition, str(path))
 
 
-def _spacing_mm(volume: Volume) -> tuple[float, float, float]:
-    # Headers hold float32: 2.00000001 is 2.
-    i, j, k = (round(float(size), 6) for size in voxel_sizes(volume.affine))
-    return i, j, k
-
-
-def _known(grid: str, task: Task) -> str:
-    if grid in task.channels:
-        return grid
-    attempt = "grid=None, the grid on which the challenge scores"
-    raise ContractError(f"grid of {task.name}", repr(grid), f"one of {task.channels}", attempt)
-
-
-def _on_the_grid(volume: Volume, first: Volume) -> Volume:
-    turned = turned_to(volume, first)
-    refuse_other_grid(turned, first)
+def _on_the_grid(volume: NiftiVolume, first: NiftiVolume) -> NiftiVolume:
+    turned = volumes.turned_to(volume, first)
+    volumes.refuse_other_grid(turned, first)
     return turned
 
 
-def _in_milli(adc: Volume, dwi: Volume) -> Volume:
+def _in_milli(adc: NiftiVolume, dwi: NiftiVolume) -> NiftiVolume:
     """Return the ADC in 1e-3 mm2/s."""
-    large = is_micro(adc.array, brain_of([dwi.array]))
+    large = volumes.is_micro(adc.array, volumes.brain_of([dwi.array]))
     return adc._replace(array=adc.array / np.float32(1000)) if large else adc
+
+
+def _spacing_mm(volume: NiftiVolume) -> tuple[float, float, float]:
+    # Headers hold float32: 2.00000001 is 2.
+    i, j, k = (round(float(size), 6) for size in voxel_sizes(volume.affine))
+    return i, j, k
 
 
 def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) -> list[Scan]:
@@ -118,22 +107,18 @@ def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) ->
 
     BraTS 2024: one folder per scan; ISLES 2022: the challenge layout, FLAIR on the grid of the DWI.
     Images are float32, labels uint8, qform and sform both hold the affine. A folder appears whole
-    or not at all; one that is there already is kept, so that an interrupted run resumes by being
-    started again.
+    or not at all. One that exists is kept, so interrupted work is continued by starting it again.
     An id of another form is translated by its last number, "stroke-7" to "sub-strokecase0007".
     Raises ContractError when an id has no number or comes twice, when a case has not the channels
     of the task, or when its folder holds something else.
     """
-    base = Path(root)
-    base.mkdir(parents=True, exist_ok=True)
     scans: dict[str, Scan] = {}
     for case in cases:
         named = case._replace(id=layout_id(case.id, task))
         if named.id in scans:
-            raise ContractError(
-                f"case {case.id}", f"a second {named.id}", "unique ids", "rename it"
-            )
-        scans[named.id] = _write_case(named, base, task)
+            got = f"a second {named.id}"
+            raise ContractError(f"case {case.id}", got, "unique ids", "rename it")
+        scans[named.id] = _write_case(named, Path(root), task)
     return list(scans.values())
 
 
@@ -141,58 +126,80 @@ def _write_case(case: Case, base: Path, task: Task) -> Scan:
     if len(case.image) != len(task.channels):
         got, expected = f"{len(case.image)} channels", ", ".join(task.channels)
         raise ContractError(f"case {case.id}", got, expected, "the task of this case")
-    where = layout(case.id, task)
-    volumes = dict(zip(task.channels, case.image, strict=True))
+    paths = {name: base / path for name, path in layout(case.id, task).items()}
+    arrays = dict(zip(task.channels, case.image, strict=True))
     if case.label is not None:
         # Labels go first: cut off in between, a case lacks channels, which `read` refuses. In the
         # other order it would pass for an unlabelled one.
-        volumes = {"label": case.label, **volumes}
+        arrays = {"label": case.label, **arrays}
     folders: dict[Path, dict[Path, np.ndarray]] = {}
-    for name, array in volumes.items():
-        path = where[name]
-        folder = Path(*path.parts[: path.parts.index(case.id) + 1])
-        folders.setdefault(folder, {})[path] = array
+    for name, array in arrays.items():
+        folder = next(above for above in paths[name].parents if above.name == case.id)
+        folders.setdefault(folder, {})[paths[name].relative_to(folder)] = array
     for folder, files in folders.items():
-        _write_folder(base, folder, files, case)
-    label = None if case.label is None else base / where["label"]
-    channels = tuple(base / where[name] for name in task.channels)
+        _write_folder(folder, files, case)
+    label = None if case.label is None else paths["label"]
+    channels = tuple(paths[name] for name in task.channels)
     return Scan(case.id, task.name, channels, label, patient(case.id), OWN[task.name])
 
 
-def _write_folder(base: Path, folder: Path, files: Mapping[Path, np.ndarray], case: Case) -> None:
-    if (base / folder).exists():
-        _refuse_foreign(base, files, case)
-        return
-    (base / folder).parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=base) as scratch:
+def _write_folder(folder: Path, files: dict[Path, np.ndarray], case: Case) -> None:
+    def save_all(scratch: Path) -> None:
         for path, array in files.items():
-            target = Path(scratch, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _save(target, array, case.affine)
-        try:
-            os.replace(Path(scratch, folder), base / folder)
-        except OSError:
-            if not (base / folder).exists():
-                raise
-            _refuse_foreign(base, files, case)  # another process has just written the same case
+            stored = nib.Nifti1Image(array, case.affine)
+            # Readers differ in which of the two they trust, so both are set.
+            stored.set_qform(case.affine, code=1)
+            stored.set_sform(case.affine, code=1)
+            stored.header.set_xyzt_units("mm")
+            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            nib.save(stored, scratch / path)
+
+    if not make_once(folder, save_all):
+        _refuse_foreign(folder, files, case)
 
 
-def _refuse_foreign(base: Path, files: Mapping[Path, np.ndarray], case: Case) -> None:
-    """Accept the files there as those of the case: all headers, and the voxels of the first."""
+def _refuse_foreign(folder: Path, files: dict[Path, np.ndarray], case: Case) -> None:
+    """Accept existing files as those of the case: all headers, and the voxels of the first."""
     for index, (path, array) in enumerate(files.items()):
-        there = open_image(base / path)
-        same = there.shape == array.shape and np.allclose(
-            there.affine, case.affine, rtol=0, atol=GRID_TOLERANCE
-        )
-        if not same or (index == 0 and not np.array_equal(load(base / path).array, array)):
-            attempt = f"remove {base / path.parent}, or write to another root"
-            raise ContractError(str(base / path), "another image", f"case {case.id}", attempt)
+        stored = open_image(folder / path)
+        close = np.allclose(stored.affine, case.affine, rtol=0, atol=volumes.GRID_TOLERANCE)
+        same = close and stored.shape == array.shape
+        if not same or (index == 0 and not np.array_equal(load(folder / path).array, array)):
+            attempt = f"remove {folder}, or write to another root"
+            raise ContractError(str(folder / path), "another image", f"case {case.id}", attempt)
 
 
-def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    stored = nib.Nifti1Image(array, affine)
-    # Readers differ in which of the two they trust, so both are set.
-    stored.set_qform(affine, code=1)
-    stored.set_sform(affine, code=1)
-    stored.header.set_xyzt_units("mm")
-    nib.save(stored, path)
+def export(
+    label: Shaped[np.ndarray, "i j k"],
+    path: str | os.PathLike[str],
+    *,
+    reference: str | os.PathLike[str],
+) -> Path:
+    """Write a label volume (i, j, k) as NIfTI with the header of `reference`, a file of the scan.
+
+    Affine, both transforms with their codes, units and voxel sizes are those of the reference, so
+    that viewers and the challenges' evaluation lay one on the other. The label is stored unscaled
+    in the smallest unsigned integer type. The official BraTS code takes millimetres from this
+    header. Returns the path.
+    Raises ContractError when the reference is unreadable or of another shape, when the label holds
+    anything but whole numbers from 0 on, or when `path` is no NIfTI name.
+    """
+    path, stored = Path(path), open_image(Path(reference))
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ContractError("export", path.name, "a name in .nii.gz or .nii", f"{path.name}.nii.gz")
+    what, attempt = f"label for {path.name}", "data.predict_case, which returns such a label"
+    if (*label.shape, *(1,) * (len(stored.shape) - label.ndim)) != stored.shape:
+        expected = f"{stored.shape}, as in {Path(reference).name}"
+        raise ContractError(what, f"shape {label.shape}", expected, attempt)
+    wrong = ~np.isfinite(label) | (label < 0) | (label != np.rint(label))
+    if wrong.any():
+        got = f"{wrong.sum()} voxels such as {label[wrong][0]}"
+        raise ContractError(what, got, "whole numbers from 0 on", attempt)
+    whole = label.astype(np.min_scalar_type(int(label.max(initial=0))))
+    header = stored.header.copy()
+    header.set_data_dtype(whole.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"], header["cal_max"] = 0, 0  # a display window of intensities hides labels
+    with atomic(path) as temporary:
+        nib.save(nib.Nifti1Image(whole, None, header), temporary)
+    return path

@@ -1,16 +1,13 @@
 """Patches: batches that depend on a seed and a step, and on nothing else.
 
-Batch 700 of seed 3 is the same after a restart, in another process, and for every method under
-comparison, so that a difference between two students is not a difference in what they saw.
-Everything random about a patch is drawn first, into a `Draw`; `cut` then applies it.
+Batch 700 of seed 3 is the same after a restart, in another process, and for every method. So two
+students that differ have seen the same data. Everything random about a patch is drawn first, into a
+`Draw`; `cut` then applies it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count, islice
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +16,12 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 from torch import Tensor
 
 from dcd_core.types import Case, ContractError, Size3
-from dcd_lab.data.scans import patient
 
 
 class Augment(NamedTuple):
     """How far training patches are changed: `flips` on all three axes, the rest in z-scores.
 
-    Channel gains are uniform in 1 +- `gain`, shifts in +- `shift`; every other patch gets white
+    Channel gains are uniform in 1 +- `gain`, shifts in +- `shift`; half of the patches get white
     noise with a standard deviation up to `noise`. The zeros around the brain stay zeros.
     """
 
@@ -43,8 +39,7 @@ class Draw(NamedTuple):
     """Everything random about one patch.
 
     `case` is an index; `corner` the first voxel, negative where the case is smaller than the patch;
-    `flips` says which axes are mirrored; `gain` and `shift` hold one number per channel; `noise` is
-    a standard deviation.
+    `flips` says which axes are mirrored; `noise` is a standard deviation.
     """
 
     case: int
@@ -57,13 +52,13 @@ class Draw(NamedTuple):
 
 
 class Patches:
-    """An endless sequence of training batches: `patches[step]`, or iterate from step 0.
+    """An endless sequence of training batches, by step: `patches[step]`.
 
     `cases` are prepared and labelled, with equal channels; their arrays may be memory-mapped. A
     batch holds `batch` patches of `patch` voxels, each from a case drawn uniformly. With
-    probability `foreground` a patch is centred on a voxel of a label drawn uniformly from those the
-    case has (as far as its borders allow), otherwise, and in a case without any, it lies anywhere.
-    A case smaller than the patch is centred in zeros.
+    probability `foreground` the patch is centred, as far as the borders allow, on a voxel of a
+    label drawn uniformly from those of the case. All other patches lie anywhere in the case, which
+    is centred in zeros where it is smaller than the patch.
     Raises ContractError when there is no case, a case has no label or other channels, or a number
     is out of range.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021 (a third of the patches on foreground).
@@ -100,22 +95,6 @@ class Patches:
             images[row], labels[row, 0] = image, label
         return torch.from_numpy(images), torch.from_numpy(labels)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self.__getitem__, count())
-
-    def stream(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of steps `start` to `stop` - 1, made two ahead in a thread.
-
-        Worth it when steps run on an accelerator and patches are large; where network and patches
-        share the same cores, indexing is as fast.
-        """
-        with ThreadPoolExecutor(1) as thread:
-            steps = iter(range(start, stop))
-            ahead = deque(thread.submit(self.__getitem__, step) for step in islice(steps, 2))
-            while ahead:
-                yield ahead.popleft().result()
-                ahead.extend(thread.submit(self.__getitem__, step) for step in islice(steps, 1))
-
     def draws(self, step: int) -> list[Draw]:
         """Return what is random about the patches of one step."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step])))
@@ -140,14 +119,14 @@ class Patches:
 
     def _corner(self, rng: np.random.Generator, case: int) -> Size3:
         shape = self.cases[case].image.shape[1:]
-        room = np.subtract(shape, self.patch)
-        last = np.maximum(room, 0)
+        spare = np.subtract(shape, self.patch)
+        last = np.maximum(spare, 0)
         corner = rng.integers(0, last + 1)
         if rng.random() < self.foreground and self._voxels[case]:
             voxels = self._voxels[case][rng.integers(len(self._voxels[case]))]
             centre = np.unravel_index(voxels[rng.integers(len(voxels))], shape)
             corner = np.clip(np.subtract(centre, np.floor_divide(self.patch, 2)), 0, last)
-        i, j, k = np.where(room < 0, room // 2, corner)
+        i, j, k = np.where(spare < 0, spare // 2, corner)
         return int(i), int(j), int(k)
 
 
@@ -157,10 +136,10 @@ def cut(
     """Return the image and label of one patch of a labelled case, as drawn."""
     image = np.zeros((len(case.image), *patch), np.float32)
     label = np.zeros(patch, np.uint8)
-    there, here = _overlap(draw.corner, patch, case.image.shape[1:])
-    image[(slice(None), *here)] = case.image[(slice(None), *there)]
+    source, target = _overlap(draw.corner, patch, case.image.shape[1:])
+    image[(slice(None), *target)] = case.image[(slice(None), *source)]
     if case.label is not None:
-        label[here] = case.label[there]
+        label[target] = case.label[source]
     brain = image.any(axis=0)
     image *= draw.gain[:, None, None, None]
     image += draw.shift[:, None, None, None]
@@ -178,9 +157,9 @@ def _overlap(
     """Return the part of a case that a patch covers, in voxels of the case and of the patch."""
     starts = [max(first, 0) for first in corner]
     stops = [min(c + p, s) for c, p, s in zip(corner, patch, shape, strict=True)]
-    there = tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
-    here = tuple(slice(a - c, b - c) for a, b, c in zip(starts, stops, corner, strict=True))
-    return there, here
+    source = tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
+    target = tuple(slice(a - c, b - c) for a, b, c in zip(starts, stops, corner, strict=True))
+    return source, target
 
 
 def _voxels_by_label(case: Case) -> list[Int32[np.ndarray, " n"]]:
@@ -192,49 +171,15 @@ def _voxels_by_label(case: Case) -> list[Int32[np.ndarray, " n"]]:
 
 def _refuse_unfit(cases: Sequence[Case]) -> None:
     if not cases:
-        raise ContractError("cases", "none", "at least one prepared case", "see `prepare`")
+        raise ContractError("cases", "none", "at least one prepared case", "data.prepare")
     for case in cases:
         if case.label is None:
             attempt = "leave unlabelled cases out, or check where the label files are"
             raise ContractError(f"case {case.id}", "no label", "a labelled case", attempt)
         if case.label.shape != case.image.shape[1:]:
             got, expected = f"a label of {case.label.shape}", f"{case.image.shape[1:]}"
-            raise ContractError(f"case {case.id}", got, expected, "see `prepare`")
+            raise ContractError(f"case {case.id}", got, expected, "data.prepare")
         if len(case.image) != len(cases[0].image):
             expected = f"{len(cases[0].image)}, as in {cases[0].id}"
             attempt = "train on one task at a time"
             raise ContractError(f"case {case.id}", f"{len(case.image)} channels", expected, attempt)
-
-
-class Loaders(NamedTuple):
-    """What training reads: patches to learn from and whole cases to choose settings by."""
-
-    train: Patches
-    tune: list[Case]
-
-
-def loaders(
-    train: Sequence[Case],
-    tune: Sequence[Case],
-    *,
-    patch: Size3,
-    batch: int,
-    seed: int,
-    foreground: float = 1 / 3,
-    augment: Augment = MILD,
-) -> Loaders:
-    """Return the patches of the `train` cases beside the `tune` cases, once they fit together.
-
-    All cases are prepared. There are no workers: a batch is made in a small part of the time that a
-    step takes, and `Patches.stream` makes it in the background where that matters.
-    Raises ContractError when a patient is on both sides, or for cases that `Patches` refuses.
-    """
-    both = {patient(case.id) for case in train} & {patient(case.id) for case in tune}
-    if both:
-        got = f"{', '.join(sorted(both))} on both sides"
-        raise ContractError("train and tune", got, "no patient shared", "folds(ids, group=patient)")
-    _refuse_unfit([*train[:1], *tune])
-    patches = Patches(
-        train, patch=patch, batch=batch, seed=seed, foreground=foreground, augment=augment
-    )
-    return Loaders(patches, list(tune))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from dcd_core.errors import ContractError
 from dcd_core.infer import decide, predict
 from dcd_core.models import Segmenter
 from dcd_core.types import Case, Precision, Size3, Task
-from dcd_lab.data.grid import prepare, resample
+from dcd_lab.data.prepare import prepare, resample
 
 
 def predict_case(
@@ -26,23 +25,15 @@ def predict_case(
 ) -> UInt8[np.ndarray, "i j k"]:
     """Label volume of an unprepared case, on the case's own grid.
 
-    The case is prepared as in training (`data.prepare`, resampled to `spacing_mm` if given),
-    predicted, and the probabilities return to the native grid before the threshold. Raises
+    The case is prepared as in training (`data.prepare`, resampled to `spacing_mm` if given) and
+    predicted; the probabilities return to the native grid before the threshold. Raises
     ContractError when the case has other channels than the task.
     """
-    if case.image.shape[0] != len(task.channels):
-        raise ContractError(
-            f"channels of {case.id}",
-            case.image.shape[0],
-            f"{task.channels}",
-            "the task's own reader",
-        )
     prepared = prepare(case, spacing_mm=spacing_mm, task=task)
-    found = predict(
+    probabilities = predict(
         model, prepared.image, patch=patch, overlap=overlap, mirror=mirror, precision=precision
     )
-    native = to_native(found.cpu().numpy(), prepared, case)
-    return decide(native, threshold)
+    return decide(to_native(probabilities.cpu().numpy(), prepared, case), threshold)
 
 
 def to_native(
@@ -61,10 +52,9 @@ def to_native(
     crop = np.eye(4)
     crop[:3, 3] = offset
     if np.allclose(to_prepared, crop, atol=1e-3):
-        start = tuple(
-            slice(-o, -o + n) for o, n in zip(offset, probabilities.shape[1:], strict=True)
-        )
-        native[(slice(None), *start)] = probabilities
+        sizes = probabilities.shape[1:]
+        box = tuple(slice(-o, -o + n) for o, n in zip(offset, sizes, strict=True))
+        native[(slice(None), *box)] = probabilities
         return native
     for index, channel in enumerate(probabilities[1:].astype(np.float32), start=1):
         native[index] = resample(

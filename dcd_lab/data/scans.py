@@ -1,14 +1,14 @@
 """Scans: which files belong to which subject.
 
-Both data sets encode everything in their file names. A survey looks at names only, never into a
-file: a scan whose file is absent is listed with the path where it belongs, and `read` refuses it.
+Both data sets encode everything in their file names. A survey looks at names only and opens no
+file. A scan that lacks a file is listed with the path where the file belongs; `read` refuses it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +25,17 @@ _BRATS_FILE = re.compile(r"(BraTS-GLI-\d{5}-\d{3})-(t1n|t1c|t2w|t2f|seg)\.nii(?:
 _ISLES_FILE = re.compile(
     r"(?:(sub-strokecase\d{4})(?:_ses-\d+)?_)?(dwi|adc|flair|msk)\.nii(?:\.gz)?", re.I
 )
-LABEL_PART = {BRATS.name: "seg", ISLES.name: "msk"}
-"""How file names call the label."""
-EXPECTED = {
-    BRATS.name: "folders BraTS-GLI-PPPPP-TTT in it or further down",
-    ISLES.name: "files sub-strokecaseNNNN_ses-0001_dwi.nii.gz and so on below it",
+_LAYOUT = {
+    BRATS.name: ("{id}/{id}-seg.nii.gz", "{id}/{id}-{name}.nii.gz"),
+    ISLES.name: (
+        "derivatives/{id}/ses-0001/{id}_ses-0001_msk.nii.gz",
+        "rawdata/{id}/ses-0001/{id}_ses-0001_{name}.nii.gz",
+    ),
+}
+_LABEL_PART = {BRATS.name: "seg", ISLES.name: "msk"}
+_EXPECTED = {
+    BRATS.name: "folders BraTS-GLI-PPPPP-TTT at any depth",
+    ISLES.name: "files sub-strokecaseNNNN_ses-0001_dwi.nii.gz and so on at any depth",
 }
 
 
@@ -49,13 +55,35 @@ class Scan(NamedTuple):
     edition: int | None = None
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The channels, then the label if there is one."""
+        return self.channels if self.label is None else (*self.channels, self.label)
+
+    def state(self) -> list[tuple[str, int, int] | None]:
+        """Name, size and time of every file: what changes when a file does; None for one absent."""
+        return [_state(path) for path in self.files]
+
+    @property
+    def label_edition(self) -> int:
+        """The edition of the label, that of the task where none is named."""
+        return OWN[self.task] if self.edition is None else self.edition
+
+    @property
     def post_op(self) -> bool | None:
-        """Whether it was made after treatment, by the id; None where ids do not tell (ISLES)."""
+        """Whether it was made after treatment, by the id; None for ISLES, whose ids do not tell."""
         return int(self.id[-3:]) >= 100 if BRATS_ID.fullmatch(self.id) else None
 
 
+def _state(path: Path) -> tuple[str, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return path.name, status.st_size, status.st_mtime_ns
+
+
 class Survey(NamedTuple):
-    """Everything below a root, by name: nothing is judged, so that an audit can list all of it.
+    """All that lies below a root, by name alone.
 
     `parts` holds the paths of every task, scan and part ("seg", "t1n", "msk", ...), more than one
     where a file is there more than once; `folders` the folders named like a BraTS scan, by id;
@@ -69,22 +97,12 @@ class Survey(NamedTuple):
     closed: list[Path]
 
 
-class Copies(NamedTuple):
-    """Something that is there more than once: the `name` of a scan `id` or of one of its files."""
-
-    id: str
-    name: str
-    places: list[Path]
-
-
 def brats2024(root: str | os.PathLike[str], *, edition: int = 2024) -> list[Scan]:
     """List the BraTS GLI scans anywhere under `root`, sorted by id.
 
-    A scan is a folder `BraTS-GLI-PPPPP-TTT` at any depth: `training_data1_v2/`,
-    `training_data_additional/` and `validation_data/`, which has no labels, may lie below one root.
-    PPPPP is the patient; TTT the time point, from 100 on after treatment. `edition` is the year
-    whose numbers the labels hold, which no file reveals: 4 was enhancing tumour up to 2022, unknown
-    in 2023 and the resection cavity since 2024. `read` brings them to those of 2024.
+    A scan is a folder `BraTS-GLI-PPPPP-TTT` at any depth, so that the parts of the archive may lie
+    side by side. PPPPP is the patient; TTT the time point, from 100 on after treatment. `edition`
+    is the year whose numbers the labels hold; `read` brings them to those of 2024.
     Raises ContractError when `root` or every scan is absent, when a scan is there twice, when a
     folder cannot be opened, and for an unknown edition.
     """
@@ -94,28 +112,38 @@ def brats2024(root: str | os.PathLike[str], *, edition: int = 2024) -> list[Scan
 def isles2022(root: str | os.PathLike[str]) -> list[Scan]:
     """List the ISLES 2022 cases anywhere under `root`, sorted by id.
 
-    Files are known by their names, `sub-strokecaseNNNN_ses-0001_{dwi,adc,flair,msk}.nii.gz` in any
-    case, or by the last part of them in a folder named after the case, so that the challenge layout
-    (rawdata/, derivatives/), the Zenodo archive and flat copies are all understood; sidecars are
-    not needed.
+    A file is known by its name, `sub-strokecaseNNNN_ses-0001_{dwi,adc,flair,msk}.nii.gz` in any
+    case, or by the last part of it in a folder named after the case. So the challenge layout, the
+    Zenodo archive and flat copies are all understood; sidecars are not needed.
     Raises ContractError when `root` or every case is absent, when a file is there twice, and when a
     folder cannot be opened.
     """
     return _listed(root, ISLES, OWN[ISLES.name])
 
 
+READERS: Mapping[str, Callable[..., list[Scan]]] = {BRATS.name: brats2024, ISLES.name: isles2022}
+"""What lists the scans of each task."""
+
+
 def _listed(root: str | os.PathLike[str], task: Task, edition: int) -> list[Scan]:
     numbering(task.name, edition)
-    found = survey(root)
-    if found.closed:
-        attempt = "the permissions of that folder: scans in it would be missed"
-        raise ContractError(str(found.closed[0]), "a folder that is shut", "it readable", attempt)
-    for copies in twice(found, task):
-        got = f"it twice: {copies.places[0]} and {copies.places[1]}"
-        raise ContractError(copies.name, got, "one copy", "name one of the editions as root")
-    if not (scans := scans_of(found, task, edition)):
-        raise nothing(found.base, EXPECTED[task.name])
+    tree = survey(root)
+    if tree.closed:
+        attempt = "change the permissions: scans in it would be missed"
+        raise ContractError(str(tree.closed[0]), "no permission", "a readable folder", attempt)
+    for _, name, paths in twice(tree, task):
+        got = f"it twice: {paths[0]} and {paths[1]}"
+        raise ContractError(name, got, "one copy", "name one of the editions as root")
+    if not (scans := scans_of(tree, task, edition)):
+        raise no_scans(tree.base, [task.name])
     return scans
+
+
+def no_scans(base: Path, tasks: list[str]) -> ContractError:
+    """Return the error of a root that holds no scan of any of the tasks."""
+    expected = " or ".join(_EXPECTED[name] for name in tasks)
+    attempt = "point to the unpacked data set, not to an archive of it"
+    return ContractError(f"data root {base}", "no scan", expected, attempt)
 
 
 def survey(root: str | os.PathLike[str]) -> Survey:
@@ -123,65 +151,41 @@ def survey(root: str | os.PathLike[str]) -> Survey:
 
     Raises ContractError when `root` is absent.
     """
-    base = _existing(root)
-    found = Survey(base, {name: {} for name in TASKS}, {}, [], [])
-    for folder, names in _walk(base, found.closed):
+    if not (base := Path(root)).is_dir():
+        expected = "the folder that holds the data set"
+        attempt = "set DCD_DATA to where the data set lies, or work with the phantoms"
+        raise ContractError("data root", f"no folder {base}", expected, attempt)
+    tree = Survey(base, {name: {} for name in TASKS}, {}, [], [])
+    for folder, names in _walk(base, tree.closed):
         if BRATS_ID.fullmatch(folder.name):
-            found.folders.setdefault(folder.name, []).append(folder)
+            tree.folders.setdefault(folder.name, []).append(folder)
+            tree.parts[BRATS.name].setdefault(folder.name, {})  # a scan, even without a file
         for name in names:
             if owner := _owner(name, folder, base):
                 task, id, part = owner
-                found.parts[task].setdefault(id, {}).setdefault(part, []).append(folder / name)
+                tree.parts[task].setdefault(id, {}).setdefault(part, []).append(folder / name)
             elif name.lower().endswith((".nii", ".nii.gz")):
-                found.strays.append(folder / name)
-    return found
-
-
-def scans_of(found: Survey, task: Task, edition: int) -> list[Scan]:
-    """Return the scans of a task in a survey, sorted by id; of several copies the first counts."""
-    parts = found.parts[task.name]
-    ids = parts.keys() | (found.folders.keys() if task.name == BRATS.name else set())
-    return [_scan(id, parts.get(id, {}), found, task, edition) for id in sorted(ids)]
-
-
-def twice(found: Survey, task: Task) -> list[Copies]:
-    """Return what is there more than once: scans whose files lie in two folders, or single files.
-
-    A BraTS scan is one folder: files of two folders are two scans, perhaps of two editions, even
-    when no file is there twice.
-    """
-    result: list[Copies] = []
-    for id, parts in sorted(found.parts[task.name].items()):
-        homes = sorted({path.parent for paths in parts.values() for path in paths})
-        if task.name == BRATS.name and len(homes) > 1:
-            result.append(Copies(id, id, homes))
-        else:
-            several = (paths for paths in parts.values() if len(paths) > 1)
-            result += (Copies(id, paths[0].name, paths) for paths in several)
-    if task.name == BRATS.name:
-        empty = sorted(found.folders.keys() - found.parts[task.name].keys())
-        folders = ((id, found.folders[id]) for id in empty)
-        result += (Copies(id, id, places) for id, places in folders if len(places) > 1)
-    return result
+                tree.strays.append(folder / name)
+    return tree
 
 
 def _walk(base: Path, closed: list[Path]) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder below `base` once, with the names of its files; hidden ones left out."""
 
-    def shut(error: OSError) -> None:
+    def note(error: OSError) -> None:
         closed.append(Path(str(error.filename)))
 
     seen: set[tuple[int, int]] = set()
-    for folder, inner, names in os.walk(base, followlinks=True, onerror=shut):
+    for folder, inner, names in os.walk(base, followlinks=True, onerror=note):
         try:
-            known = os.stat(folder)
-        except OSError as error:  # it has just vanished
-            shut(error)
+            status = os.stat(folder)
+        except OSError as error:  # the folder has just vanished
+            note(error)
             continue
-        if (known.st_dev, known.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen:
             inner.clear()  # a link to a folder above or beside it
             continue
-        seen.add((known.st_dev, known.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
@@ -192,10 +196,39 @@ def _owner(name: str, folder: Path, base: Path) -> tuple[str, str, str] | None:
         same = BRATS_ID.fullmatch(folder.name) and match[1].lower() == folder.name.lower()
         return (BRATS.name, folder.name, match[2].lower()) if same else None
     if match := _ISLES_FILE.fullmatch(name):
-        above = (part for part in reversed(folder.relative_to(base).parts))
+        above = reversed(folder.relative_to(base).parts)
         id = match[1] or next(filter(ISLES_ID.fullmatch, above), "")
         return (ISLES.name, id.lower(), match[2].lower()) if id else None
     return None
+
+
+def scans_of(tree: Survey, task: Task, edition: int) -> list[Scan]:
+    """Return the scans of a task in a survey, sorted by id; of several copies the first counts."""
+    return [_scan(id, tree, task, edition) for id in sorted(tree.parts[task.name])]
+
+
+def _scan(id: str, tree: Survey, task: Task, edition: int) -> Scan:
+    files = {part: paths[0] for part, paths in tree.parts[task.name][id].items()}
+    base, expected = tree.base, layout(id, task)
+    if task.name == BRATS.name:
+        base = ([path.parent for path in files.values()] or tree.folders[id])[0].parent
+    channels = tuple(files.get(name, base / expected[name]) for name in task.channels)
+    return Scan(id, task.name, channels, files.get(_LABEL_PART[task.name]), patient(id), edition)
+
+
+def twice(tree: Survey, task: Task) -> Iterator[tuple[str, str, list[Path]]]:
+    """Yield what is there more than once: the id of the scan, the name of the copy, their paths.
+
+    That is a single file, or a BraTS scan whose files lie in two folders: they may be of two
+    editions, even when no file is there twice.
+    """
+    for id, parts in sorted(tree.parts[task.name].items()):
+        folders = sorted({path.parent for paths in parts.values() for path in paths})
+        folders = folders or tree.folders[id]
+        if task.name == BRATS.name and len(folders) > 1:
+            yield id, id, folders
+        else:
+            yield from ((id, paths[0].name, paths) for paths in parts.values() if len(paths) > 1)
 
 
 def patient(id: str) -> str:
@@ -208,21 +241,15 @@ def patient(id: str) -> str:
 
 def layout(id: str, task: Task) -> dict[str, Path]:
     """Return where the files of a scan lie below the data root: "label" first, then by channel."""
-    if task.name == BRATS.name:
-        label = {"label": Path(id, f"{id}-seg.nii.gz")}
-        return label | {name: Path(id, f"{id}-{name}.nii.gz") for name in task.channels}
-    session, stem = Path(id, "ses-0001"), f"{id}_ses-0001"
-    label = {"label": Path("derivatives", session, f"{stem}_msk.nii.gz")}
-    return label | {
-        name: Path("rawdata", session, f"{stem}_{name}.nii.gz") for name in task.channels
-    }
+    label, channel = _LAYOUT[task.name]
+    paths = {"label": Path(label.format(id=id))}
+    return paths | {name: Path(channel.format(id=id, name=name)) for name in task.channels}
 
 
 def layout_id(id: str, task: Task) -> str:
     """Return the id under which a case is written: its own, else one made of its last number.
 
-    So a phantom "glioma-7" becomes "BraTS-GLI-00007-100", a first scan after treatment, and
-    "stroke-7" becomes "sub-strokecase0007".
+    So a phantom "glioma-7" becomes "BraTS-GLI-00007-100", a first scan after treatment.
     Raises ContractError when the id has no number or one with too many digits.
     """
     pattern, form = _IDS[task.name]
@@ -234,32 +261,3 @@ def layout_id(id: str, task: Task) -> str:
         attempt = f"case._replace(id={form.format(1)!r})"
         raise ContractError(f"case {id!r}", "no usable number", "an id ending in one", attempt)
     return made
-
-
-def _existing(root: str | os.PathLike[str]) -> Path:
-    if (base := Path(root)).is_dir():
-        return base
-    raise ContractError(
-        "data root",
-        f"no folder {base}",
-        "the folder that holds the data set",
-        "set DCD_DATA to where the data set lies, or work with the phantoms",
-    )
-
-
-def nothing(base: Path, expected: str) -> ContractError:
-    """Return the error of a root that holds no scan."""
-    attempt = "point to the unpacked data set, not to an archive of it"
-    return ContractError(f"data root {base}", "no scan", expected, attempt)
-
-
-def _scan(id: str, parts: dict[str, list[Path]], found: Survey, task: Task, edition: int) -> Scan:
-    files = {part: paths[0] for part, paths in parts.items()}
-    home = found.base
-    expected = layout(id, task)
-    if task.name == BRATS.name:
-        # Where its files are, since an empty folder of the same name may lie around them.
-        home = next((path.parent for path in files.values()), found.folders[id][0]).parent
-    channels = tuple(files.get(name, home / expected[name]) for name in task.channels)
-    label = files.get(LABEL_PART[task.name])
-    return Scan(id, task.name, channels, label, patient(id), edition)

@@ -33,9 +33,9 @@ def folds(
 ) -> list[Fold]:
     """Split `ids` into `k` folds; without `group` these are nnU-Net's folds, id by id.
 
-    `group` gives the patient of an id (`patient`, or a mapping); then the patients are dealt out by
-    the same rule and take all their scans with them. BraTS 2024 needs this: nnU-Net's own split is
-    by scan, and a patient on both sides leaks.
+    `group` gives the patient of an id (`patient`, or a mapping). Then patients are split by the
+    same rule, each with all its scans. BraTS 2024 needs this: nnU-Net's own split is by scan, and
+    scans of one patient on both sides make scores too high.
     Raises ContractError for an id given twice, or when there are fewer groups than folds.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021.
     """
@@ -50,25 +50,11 @@ def folds(
         raise ContractError("folds", f"k={k}, {len(groups)} groups", "2 <= k <= groups", attempt)
     return [
         Fold(
-            tuple(name for name in names if owner[name] not in held),
-            tuple(name for name in names if owner[name] in held),
+            tuple(name for name in names if owner[name] not in held_out),
+            tuple(name for name in names if owner[name] in held_out),
         )
-        for held in _held_out(groups, k, seed)
+        for held_out in _held_out(groups, k, seed)
     ]
-
-
-def shared(fold: Fold, group: Callable[[str], str] | Mapping[str, str]) -> list[str]:
-    """The patients that a fold has on both sides, sorted: none, unless it was dealt out by scan."""
-    sides = [{_group_of(id, group) for id in part} for part in fold]
-    return sorted(sides[0] & sides[1])
-
-
-def write_splits(found: Sequence[Fold], path: str | os.PathLike[str]) -> Path:
-    """Write folds as nnU-Net's splits_final.json, whole or not at all; returns the path."""
-    with atomic(path) as temporary:
-        text = json.dumps([fold._asdict() for fold in found], indent=2)
-        temporary.write_text(text + "\n", "utf-8")
-    return Path(path)
 
 
 def _group_of(id: str, group: Callable[[str], str] | Mapping[str, str] | None) -> str:
@@ -78,9 +64,23 @@ def _group_of(id: str, group: Callable[[str], str] | Mapping[str, str] | None) -
 
 
 def _held_out(groups: list[str], k: int, seed: int) -> list[set[str]]:
-    """Return the groups of each validation fold, as scikit-learn's shuffled KFold deals them."""
+    """Return the groups of each validation fold, as scikit-learn's shuffled KFold has them."""
     order = np.arange(len(groups))
-    # The legacy generator is the point: these are the folds that nnU-Net users already have.
+    # The legacy generator is needed: it gives the folds that nnU-Net users already have.
     np.random.RandomState(seed).shuffle(order)
     # array_split makes the first n % k parts one longer, as KFold does.
     return [{groups[index] for index in part} for part in np.array_split(order, k)]
+
+
+def shared(fold: Fold, group: Callable[[str], str] | Mapping[str, str]) -> list[str]:
+    """The patients that a fold has on both sides, sorted; none where it was split by patient."""
+    train, val = ({_group_of(id, group) for id in part} for part in fold)
+    return sorted(train & val)
+
+
+def write_splits(splits: Sequence[Fold], path: str | os.PathLike[str]) -> Path:
+    """Write folds as nnU-Net's splits_final.json, whole or not at all; returns the path."""
+    with atomic(path) as temporary:
+        text = json.dumps([fold._asdict() for fold in splits], indent=2)
+        temporary.write_text(text + "\n", "utf-8")
+    return Path(path)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import nn
 from dcd_core.models import Segmenter, evaluating, parameters
 from dcd_core.types import ContractError
 from dcd_lab.deploy.export import Exported
-from dcd_lab.records import resident_bytes
 
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -121,6 +120,16 @@ def peak_mib(model: nn.Module, shape: Sequence[int], *, threads: int | None = No
     if done.returncode:
         raise RuntimeError(f"the process that measures memory failed:\n{done.stderr}")
     return float(done.stdout.split()[-1]) / 2**20
+
+
+def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
+    """Memory that this process holds ("VmRSS") or has held at most ("VmHWM"), on Linux.
+
+    Unlike `ru_maxrss`, which begins at the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text("ascii", errors="replace")
+    line = next(line for line in status.splitlines() if line.startswith(f"{which}:"))
+    return 1024 * int(line.split()[1])
 
 
 @torch.inference_mode()

@@ -2,27 +2,25 @@
 
 A `Job` describes a whole run, so that notebooks share trained models through `runs/` and several
 are trained at a time. A `Study` is one cohort, one teacher and the arms that are compared; a
-`Matrix` compares every method at every seed.
+`Sweep` compares every method at every seed.
 """
 
-from dcd_lab.experiments.calibration import Calibration, measure
+from dcd_lab.experiments.calibration import measure
 from dcd_lab.experiments.evaluation import Evaluation, evaluate
 from dcd_lab.experiments.job import Job, check_teacher, run, run_all
 from dcd_lab.experiments.study import Study, histories, lesions, scores
-from dcd_lab.experiments.sweep import Matrix, arms, matrices
+from dcd_lab.experiments.sweep import Sweep, arms
 
 __all__ = [
-    "Calibration",
     "Evaluation",
     "Job",
-    "Matrix",
     "Study",
+    "Sweep",
     "arms",
     "check_teacher",
     "evaluate",
     "histories",
     "lesions",
-    "matrices",
     "measure",
     "run",
     "run_all",

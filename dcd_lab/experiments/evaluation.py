@@ -1,4 +1,4 @@
-"""Evaluation: the test cases of a cohort, predicted and scored on their own grids."""
+"""Evaluation: the threshold chosen on the val cases, and the scores of the test cases."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dcd_core.infer import decide, predict
+from dcd_core.infer import choose_threshold, decide, predict
 from dcd_core.models import Segmenter
-from dcd_core.train.recipe import Recipe
+from dcd_core.train import Recipe
 from dcd_core.types import TASKS
 from dcd_lab.data import Cohort, read_label
 from dcd_lab.data.prediction import to_native
 from dcd_lab.metrics import challenge, lesions, score
 
+VERSION = 1
+"""Of prediction, threshold and metrics. Raise it by hand when a change alters what they give."""
 _LESION_COLUMNS = ("case", "lesion", "volume_ml", "dice")
 
 
@@ -24,12 +26,23 @@ class Evaluation(NamedTuple):
     lesions: pd.DataFrame
 
 
+def choose(student: Segmenter, cohort: Cohort, recipe: Recipe) -> tuple[float, float]:
+    """The threshold that is best on the val cases, and their mean foreground Dice under it."""
+    return choose_threshold(
+        student,
+        cohort.cases("val"),
+        patch=recipe.patch,
+        overlap=recipe.overlap,
+        precision=recipe.precision,
+    )
+
+
 def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recipe) -> Evaluation:
     """Score a segmenter on the test cases, on their own grids, as the challenges do.
 
-    The labels are those of `predict_case`, made from the prepared cases on disk: many networks are
-    scored on the same ones. Patch, overlap and precision are those of `recipe`; `threshold` is the
-    foreground probability from which a voxel counts.
+    The labels are those of `predict_case`, made from the prepared cases on disk, because many
+    networks are scored on the same ones. Patch, overlap and precision are those of `recipe`;
+    `threshold` is the foreground probability from which a voxel counts.
     """
     task = TASKS[cohort.task]
     rows: list[dict[str, object]] = []
@@ -38,14 +51,14 @@ def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recip
         map(read_label, cohort.scans("test")), cohort.cases("test"), strict=True
     ):
         assert case.label is not None
-        found = predict(
+        probabilities = predict(
             student,
             prepared.image,
             patch=recipe.patch,
             overlap=recipe.overlap,
             precision=recipe.precision,
         )
-        label = decide(to_native(found.cpu().numpy(), prepared, case), threshold)
+        label = decide(to_native(probabilities.cpu().numpy(), prepared, case), threshold)
         official = challenge(label, case.label, task, case.spacing_mm)
         ours = score(label, case.label, task, case.spacing_mm)
         # Of columns that both have, ours is kept: its worst distance is that of the case's volume.

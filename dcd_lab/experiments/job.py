@@ -1,14 +1,17 @@
 """Jobs: training runs described as data, run once, kept by content, several at a time.
 
-A job's folder is named by a fingerprint of all that decides its outcome: recipe, architecture,
-method, cohort, teacher, and the source of the modules that train. Notebooks share runs through it,
-an interrupted job resumes, and editing a plot retrains nothing.
+A fingerprint of all that decides the weights names a job's folder: recipe, architecture, method,
+cohort, teacher, and the version number of training. Notebooks share runs through it, and an
+interrupted job resumes. Threshold and scores are kept beside the weights, in files named by the
+version number of the evaluation: when it changes, they are made again and nothing is trained.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,36 +20,23 @@ import pandas as pd
 import torch
 from torch import nn
 
-from dcd_core import methods, models
+from dcd_core import methods, models, train
 from dcd_core.models import Segmenter
+from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train.distiller import Distiller
-from dcd_core.train.loop import Fit, fit, read_fit, training_device
-from dcd_core.train.recipe import Recipe
+from dcd_core.train import Distiller, Fit, Recipe, fit, read_fit, training_device
 from dcd_core.types import TASKS, ContractError
+from dcd_lab import records
 from dcd_lab.cache import run_dir
 from dcd_lab.compress import ReweightedGroupLasso
 from dcd_lab.data import Cohort, Patches
-from dcd_lab.experiments.evaluation import evaluate
-from dcd_lab.experiments.pool import run_each
-from dcd_lab.records import fingerprint, source_hash
+from dcd_lab.experiments import evaluation
+from dcd_lab.pool import each
+from dcd_lab.records.identity import fingerprint
+from dcd_lab.records.places import write_json
 
-TRAINING = (
-    "dcd_core.types",
-    "dcd_core.wavelet",
-    "dcd_core.dcd",
-    "dcd_core.models",
-    "dcd_core.train",
-    "dcd_lab.data",
-    "dcd_lab.experiments.job",  # what is made of a job: seed, networks, method, batches
-)
-"""Modules whose source decides trained weights; those of the method are added (`sources`)."""
-TESTING = ("dcd_core.infer", "dcd_lab.metrics", "dcd_lab.experiments.evaluation")
-"""Modules whose source decides scores."""
 PENALTY = "group-lasso"
 """The method of a job that trains with `compress.ReweightedGroupLasso`."""
-# A new method retrains no student without one.
-_METHODS = {"none": (), PENALTY: ("dcd_lab.compress",)}
 
 
 @dataclass(frozen=True)
@@ -56,10 +46,10 @@ class Job:
     `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
     "none", a name out of `methods.METHODS`, or "group-lasso", a penalty that prepares for
     pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
-    whose tune Dice must reach `teacher_floor`; `start`: a file of `models.save` whose network is
-    trained on, in the place of a `model` with weights drawn from the seed. `label` names the
-    folder, `arm` the line in tables, and without `tested` nothing of the test split is read: these
-    decide nothing.
+    whose Dice on the val cases must reach `teacher_floor`; `start`: a file of `models.save` whose
+    network is trained on, in the place of a `model` with weights drawn from the seed. `label` names
+    the folder, `arm` the line in tables, and a job that is not `tested` reads nothing of the test
+    split: these decide nothing.
     """
 
     label: str
@@ -78,6 +68,7 @@ class Job:
     def identity(self) -> str:
         """Fingerprint of everything that decides the trained weights."""
         return fingerprint(
+            train.VERSION,
             self.cohort.identity,
             dict(self.model),
             self.recipe,
@@ -85,12 +76,11 @@ class Job:
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
             None if self.start is None else _content(Path(self.start)),
-            source_hash(*sources(self.method)),
         )
 
     @property
     def folder(self) -> Path:
-        """Where the run lives, `runs/<label>-<identity>`."""
+        """Where the run is kept, `runs/<label>-<a fingerprint>`."""
         return run_dir(self.label, self.identity)
 
     @property
@@ -100,19 +90,37 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run is trained and, if it is to be, tested."""
-        return self.trained and (not self.tested or self.table("scores").is_file())
+        """Whether the run is trained and, as far as it is to be, evaluated."""
+        scored = not self.tested or self.table("scores").is_file()
+        return self.trained and self.threshold_file.is_file() and scored
+
+    @property
+    def threshold_file(self) -> Path:
+        """File of the threshold that this version of the evaluation chose on the val cases."""
+        return self.folder / f"threshold-{evaluation.VERSION}.json"
 
     def table(self, name: str) -> Path:
         """File of a test table: "scores" (row: case, region) or "lesions" (row: case, lesion).
 
-        It is named by what tests and by the cases, as one run may be tested on several sets.
+        Named by the version of the evaluation and by the cases, as one run may be tested on several
+        sets.
         """
-        return self.folder / f"{name}-{fingerprint(source_hash(*TESTING), self.cohort.test)}.csv"
+        return self.folder / f"{name}-{evaluation.VERSION}-{fingerprint(self.cohort.test)}.csv"
+
+    @property
+    def val_dice(self) -> float:
+        """Mean foreground Dice on the val cases, under the threshold that is best there."""
+        return self._chosen()["val_dice"]
 
     def result(self) -> Fit:
-        """The trained student and its history; raises ContractError when the job has not run."""
-        return read_fit(self.folder)
+        """The trained student, its history, and its threshold in this version of the evaluation.
+
+        Raises ContractError when the job has not run.
+        """
+        fitted = read_fit(self.folder)
+        _compare_versions(self.folder)
+        chosen = self._chosen()
+        return fitted._replace(threshold=chosen["threshold"], val_dice=chosen["val_dice"])
 
     def read(self, name: str = "scores") -> pd.DataFrame:
         """A test table of a finished job with the columns method (the arm) and seed in front.
@@ -120,33 +128,37 @@ class Job:
         Raises ContractError when the job has not run.
         """
         if not self.done or not self.tested:
-            raise ContractError(
-                f"{name} of {self.label}",
-                "a job that has not run, or was not tested",
-                "a finished job",
-                "run_all([job])",
-            )
+            raise self._not_run(name)
+        _compare_versions(self.folder)
         table = pd.read_csv(self.table(name))
         table.insert(0, "method", self.arm or self.label)
         table.insert(1, "seed", self.recipe.seed)
         return table
 
+    def _chosen(self) -> dict[str, float]:
+        if not self.threshold_file.is_file():
+            raise self._not_run("threshold")
+        return dict(json.loads(self.threshold_file.read_text("utf-8")))
 
-def sources(method: str) -> tuple[str, ...]:
-    """Modules whose source decides what a job of `method` trains to."""
-    return (*TRAINING, *_METHODS.get(method, ("dcd_core.methods",)))
+    def _not_run(self, wanted: str) -> ContractError:
+        got = "a job that has not run, or was not tested"
+        return ContractError(f"{wanted} of {self.label}", got, "a finished job", "run_all([job])")
 
 
 def run(job: Job) -> Path:
-    """Train and test one job, as far as it is not done; returns its folder.
+    """Train and evaluate one job, as far as it is not done; returns its folder.
 
     Raises ContractError when it must be trained and the teacher's job is not done, or failed its
     check.
     """
+    if not job.trained:
+        fitted = _train(job)
+        _keep_threshold(job, fitted.threshold, fitted.val_dice)
+    elif not job.threshold_file.is_file():
+        student = read_fit(job.folder).student.to(training_device())
+        _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
     if not job.done:
-        result = job.result() if job.trained else _train(job)
-        if job.tested:
-            _test(job, result)
+        _test(job)
     return job.folder
 
 
@@ -156,22 +168,36 @@ def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
     Finished jobs are skipped; on an error the others are stopped and keep their checkpoints.
     """
     jobs = list(jobs)
-    teachers = {job.teacher.identity: job.teacher for job in jobs if job.teacher is not None}
-    for batch in (list(teachers.values()), jobs):
+    teachers = [job.teacher for job in jobs if job.teacher is not None]
+    for batch in (teachers, jobs):
         run_each(batch, run, workers=workers, what="training runs")
     return jobs
 
 
+def run_each(jobs: Iterable[Job], run: Callable[[Job], object], *, workers: int, what: str) -> None:
+    """Call `run` on every job that is not done, `workers` at a time.
+
+    Jobs that share a folder take turns, because two workers in one folder would overwrite each
+    other's checkpoints: tests of one run on several sets of cases, for example.
+    """
+    waiting = [job for job in jobs if not job.done]
+    while waiting:
+        turn = {job.folder: job for job in waiting}
+        for count, _ in enumerate(each(run, turn.values(), workers=workers), start=1):
+            progress(what, count, len(turn))
+        waiting = [job for job in waiting if job != turn[job.folder] and not job.done]
+
+
 def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
-    """The teacher of a finished job; refuses one whose tune Dice is below `floor`.
+    """The teacher of a finished job; refuses one whose Dice on the val cases is below `floor`.
 
     A student can only learn detail from a teacher that has some.
     """
     result = job.result()
-    if not result.tune_dice >= floor:
+    if not result.val_dice >= floor:
         raise ContractError(
             f"teacher {job.label}",
-            f"Dice {result.tune_dice:.3f} on the tune cases",
+            f"Dice {result.val_dice:.3f} on the val cases",
             f"at least {floor}",
             "more steps, a lower learning rate, or another seed for the teacher",
         )
@@ -181,9 +207,9 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
 def build_method(
     job: Job, student: Segmenter, teacher: Segmenter | None, patches: Patches
 ) -> nn.Module | None:
-    """The job's method for these networks, with new adapters, and with what it learns beforehand.
+    """The job's method for these networks, with new adapters.
 
-    That is from the teacher alone, on the first `kd_prepare` of `patches`.
+    What it learns from the teacher alone it learns now, on the first `kd_prepare` of `patches`.
     """
     if job.method == PENALTY:
         example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
@@ -191,9 +217,8 @@ def build_method(
     if teacher is None or job.method == "none":
         return None
     method = methods.build(job.method, student.channels, teacher.channels, **job.options)
-    if isinstance(method, methods.Method):
-        method.to(next(teacher.parameters()).device)
-        method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
+    method.to(next(teacher.parameters()).device)
+    method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
     return method
 
 
@@ -210,7 +235,7 @@ def patches_of(job: Job) -> Patches:
 
 
 def _content(path: Path) -> str:
-    """What is in the file a job starts from: the same path may hold other weights later."""
+    """A hash of the file a job starts from: the same path may hold other weights later."""
     if not path.is_file():
         raise ContractError(
             "start of a job", f"nothing at {path}", "a file of models.save", "save it first"
@@ -223,12 +248,11 @@ def _train(job: Job) -> Fit:
         raise ContractError(
             f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
         )
-    cohort, task = job.cohort, TASKS[job.cohort.task]
-    recipe = job.recipe
+    task, recipe = TASKS[job.cohort.task], job.recipe
     teacher = None
     if job.teacher is not None:
         teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
-        teacher.to(training_device())  # which the method may learn from before `fit` moves the rest
+        teacher.to(training_device())  # the method may learn from it before `fit` moves the rest
     patches = patches_of(job)
     # Weights are drawn from the seed alone: equal seeds start every method from the same student.
     with torch.random.fork_rng(devices=[]):
@@ -241,17 +265,33 @@ def _train(job: Job) -> Fit:
             )
         method = build_method(job, student, teacher, patches)
     distiller = Distiller(student, teacher, method, deep_weights=recipe.deep_weights)
-    return fit(distiller, patches, cohort.cases("tune"), recipe, run_dir=job.folder)
+    write_json(job.folder / "versions.json", _versions())
+    return fit(distiller, patches, job.cohort.cases("val"), recipe, run_dir=job.folder)
 
 
-def _test(job: Job, result: Fit) -> None:
-    student = result.student.to(training_device())  # a run that is read back is on the CPU
-    found = evaluate(student, result.threshold, job.cohort, job.recipe)
+def _keep_threshold(job: Job, threshold: float, val_dice: float) -> None:
+    write_json(job.threshold_file, {"threshold": threshold, "val_dice": val_dice})
+
+
+def _test(job: Job) -> None:
+    fitted = job.result()
+    student = fitted.student.to(training_device())  # a run that is read back is on the CPU
+    scored = evaluation.evaluate(student, fitted.threshold, job.cohort, job.recipe)
     # The scores come last: their presence says that the job is done.
-    _write_table(found.lesions, job.table("lesions"))
-    _write_table(found.scores, job.table("scores"))
+    for name, table in (("lesions", scored.lesions), ("scores", scored.scores)):
+        with atomic(job.table(name)) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
 
 
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+def _versions() -> dict[str, str]:
+    """Of the packages that train and predict; the build of a version ("+cpu") is left out."""
+    installed = records.versions()
+    return {name: str(installed[name]).partition("+")[0] for name in ("torch", "monai")}
+
+
+def _compare_versions(folder: Path) -> None:
+    """Warn where a kept run was trained with other versions than are installed."""
+    kept = json.loads((folder / "versions.json").read_text("utf-8"))
+    for name, installed in _versions().items():
+        if kept[name] != installed:
+            warnings.warn(f"a kept run was trained with {name} {kept[name]}, not {installed}")

@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from dcd_core.train.recipe import Recipe
-from dcd_core.types import ContractError
-from dcd_lab.data import Cohort
+from dcd_core.train import Recipe
+from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_lab.data import Cohort, cohort
 from dcd_lab.experiments.job import Job
 
+PREFIXES = {ISLES.name: "stroke_", BRATS.name: "glioma_"}
+"""How a page's parameters begin that count for one task alone."""
 _RECIPE = {entry.name for entry in fields(Recipe)}
 NARROW = 64
 """Widest stage, in channels, up to which channels_last is the faster memory format on CPUs."""
@@ -23,8 +25,9 @@ class Study:
     """What all arms of a comparison share: cohort, recipe, architecture and teacher.
 
     `name` labels the runs; channels per encoder stage, finest first; `network` holds further
-    arguments of the `architecture`, of teacher and students alike; `teacher_floor` is the tune Dice
-    below which the teacher may not teach. Teacher and students train for equally many steps.
+    arguments of the `architecture`, of teacher and students alike; `teacher_floor` is the Dice on
+    the val cases below which the teacher may not teach. Teacher and students train for equally
+    many steps.
     """
 
     name: str
@@ -36,6 +39,30 @@ class Study:
     network: Mapping[str, Any] = field(default_factory=dict)
     teacher_seed: int = 100
     teacher_floor: float = 0.3
+
+    @classmethod
+    def of(cls, task: str, /, **page: Any) -> Study:
+        """The study that a page's parameters describe: its cases, its recipe and its networks.
+
+        Parameters that begin with "stroke_" or "glioma_" count for that task alone. Names
+        that are no parameters of a study are not read: a page passes all it has, `**globals()`.
+        Raises ContractError for an unknown task, for a parameter that is missing, and as
+        `data.cohort` and `Recipe` do.
+        """
+        if task not in PREFIXES:
+            raise ContractError("task", repr(task), f"one of {list(PREFIXES)}", "'isles2022'")
+        own = (PREFIXES[task] + name for name in ("split", "spacing_mm", "steps", "patch"))
+        split, spacing_mm, steps, patch = _pick(page, *own).values()
+        source, seed, workers, training = _pick(
+            page, "data_source", "cohort_seed", "workers", "training"
+        ).values()
+        same = _pick(page, "batch", "learning_rate", "ema")
+        recipe = Recipe(steps=steps, patch=tuple(patch), **same, **training)
+        sizes = dict(zip(("train", "val", "test"), split, strict=True))
+        cases = cohort(source, task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
+        teacher, student = _pick(page, "teacher_channels", "student_channels").values()
+        networks = _pick(page, "architecture", "network", "teacher_floor")
+        return cls(task, cases, recipe, tuple(teacher), tuple(student), **networks)
 
     def teacher(self, seed: int | None = None) -> Job:
         """The job that trains the teacher; another `seed` gives another teacher."""
@@ -77,6 +104,14 @@ class Study:
             teacher_floor=self.teacher_floor,
             arm=arm,
         )
+
+
+def _pick(page: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """These parameters of a page."""
+    for name in names:
+        if name not in page:
+            raise ContractError("parameters of a study", f"no {name!r}", "one", f"{name}=...")
+    return {name: page[name] for name in names}
 
 
 def scores(jobs: Iterable[Job]) -> pd.DataFrame:

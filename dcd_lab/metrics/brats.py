@@ -1,37 +1,28 @@
-"""The BraTS 2024 glioma challenge: every region, as a whole and lesion by lesion."""
+"""The BraTS 2024 glioma challenge: every region, as a whole and lesion by lesion.
+
+An annotator outlines one enhancing rim, and the voxel grid makes three pieces of it. The challenge
+joins such pieces again: those of one tissue that lie close, and those that touch the same lesion of
+another tissue.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
 
 from dcd_core.types import BRATS
-from dcd_lab.metrics.grouping import dilated, gathered, joined, without_small
-from dcd_lab.metrics.masks import (
-    ROUNDING_MM,
-    Box,
-    Mask,
-    Numbers,
-    Spacing,
-    Triple,
-    as_labels,
-    as_spacing,
-    box_of,
-    count,
-    grown,
-    voxel_ml,
-)
-from dcd_lab.metrics.overlap import dice_of
-from dcd_lab.metrics.surface import Distances, between, border, hd95_of, nsd_of, surfaces_of
-from dcd_lab.metrics.surfel import hd95_by_area
+from dcd_lab.metrics import masks
+from dcd_lab.metrics.masks import Box, Mask, Numbers, Spacing, Triple, checked
+from dcd_lab.metrics.region import dice, hd95_by_area, surfaces, volume_ml
 
 PENALTY_MM = 337.0
 """HD95 of a lesion missed or made up: the diagonal of the challenge's 182 x 218 x 182 mm grid."""
 
 TOLERANCES_MM: Mapping[str, float] = {"nsd_05mm": 0.5, "nsd_1mm": 1.0}
+LESION_SCORES = ("lesion_dice", "lesion_hd95_mm", "lesion_nsd_05mm", "lesion_nsd_1mm")
+PERFECT, MISSED = (1.0, 0.0, 1.0, 1.0), (0.0, PENALTY_MM, 0.0, 0.0)
 
 # The official code means 5 for SNFH too but compares with "SFNH"; the ranking used 3.
 _STEPS = {"WT": 3, "TC": 3, "NETC": 5, "SNFH": 3, "ET": 3, "RC": 5}
@@ -42,18 +33,6 @@ _BESIDE = {
     "ET": ("NETC", "RC"),
     "RC": ("ET", "NETC"),
 }
-
-
-class Match(NamedTuple):
-    """A true lesion beside the predicted lesions it met, all of them taken together."""
-
-    dice: float
-    hd95_mm: float
-    nsd_05mm: float
-    nsd_1mm: float
-
-
-_MISSED = Match(0.0, PENALTY_MM, 0.0, 0.0)
 
 
 def brats2024(
@@ -74,31 +53,25 @@ def brats2024(
     20 mm3 (ET: 10) are dropped. Each true lesion is compared with all predicted lesions, whole,
     that reach into it grown: Dice; HD95 between surface elements weighted by area; NSD as the mean
     of the two shares of border voxels. Missed lesions and false ones count 0, 337 mm and 0; true
-    lesions of at most 20 mm3 (ET: 10) do not count, nor does what met them.
+    lesions of at most 20 mm3 (ET: 10) do not count, nor does what met them. A lesion that touches
+    two lesions of another tissue goes with the one that comes first in the array.
 
     Empty: a region, or its lesions that count, absent from both volumes is perfect (1, 0 mm, 1);
-    absent from one of them it is the worst (0, 337 mm, 0). Sensitivity follows suit: 1 or 0.
+    absent from one of them it is the worst (0, 337 mm, 0). Sensitivity is 1 or 0 likewise.
 
     The official code differs, and is wrong, outside its lesion scores: Legacy_Dice, Legacy_HD95 and
-    Legacy NSD are computed after small predicted lesions are gone, and Legacy_HD95, Sensitivity and
-    Specificity on lesion numbers instead of masks, so that a perfect second lesion counts as an
-    error. Here they are what their names say. In its lesion scores it counts voxels where predicted
-    lesions are dropped, here it is mm3 as for true ones, which is the same on the challenge's 1 mm
-    grid; and its NSD is lower by 5e-9, a constant against division by zero.
-
-    A lesion that touches two lesions of another tissue goes with the one whose voxels, grown, come
-    first in the array, there and here: turning the volumes may change such a grouping.
-
-    Raises:
-        ContractError: volumes are not integer 3D arrays of one shape with labels 0 to 4, or spacing
-            is not 3 positive numbers.
+    Legacy NSD leave small predicted lesions out, and Legacy_HD95, Sensitivity and Specificity look
+    at lesion numbers instead of masks. In its lesion scores it counts voxels, not mm3, where
+    predicted lesions are dropped (the same on the challenge's 1 mm grid), and its NSD is lower by
+    5e-9. Raises ContractError for labels that are not integer arrays of one shape with values 0 to
+    4, or for another spacing.
 
     Source: de Verdier et al., arXiv 2405.18368, 2024; metrics_GLI.py of
         github.com/rachitsaluja/BraTS-2024-Metrics at f1131e34.
     """
-    labels, spacing = as_labels(pred, true, BRATS), as_spacing(spacing_mm)
+    *labels, spacing = checked(spacing_mm, labels=BRATS.labels, pred=pred, true=true)
     # What lies outside is background, and lesions grow by no more than this.
-    box = grown(box_of((labels[0] > 0) | (labels[1] > 0)), (max(_STEPS.values()),) * 3)
+    box = masks.grown(masks.box_of((labels[0] > 0) | (labels[1] > 0)), (max(_STEPS.values()),) * 3)
     p, t = (label[box] for label in labels)
     p_lesions = _lesions(p, spacing, prune=True)
     t_lesions = _lesions(t, spacing, prune=False)
@@ -112,37 +85,18 @@ def brats2024(
     ]
 
 
-def _lesions(label: np.ndarray, spacing: Triple, *, prune: bool) -> dict[str, Numbers]:
-    found: dict[str, Numbers] = {}
-    for region, values in BRATS.regions.items():
-        numbers = gathered(np.isin(label, values), _STEPS[region])
-        found[region] = without_small(numbers, _most_voxels(region, spacing)) if prune else numbers
-    # All tissues are joined by what was there before any was.
-    together = {
-        tissue: joined(found[tissue], [found[other] for other in others])
-        for tissue, others in _BESIDE.items()
-    }
-    return {**found, **together}
-
-
-def _most_voxels(region: str, spacing: Triple) -> float:
-    """The number of voxels up to which a lesion is small."""
-    # Headers keep single precision: twenty voxels of 1.0000001 mm are 20 mm3.
-    return _SMALL_MM3[region] / (1000 * voxel_ml(spacing)) * (1 + 1e-6)
-
-
 def _whole(pred: Mask, true: Mask, spacing: Triple, voxels: int) -> dict[str, float]:
-    distances = surfaces_of(pred, true, spacing)
-    both, p, t = (count(mask) for mask in (pred & true, pred, true))
+    distances = surfaces(pred, true, spacing)
+    both, p, t = (np.count_nonzero(mask) for mask in (pred & true, pred, true))
     neither, absent = voxels - (p + t - both), voxels - t
     return {
-        "dice": dice_of(pred, true),
-        "hd95_mm": hd95_of(*distances, PENALTY_MM),
-        **{name: nsd_of(*distances, mm) for name, mm in TOLERANCES_MM.items()},
+        "dice": dice(pred, true),
+        "hd95_mm": distances.hd95(PENALTY_MM),
+        **{name: distances.nsd(mm) for name, mm in TOLERANCES_MM.items()},
         "sensitivity": both / t if t else float(p == 0),
         "specificity": neither / absent if absent else float(p == voxels),
-        "volume_true_ml": t * voxel_ml(spacing),
-        "volume_pred_ml": p * voxel_ml(spacing),
+        "volume_true_ml": volume_ml(true, spacing),
+        "volume_pred_ml": volume_ml(pred, spacing),
     }
 
 
@@ -151,47 +105,112 @@ def _by_lesion(
 ) -> dict[str, int | float]:
     boxes, most_voxels = ndimage.find_objects(pred), _most_voxels(region, spacing)
     met: set[int] = set()
-    found: list[Match] = []
+    matches: list[tuple[float, ...]] = []
     missed = 0
     for number, box in enumerate(ndimage.find_objects(true), start=1):
-        window = grown(box, (_STEPS[region],) * 3)
-        lesion = true[window] == number
-        near = np.unique(pred[window][dilated(lesion, _STEPS[region])])
-        partners = [int(each) for each in near if each]
+        partners = _near(true, number, box, pred, _STEPS[region])
         met.update(partners)
-        if count(lesion) <= most_voxels:
+        if np.count_nonzero(true[box] == number) <= most_voxels:
             continue
-        if not partners:
+        if partners:
+            around = _hull([box, *(boxes[each - 1] for each in partners)])
+            chosen = np.isin(np.arange(len(boxes) + 1), partners)
+            matches.append(_matched(chosen[pred[around]], true[around] == number, spacing))
+        else:
             missed += 1
-            continue
-        around = _hull([box, *(boxes[each - 1] for each in partners)])
-        chosen = np.zeros(len(boxes) + 1, dtype=bool)
-        chosen[partners] = True
-        found.append(_matched(chosen[pred[around]], true[around] == number, spacing))
     false = len(boxes) - len(met)
-    everything = found + [_MISSED] * (missed + false)
-    perfect = Match(1.0, 0.0, 1.0, 1.0)
-    mean = Match(*np.mean(everything, axis=0).tolist()) if everything else perfect
-    scores = {f"lesion_{name}": value for name, value in mean._asdict().items()}
-    return {**scores, "tp": len(found), "fp": false, "fn": missed}
+    counted = matches + [MISSED] * (missed + false)
+    means = np.mean(counted, axis=0).tolist() if counted else PERFECT
+    scores = dict(zip(LESION_SCORES, means, strict=True))
+    return {**scores, "tp": len(matches), "fp": false, "fn": missed}
 
 
-def _hull(boxes: list[Box]) -> Box:
-    i, j, k = (
+def _near(numbers: Numbers, number: int, box: Box, others: Numbers, steps: int) -> list[int]:
+    """The other lesions that reach into a lesion grown by so many steps; `box` holds the lesion."""
+    window = masks.grown(box, (steps,) * 3)
+    near = np.unique(others[window][dilated(numbers[window] == number, steps)])
+    return near[near > 0].tolist()
+
+
+def _hull(boxes: Sequence[Box]) -> Box:
+    return tuple(
         slice(min(side.start for side in sides), max(side.stop for side in sides))
         for sides in zip(*boxes, strict=True)
     )
-    return i, j, k
 
 
-def _matched(pred: Mask, true: Mask, spacing: Triple) -> Match:
-    ways = between(border(pred), border(true), spacing)
-    return Match(
-        dice_of(pred, true),
-        hd95_by_area(pred, true, spacing),
-        *(_mean_share(ways, mm) for mm in TOLERANCES_MM.values()),
-    )
+def _matched(pred: Mask, true: Mask, spacing: Triple) -> tuple[float, ...]:
+    """The scores of a true lesion and the predicted lesions it met, in the order of their names."""
+    distances = surfaces(pred, true, spacing)
+    nsds = [
+        np.mean([np.mean(each <= mm + masks.ROUNDING_MM) for each in distances])
+        for mm in TOLERANCES_MM.values()
+    ]
+    return dice(pred, true), hd95_by_area(pred, true, spacing), *map(float, nsds)
 
 
-def _mean_share(ways: tuple[Distances, Distances], tolerance_mm: float) -> float:
-    return float(np.mean([np.mean(mm <= tolerance_mm + ROUNDING_MM) for mm in ways]))
+def _lesions(label: np.ndarray, spacing: Triple, *, prune: bool) -> dict[str, Numbers]:
+    """Numbered lesions of every region; `prune` drops the small ones."""
+    lesions = {r: gathered(np.isin(label, v), _STEPS[r]) for r, v in BRATS.regions.items()}
+    if prune:
+        lesions = {r: without_small(each, _most_voxels(r, spacing)) for r, each in lesions.items()}
+    # All tissues are joined by what was there before any was.
+    together = {
+        tissue: joined(lesions[tissue], [lesions[other] for other in others])
+        for tissue, others in _BESIDE.items()
+    }
+    return {**lesions, **together}
+
+
+def _most_voxels(region: str, spacing: Triple) -> float:
+    """The number of voxels up to which a lesion is small."""
+    # Headers keep single precision: twenty voxels of 1.0000001 mm are 20 mm3.
+    return _SMALL_MM3[region] / float(np.prod(spacing)) * (1 + 1e-6)
+
+
+def gathered(mask: Mask, steps: int) -> Numbers:
+    """Number the lesions of a mask; pieces that meet when grown `steps` times are one lesion."""
+    return np.where(mask, ndimage.label(dilated(mask, steps), masks.CONNECT_26)[0], 0)
+
+
+def dilated(mask: Mask, steps: int) -> Mask:
+    """A mask grown so many times by its 18 neighbours; beyond the volume nothing grows."""
+    for _ in range(steps):
+        # Sharing a face or an edge is lying in one plane: three squares of 3 x 3, side by side.
+        i, j = _spread(mask, 0), _spread(mask, 1)
+        mask = _spread(i, 1) | _spread(i, 2) | _spread(j, 2)
+    return mask
+
+
+def _spread(mask: Mask, axis: int) -> Mask:
+    """A mask and what lies beside it along one axis."""
+    out = mask.copy()
+    source, target = np.moveaxis(mask, axis, 0), np.moveaxis(out, axis, 0)
+    target[1:] |= source[:-1]
+    target[:-1] |= source[1:]
+    return out
+
+
+def without_small(numbers: Numbers, most_voxels: float) -> Numbers:
+    """Lesions of more than so many voxels, numbered anew in the same order."""
+    keep = np.bincount(numbers.ravel()) > most_voxels
+    keep[0] = False
+    return (np.cumsum(keep) * keep).astype(numbers.dtype)[numbers]
+
+
+def joined(numbers: Numbers, others: Sequence[Numbers]) -> Numbers:
+    """Give the lesions that touch the same lesion of another tissue one number.
+
+    `others` take their turns, each with the lesions that came out of the turn before. A lesion that
+    touches several lesions of one tissue goes with the first of them.
+    """
+    boxes = ndimage.find_objects(numbers)
+    group = list(range(len(boxes) + 1))
+    for other in others if len(boxes) > 1 else []:
+        first: dict[int, int] = {}
+        for number, box in enumerate(boxes, start=1):
+            for met in _near(numbers, number, box, other, 1):
+                first[group[number]] = min(met, first.get(group[number], met))
+        fresh = max(group)
+        group = [fresh + first[g] if g in first else g for g in group]
+    return np.unique(group, return_inverse=True)[1].astype(numbers.dtype)[numbers]

@@ -6,11 +6,11 @@ brain are radiological: the patient's right is on the left. Figures live outside
 notebook that draws hundreds keeps none of them.
 """
 
+from dcd_lab.plots.comparisons import by_volume, forest, matrix, seeds, tradeoff
+from dcd_lab.plots.curves import by_stage, curves, growth, schedule
+from dcd_lab.plots.features import bands, features, gallery, subbands
 from dcd_lab.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
-from dcd_lab.plots.scaling import growth
-from dcd_lab.plots.stages import by_stage, features, gallery, subbands
-from dcd_lab.plots.tables import by_volume, curves, forest, matrix, schedule, seeds, tradeoff
-from dcd_lab.plots.volumes import bands, compare_cases, segmentation, slices
+from dcd_lab.plots.volumes import compare_cases, segmentation, slices
 
 __all__ = [
     "LABEL_COLORS",

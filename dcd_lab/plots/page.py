@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 P = ParamSpec("P")
@@ -41,43 +44,23 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 # Any: matplotlib 3.11 spells out its settings in types, 3.9 does not.
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same page everywhere
-    "font.size": 11,
-    "axes.titlesize": 11,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 11),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 10),
+    "figure.titlesize": 12.5,
+    "figure.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor"), "white"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.axisbelow": True,
     "grid.color": FAINT,
     "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
     "legend.handlelength": 1.6,
-    "figure.titlesize": 12.5,
-    "figure.titleweight": "bold",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
     "lines.linewidth": 1.8,
 }
 
-UNITS = {
-    "mm": "mm",
-    "ml": "ml",
-    "ms": "ms",
-    "s": "s",
-    "min": "min",
-    "mib": "MiB",
-    "gib": "GiB",
-}
+UNITS = {"mm": "mm", "ml": "ml", "ms": "ms", "s": "s", "min": "min", "mib": "MiB", "gib": "GiB"}
 WORDS = {
     "dice": "Dice (0–1)",
     "lesion_dice": "lesion-wise Dice (0–1)",
@@ -89,7 +72,6 @@ WORDS = {
     "weight": "weight of the KD loss (no unit)",
     "gradient_norm": "gradient norm (no unit)",
     "learning_rate": "learning rate (no unit)",
-    "epoch": "epoch",
     "step": "training step",
     "seconds": "time (s)",
     "minutes": "time (min)",
@@ -154,15 +136,54 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def page(height_in: float, title: str | None = None, note: str | None = None) -> Page:
-    """An empty page `height_in` inches high, with a title above and a note below."""
+def blank(
+    height_in: float, title: str | None = None, note: str | None = None, *, of_slices: bool = False
+) -> Page:
+    """An empty page `height_in` inches high, with a title on top of that and a note below."""
     engine = ConstrainedLayoutEngine(w_pad=0.035, h_pad=0.05, wspace=0.0, hspace=0.0)
-    figure = Page(figsize=(WIDTH_IN, height_in), dpi=DPI, layout=engine)
+    height = height_in + (0.3 if title else 0)
+    figure = Page(figsize=(WIDTH_IN, height), dpi=DPI, layout=engine)
+    figure.of_slices = of_slices
     if title:
         figure.suptitle(title, x=0.01, ha="left")
     if note:
         figure.supxlabel(note, x=0.01, ha="left", fontsize=9.5, color=GREY)
     return figure
+
+
+def panels(figure: Page, count: int, columns: int, **options: Any) -> list[Axes]:
+    """So many panels, row by row."""
+    axes = figure.subplots(-(-count // columns), columns, squeeze=False, **options).ravel()
+    for spare in axes[count:]:
+        spare.remove()
+    return list(axes[:count])
+
+
+def picture(axes: Axes, values: np.ndarray, **options: Any) -> AxesImage:
+    """An image whose first row lies at the bottom, without ticks or frame."""
+    drawn = axes.imshow(values, origin="lower", **options)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return drawn
+
+
+def outline(
+    axes: Axes, mask: np.ndarray, edges: Sequence[float], color: str, **options: Any
+) -> ContourSet:
+    """The contour of a mask on an image with the edges (left, right, bottom, top)."""
+    left, right, low, high = edges
+    dx, dy = (right - left) / mask.shape[1], (high - low) / mask.shape[0]
+    extent = (left - dx, right + dx, low - dy, high + dy)
+    options = {"linewidths": 1.5, "origin": "lower", "extent": extent, **options}
+    # A margin of zeros closes the contours of labels that touch the edge of the volume.
+    return axes.contour(np.pad(mask, 1).astype(float), levels=[0.5], colors=[color], **options)
+
+
+def color_bar(figure: Figure, drawn: AxesImage, axes: Any, label: str, **options: Any) -> None:
+    """A bar that names the value of the colours with its unit."""
+    bar = figure.colorbar(drawn, ax=axes, pad=0.02, **options)
+    bar.set_label(label)
+    bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 def colors(names: Iterable[object]) -> dict[str, str]:
@@ -171,19 +192,37 @@ def colors(names: Iterable[object]) -> dict[str, str]:
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(distinct)}
 
 
+def marker(number: int) -> str:
+    """The marker of the so many-th name, from 0."""
+    return MARKERS[number % len(MARKERS)]
+
+
 def axis_label(column: str) -> str:
     """The axis label of a table's column, with its unit: `hd95_mm` gives `HD95 (mm)`."""
     if column in WORDS:
         return WORDS[column]
-    tolerance = re.fullmatch(r"(lesion_)?nsd_(\d+)mm", column)
+    tolerance = re.fullmatch(r"(lesion_)?nsd_([\d.]+)mm", column)
     if tolerance:
-        # 05 means 0.5: the names of columns leave the decimal point out.
+        # 05 means 0.5: the names of columns leave the point after a leading 0 out.
         number = re.sub(r"^0(?=\d)", "0.", tolerance[2])
         return f"{'lesion-wise ' if tolerance[1] else ''}NSD at {number} mm (0–1)"
     words, _, unit = column.rpartition("_")
     if words and unit in UNITS:
         return f"{_words(words)} ({UNITS[unit]})"
     return _words(column)
+
+
+def legend(
+    figure: Figure, handles: Sequence[Any], *, columns: int, loc: Any = "outside lower left"
+) -> None:
+    """A legend of at most so many columns outside the axes."""
+    figure.legend(handles=list(handles), loc=loc, ncols=min(len(handles), columns))
+
+
+def labelled(axes: Axes, x: str, y: str) -> None:
+    """Axes named after columns of a table, with lines to read values by."""
+    axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
+    grid(axes)
 
 
 def grid(axes: Axes, axis: str = "both") -> None:

@@ -1,29 +1,39 @@
-"""Volumes seen: slices of a case, predictions over them, and the bands of a wavelet transform."""
+"""Volumes of patients: slices of a case, cases side by side, and predictions over them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import AbstractPathEffect, withStroke
+from matplotlib.patheffects import withStroke
 
 from dcd_core.types import Case, ContractError, Task
-from dcd_core.wavelet import BANDS
-from dcd_lab.plots.page import FAINT, LABEL_COLORS, PALETTE, WIDTH_IN, Page, page, styled
+from dcd_lab.plots import page
+from dcd_lab.plots.page import Page, styled
 
 # The axis a plane is cut along, in (right, anterior, superior) order.
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 RADIOLOGICAL = "Radiological view: R is the patient's right, A is anterior."
+DOTS = (0, (1, 1.3))
+BRIGHT: dict[str, Any] = {
+    "color": "white",
+    "fontsize": 10,
+    "path_effects": [withStroke(linewidth=2.6, foreground="black")],
+}
+
+Edges: TypeAlias = tuple[float, ...]
+"""Left, right, bottom and top in mm, from the centre of the volume."""
 
 
 class View(NamedTuple):
     """A case turned so that its axes run to the patient's right, front and top, at display scale.
 
-    `image` (c, x, y, z) between 0 (black) and 1; `label` (x, y, z); `brain` where anything is seen.
+    `image` (c, x, y, z) between 0 (black) and 1; `label` (x, y, z); `brain` where anything is seen;
+    `turn` as in nibabel.
     """
 
     image: Float[np.ndarray, "c x y z"]
@@ -49,21 +59,18 @@ def slices(
     the task does not have.
     """
     view, rows = _view(case), _channels(task, channels)
-    at = _best(view) if center is None else _turned_index(center, case, view)
-    boxes = {plane: _box([view.brain], view, axis) for plane, axis in PLANES.items()}
+    boxes = {plane: _box([view.brain], view, plane) for plane in PLANES}
     widths = [right - left for left, right, _, _ in boxes.values()]
     tallest = max(high - low for _, _, low, high in boxes.values())
-    shown = _labels_shown(task, [view.label])
-    figure = page(_height(len(rows) * tallest, sum(widths), title), title, RADIOLOGICAL)
-    figure.of_slices = True
-    panels = figure.subplots(len(rows), 3, squeeze=False, width_ratios=widths)
-    for (name, channel), row in zip(rows.items(), panels, strict=True):
+    figure = _page(len(rows) * tallest, sum(widths), title)
+    grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=widths)
+    for (name, channel), row in zip(rows.items(), grid, strict=True):
         for (plane, box), axes in zip(boxes.items(), row, strict=True):
-            index = at[PLANES[plane]]
-            _show(axes, view, channel, plane, index, _sized(box, tall=tallest))
-            _outline(axes, view, view.label, plane, index)
-            _corner(axes, f"{name}  {plane}" if plane == "axial" else plane)
-    _legend(figure, shown)
+            index = _largest(view, plane) if center is None else _turned(center, plane, view)
+            words = f"{name}  {plane}" if plane == "axial" else plane
+            _show(axes, view, channel, plane, index, _sized(box, tall=tallest), words)
+            _labels(axes, view, view.label, plane, index)
+    _legend(figure, task, [view.label])
     return figure
 
 
@@ -85,22 +92,18 @@ def compare_cases(
     """
     views, columns = [_view(case) for case in cases], _channels(task, channels)
     titles = [case.id for case in cases] if titles is None else titles
-    axis = _axis(plane)
-    boxes = [_box([view.brain], view, axis) for view in views]
+    boxes = [_box([view.brain], view, plane) for view in views]
     wide = max(right - left for left, right, _, _ in boxes)
     tall = max(high - low for _, _, low, high in boxes)
-    shown = _labels_shown(task, [view.label for view in views])
-    figure = page(_height(len(views) * tall, len(columns) * wide, title), title, RADIOLOGICAL)
-    figure.of_slices = True
-    panels = figure.subplots(len(views), len(columns), squeeze=False)
-    for view, name, box, row in zip(views, titles, boxes, panels, strict=True):
-        index = _best(view)[axis]
+    figure = _page(len(views) * tall, len(columns) * wide, title)
+    grid = figure.subplots(len(views), len(columns), squeeze=False)
+    for view, name, box, row in zip(views, titles, boxes, grid, strict=True):
         for (channel_name, channel), axes in zip(columns.items(), row, strict=True):
-            _show(axes, view, channel, plane, index, _sized(box, wide, tall))
-            _outline(axes, view, view.label, plane, index)
-            _corner(axes, channel_name)
+            index = _largest(view, plane)
+            _show(axes, view, channel, plane, index, _sized(box, wide, tall), channel_name)
+            _labels(axes, view, view.label, plane, index)
         row[0].set_ylabel(name)
-    _legend(figure, shown)
+    _legend(figure, task, [view.label for view in views])
     return figure
 
 
@@ -128,93 +131,35 @@ def segmentation(
             raise ContractError(
                 f"shape of prediction {name}", prediction.shape, case.image.shape[1:], "resample it"
             )
-    view, axis = _view(case), _axis(plane)
+    view = _view(case)
     picked = next(iter(_channels(task, None if channel is None else [channel]).values()))
-    at = _best(view)[axis] if index is None else _turned_slice(index, axis, case, view)
+    at = _largest(view, plane) if index is None else _turned((index,) * 3, plane, view)
     volumes = {"truth": view.label}
-    volumes |= {name: _turn(array.astype(int), view.turn) for name, array in predictions.items()}
-    box = _box(volumes.values(), view, axis, at) if zoom else _box([view.brain], view, axis)
+    volumes |= {name: _oriented(each.astype(int), view.turn) for name, each in predictions.items()}
+    box = _box(volumes.values(), view, plane, at) if zoom else _box([view.brain], view, plane)
     columns = min(len(volumes), 3 if len(volumes) in (5, 6) else 4)
     rows = -(-len(volumes) // columns)
-    shown = _labels_shown(task, volumes.values())
-    width, tall = box[1] - box[0], box[3] - box[2]
-    height = _height(rows * tall, columns * width, title) + 0.25 * rows
-    figure = page(height, title, RADIOLOGICAL)
-    figure.of_slices = True
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, volume) in zip(panels, volumes.items(), strict=False):
+    figure = _page(rows * (box[3] - box[2]), columns * (box[1] - box[0]), title, 0.25 * rows)
+    for axes, (name, volume) in zip(
+        page.panels(figure, len(volumes), columns), volumes.items(), strict=True
+    ):
         _show(axes, view, picked, plane, at, box)
         if name != "truth":
-            _outline(axes, view, view.label > 0, plane, at, dotted=True)
-        _outline(axes, view, volume, plane, at)
+            _labels(axes, view, view.label, plane, at, dotted=True)
+        _labels(axes, view, volume, plane, at)
         axes.set_title(name)
-    for axes in panels[len(volumes) :]:
-        axes.set_visible(False)
-    truth = Line2D([], [], color="white", linestyle=_DOTS, label="truth", path_effects=_halo())
-    _legend(figure, [*shown, truth])
+    halo = BRIGHT["path_effects"]
+    truth = Line2D([], [], color="white", linestyle=DOTS, label="truth", path_effects=halo)
+    _legend(figure, task, volumes.values(), truth)
     return figure
-
-
-@styled
-def bands(
-    volume_bands: Any,
-    *,
-    plane: int = 2,
-    index: int | None = None,
-    marked: Sequence[str] = (),
-    title: str | None = None,
-) -> Page:
-    """The eight sub-bands of one volume, (8, d, h, w), with the share of energy each holds.
-
-    Array or tensor; leading axes of length 1 are dropped. `plane` is the axis cut along, `index`
-    the slice (default: the one with the most detail). The seven details share one colour scale.
-    `marked` bands get a frame: those a loss uses, say. Raises ContractError for other shapes.
-    """
-    values = _bands(volume_bands)
-    energy = (values**2).sum(axis=(1, 2, 3))
-    share = energy / energy.sum() if energy.sum() > 0 else energy
-    detail = (values[1:] ** 2).sum(axis=(0, *(a + 1 for a in range(3) if a != plane)))
-    cut = np.take(values, int(detail.argmax()) if index is None else index, axis=plane + 1)
-    top = float(np.quantile(np.abs(cut[1:]), 0.998)) or 1.0
-    tall = cut.shape[2] / cut.shape[1] * (WIDTH_IN - 1.05) / 4
-    figure = page(2 * tall + 0.85 + (0.3 if title else 0), title, _BANDS_NOTE)
-    panels = figure.subplots(2, 4).ravel()
-    for axes, name, plate, part in zip(panels, BANDS, cut, share, strict=True):
-        scale = (
-            {"cmap": "gray"} if name == BANDS[0] else {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
-        )
-        drawn = axes.imshow(plate.T, origin="lower", interpolation="nearest", **scale)
-        axes.set_title(f"{name}   {_percent(part)}", weight="bold" if name in marked else "normal")
-        _frame(axes, PALETTE[1] if name in marked else FAINT, 2.5 if name in marked else 0.8)
-    bar = figure.colorbar(drawn, ax=panels, shrink=0.6, aspect=24, pad=0.02)
-    bar.set_label("detail coefficient")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    return figure
-
-
-_BANDS_NOTE = "a: approximation, d: detail, along (D, H, W). Percentages: share of the energy."
-
-
-def _bands(volume_bands: Any) -> Float[np.ndarray, "8 d h w"]:
-    array = volume_bands.detach().cpu() if hasattr(volume_bands, "detach") else volume_bands
-    values = np.asarray(array, dtype=np.float64)
-    if values.ndim < 4 or values.shape[-4] != 8 or values.size != np.prod(values.shape[-4:]):
-        raise ContractError(
-            "bands", values.shape, "(8, d, h, w)", "pick one volume and channel: bands[0, 3]"
-        )
-    return values.reshape(values.shape[-4:])
-
-
-def _percent(part: float) -> str:
-    return f"{100 * part:.1f} %" if part >= 0.001 else f"{100 * part:.1g} %"
 
 
 def _view(case: Case) -> View:
     from nibabel.orientations import io_orientation
 
     turn = io_orientation(case.affine)
-    image = np.stack([_turn(channel, turn) for channel in case.image]).astype(np.float64)
-    label = np.zeros(image.shape[1:], int) if case.label is None else _turn(case.label, turn)
+    image = np.stack([_oriented(channel, turn) for channel in case.image]).astype(np.float64)
+    label = np.zeros(image.shape[1:], int) if case.label is None else _oriented(case.label, turn)
     spacing = tuple(float(case.spacing_mm[i]) for i in np.argsort(turn[:, 0]))
     # Skull-stripped images are exactly 0 outside the brain, in every channel.
     brain = (image != 0).any(axis=0)
@@ -222,21 +167,18 @@ def _view(case: Case) -> View:
     return View(window, label.astype(int), brain, spacing, turn)
 
 
-def _turn(volume: np.ndarray, turn: np.ndarray) -> np.ndarray:
+def _oriented(volume: np.ndarray, turn: np.ndarray) -> np.ndarray:
     from nibabel.orientations import apply_orientation
 
     return apply_orientation(volume, turn)
 
 
-def _turned_index(index: Sequence[int], case: Case, view: View) -> tuple[int, int, int]:
-    order = np.argsort(view.turn[:, 0])
-    x, y, z = (_turned_slice(index[order[axis]], axis, case, view) for axis in range(3))
-    return x, y, z
-
-
-def _turned_slice(index: int, axis: int, case: Case, view: View) -> int:
+def _turned(center: Sequence[int], plane: str, view: View) -> int:
+    """The slice of a view through a voxel of its case."""
+    axis = _axis(plane)
     source = int(np.flatnonzero(view.turn[:, 0] == axis)[0])
-    return index if view.turn[source, 1] > 0 else case.image.shape[1 + source] - 1 - index
+    forward = view.turn[source, 1] > 0
+    return center[source] if forward else view.brain.shape[axis] - 1 - center[source]
 
 
 def _window(channel: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -248,16 +190,10 @@ def _window(channel: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return np.where(brain, scaled, 0)
 
 
-def _best(view: View) -> tuple[int, int, int]:
+def _largest(view: View, plane: str) -> int:
+    """The slice where the labels are largest, or the brain where there is none."""
     seen = view.label > 0 if (view.label > 0).any() else view.brain
-    first, second, third = (
-        int(seen.sum(axis=tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)
-    )
-    return first, second, third
-
-
-def _extent_mm(view: View) -> np.ndarray:
-    return np.array(view.brain.shape) * view.spacing_mm
+    return int(np.moveaxis(seen, _axis(plane), 0).sum(axis=(1, 2)).argmax())
 
 
 def _axis(plane: str) -> int:
@@ -279,118 +215,76 @@ def _plate(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
     return np.take(volume, index, axis=_axis(plane)).T[:, ::-1]
 
 
-def _edges_mm(view: View, plane: str) -> tuple[float, float, float, float]:
-    wide, tall = np.delete(_extent_mm(view), _axis(plane)) / 2
+def _edges(view: View, plane: str) -> Edges:
+    wide, tall = np.delete(np.multiply(view.brain.shape, view.spacing_mm), _axis(plane)) / 2
     return -wide, wide, -tall, tall
 
 
 def _show(
-    axes: Axes, view: View, channel: int, plane: str, index: int, box: Sequence[float]
+    axes: Axes, view: View, channel: int, plane: str, index: int, box: Edges, words: str = ""
 ) -> None:
-    plate = _plate(view.image[channel], plane, index)
-    axes.imshow(
-        plate,
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        origin="lower",
-        extent=_edges_mm(view, plane),
-        interpolation="bilinear",
-        interpolation_stage="data",
-    )
-    left, right, low, high = box
-    axes.set(xlim=(left, right), ylim=(low, high), xticks=[], yticks=[], facecolor="black")
-    axes.spines[:].set_visible(False)
+    """A slice with the letter of its left side, and words in the upper corner."""
+    smooth = {"interpolation": "bilinear", "interpolation_stage": "data"}
+    plate, extent = _plate(view.image[channel], plane, index), _edges(view, plane)
+    page.picture(axes, plate, cmap="gray", vmin=0, vmax=1, extent=extent, **smooth)
+    axes.set(xlim=box[:2], ylim=box[2:], facecolor="black")
     letter = "A" if plane == "sagittal" else "R"
-    axes.text(0.02, 0.5, letter, transform=axes.transAxes, va="center", **_BRIGHT)
+    axes.text(0.02, 0.5, letter, transform=axes.transAxes, va="center", **BRIGHT)
+    axes.text(0.02, 0.97, words, transform=axes.transAxes, va="top", **BRIGHT)
 
 
-def _outline(
+def _labels(
     axes: Axes, view: View, volume: np.ndarray, plane: str, index: int, *, dotted: bool = False
 ) -> None:
-    plate = _plate(volume.astype(int), plane, index)
+    """The contours of every label of a slice, or dotted in white that of all labels together."""
+    plate, edges = _plate(volume, plane, index), _edges(view, plane)
+    if dotted:
+        if plate.any():
+            line = page.outline(axes, plate > 0, edges, "white", linewidths=1.3, linestyles=[DOTS])
+            line.set_path_effects([withStroke(linewidth=2.0, foreground="black")])
+        return
     for value in np.unique(plate[plate > 0]):
-        color = "white" if dotted else LABEL_COLORS[(value - 1) % len(LABEL_COLORS)]
-        # A margin of zeros closes the contours of labels that touch the edge of the volume.
-        drawn = axes.contour(
-            np.pad(plate == value, 1).astype(float),
-            levels=[0.5],
-            colors=[color],
-            linewidths=1.3 if dotted else 1.5,
-            linestyles=[_DOTS if dotted else "-"],
-            origin="lower",
-            extent=_padded(_edges_mm(view, plane), plate.shape),
-        )
-        if dotted:
-            drawn.set_path_effects(_halo(2.0))
+        page.outline(axes, plate == value, edges, _color(int(value)))
 
 
-def _padded(
-    edges: tuple[float, float, float, float], shape: tuple[int, ...]
-) -> tuple[float, float, float, float]:
-    left, right, low, high = edges
-    dx, dy = (right - left) / shape[1], (high - low) / shape[0]
-    return left - dx, right + dx, low - dy, high + dy
-
-
-def _box(
-    volumes: Any, view: View, axis: int, index: int | None = None, margin_mm: float = 5.0
-) -> tuple[float, float, float, float]:
-    """Edges in mm around everything nonzero: in slice `index`, or in any slice."""
-    plane = next(name for name, value in PLANES.items() if value == axis)
-    flats = [(v > 0).any(axis=axis, keepdims=True) if index is None else v > 0 for v in volumes]
-    seen = np.any([_plate(flat, plane, index or 0) for flat in flats], axis=0)
-    edges = _edges_mm(view, plane)
+def _box(volumes: Iterable[np.ndarray], view: View, plane: str, index: int | None = None) -> Edges:
+    """Edges 5 mm around everything nonzero: in any slice, or, as a square, in slice `index`."""
+    axis, edges = _axis(plane), _edges(view, plane)
+    flat = [(v > 0).max(axis, keepdims=True) if index is None else v > 0 for v in volumes]
+    seen = np.any([_plate(volume, plane, index or 0) for volume in flat], axis=0)
     if not seen.any():
         return edges
-    rows, columns = (np.flatnonzero(seen.any(axis=a)) for a in (1, 0))
-    dx, dy = (edges[1] - edges[0]) / seen.shape[1], (edges[3] - edges[2]) / seen.shape[0]
-    x0, x1 = edges[0] + dx * columns[0] - margin_mm, edges[0] + dx * (columns[-1] + 1) + margin_mm
-    y0, y1 = edges[2] + dy * rows[0] - margin_mm, edges[2] + dy * (rows[-1] + 1) + margin_mm
+    sides = []
+    for across, start, stop in ((0, *edges[:2]), (1, *edges[2:])):
+        marked = np.flatnonzero(seen.any(axis=across))
+        step = (stop - start) / seen.shape[1 - across]
+        sides += [start + step * marked[0] - 5.0, start + step * (marked[-1] + 1) + 5.0]
     if index is None:
-        return x0, x1, y0, y1
-    half = max(x1 - x0, y1 - y0) / 2  # a square, so that panels do not change shape by case
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    return x - half, x + half, y - half, y + half
+        return tuple(sides)
+    side = max(sides[1] - sides[0], sides[3] - sides[2])  # panels do not change shape by case
+    return _sized(sides, side, side)
 
 
-def _sized(box: Sequence[float], wide: float = 0.0, tall: float = 0.0) -> tuple[float, ...]:
+def _sized(box: Sequence[float], wide: float = 0.0, tall: float = 0.0) -> Edges:
     """The box grown to a size in mm around its own centre."""
     left, right, low, high = box
     x, y = max(wide - (right - left), 0) / 2, max(tall - (high - low), 0) / 2
     return left - x, right + x, low - y, high + y
 
 
-def _halo(width: float = 2.6) -> list[AbstractPathEffect]:
-    return [withStroke(linewidth=width, foreground="black")]
+def _page(tall_mm: float, wide_mm: float, title: str | None, more_in: float = 0.0) -> Page:
+    height = float(page.WIDTH_IN * tall_mm / wide_mm + 0.35 + more_in)
+    return page.blank(height, title, RADIOLOGICAL, of_slices=True)
 
 
-_DOTS = (0, (1, 1.3))
-_BRIGHT: dict[str, Any] = {"color": "white", "fontsize": 10, "path_effects": _halo()}
+def _color(value: int) -> str:
+    return page.LABEL_COLORS[(value - 1) % len(page.LABEL_COLORS)]
 
 
-def _corner(axes: Axes, text: str) -> None:
-    axes.text(0.02, 0.97, text, transform=axes.transAxes, va="top", **_BRIGHT)
-
-
-def _frame(axes: Axes, color: str, width: float) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(visible=True, color=color, linewidth=width)
-
-
-def _height(tall_mm: float, wide_mm: float, title: str | None) -> float:
-    return float(WIDTH_IN * tall_mm / wide_mm + 0.35 + (0.3 if title else 0))
-
-
-def _labels_shown(task: Task, volumes: Any) -> list[Line2D]:
+def _legend(figure: Page, task: Task, volumes: Iterable[np.ndarray], *more: Line2D) -> None:
     values = sorted({int(x) for volume in volumes for x in np.unique(volume) if x > 0})
     names = {v: task.labels[v] if v < len(task.labels) else f"label {v}" for v in values}
-    return [
-        Line2D([], [], color=LABEL_COLORS[(v - 1) % len(LABEL_COLORS)], label=names[v], linewidth=3)
-        for v in values
-    ]
-
-
-def _legend(figure: Page, handles: Sequence[Line2D]) -> None:
-    if handles:
-        figure.legend(handles=list(handles), loc="outside upper right", ncols=len(handles))
+    lines = [Line2D([], [], color=_color(v), label=names[v], linewidth=3) for v in values]
+    if lines or more:
+        handles = [*lines, *more]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))

@@ -1,46 +1,22 @@
-"""Records: parameters go in, results and their provenance come out.
+"""Records: results and figures with their provenance, and the names of what is kept.
 
-A notebook asks this module for its parameters, hands it tables and figures, and the book reads what
-was kept. Every file is written under a temporary name and then renamed, so that an interrupted run
-leaves either the old file or the new one, never half of one.
+A notebook hands this module its tables and figures, and the book reads what was kept. Every file is
+written under a temporary name and then renamed, so that an interrupted run leaves either the old
+file or the new one, never half of one.
 """
 
-from dcd_lab.records.identity import (
-    ROOMS,
-    capacity,
-    facts,
-    fingerprint,
-    resident_bytes,
-    source_hash,
-    versions,
-)
+from dcd_lab.records.identity import facts, fingerprint, source_hash, versions
 from dcd_lab.records.places import real_cases, root
-from dcd_lab.records.results import (
-    PROFILES,
-    load,
-    params,
-    profile_document,
-    published,
-    read_yaml,
-    save,
-    save_figure,
-)
+from dcd_lab.records.results import load, published, save, save_figure
 from dcd_lab.records.shown import glue
 
 __all__ = [
-    "PROFILES",
-    "ROOMS",
-    "capacity",
     "facts",
     "fingerprint",
     "glue",
     "load",
-    "params",
-    "profile_document",
     "published",
-    "read_yaml",
     "real_cases",
-    "resident_bytes",
     "root",
     "save",
     "save_figure",

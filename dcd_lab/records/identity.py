@@ -14,45 +14,37 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dcd_core.errors import nearest
 from dcd_core.types import ContractError
 from dcd_lab.records.places import root
 
 _PACKAGES = ("torch", "numpy", "monai", "pywavelets")
-ROOMS = ("dcd_core", "dcd_lab")
-"""The packages of the project."""
-_CODE = (*ROOMS, "notebooks", "constraints.txt")
+_ROOMS = ("dcd_core", "dcd_lab")
+_CODE = (*_ROOMS, "notebooks", "constraints.txt")
 
 
 def fingerprint(*parts: object) -> str:
     """Return 12 hexadecimal digits that name `parts`, the same on every machine and in every run.
 
-    Parts are numbers, strings, paths, None, dataclasses, named tuples, numpy scalars and arrays,
-    and mappings, sequences and sets of these. Raises ContractError for anything else (a function
-    has no value to compare).
+    Parts are numbers, strings, paths, None, dataclasses, numpy scalars and arrays, and mappings,
+    sequences and sets of these. Raises ContractError for anything else (a function has no value to
+    compare).
     """
-    text = json.dumps([canonical(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=plain_data)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
 
-def canonical(value: object) -> object:
-    """Return `value` as plain JSON data; ContractError for what has no value to compare."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+def plain_data(value: object) -> object:
+    """Return in the words of JSON what JSON has no word for, as its parameter `default` does."""
     if isinstance(value, os.PathLike):
         return os.fspath(value).replace(os.sep, "/")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return canonical(value._asdict())
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
+        return dict(value)
     if isinstance(value, set | frozenset):
-        return sorted((canonical(item) for item in value), key=json.dumps)
+        return sorted(value, key=repr)
     if hasattr(value, "tolist") and type(value).__module__.startswith("numpy"):
         return value.tolist()
     raise ContractError(
@@ -63,29 +55,15 @@ def canonical(value: object) -> object:
     )
 
 
-def source_hash(*module_names: str) -> str:
-    """Return 12 hexadecimal digits over the source of dcd_core and dcd_lab, or of modules named.
-
-    Names are such as "dcd_core.dcd" or "dcd_lab.data"; only the files of these modules count, not
-    what they import. Raises ContractError for a module that is not there.
-    """
+def source_hash() -> str:
+    """Return 12 hexadecimal digits over the source of dcd_core and dcd_lab."""
     home = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for file in sorted({file for name in module_names or ROOMS for file in _files(home, name)}):
-        digest.update(f"{file.relative_to(home).as_posix()}\n".encode())
-        digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
+    for file in sorted(file for room in _ROOMS for file in (home / room).rglob("*")):
+        if file.suffix in (".py", ".c"):
+            digest.update(f"{file.relative_to(home).as_posix()}\n".encode())
+            digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:12]
-
-
-def _files(home: Path, name: str) -> list[Path]:
-    """The source files of a module: one file, or all below a folder."""
-    stem = home.joinpath(*name.split("."))
-    one = stem.with_suffix(".py")
-    found = [one] if one.is_file() else [f for f in stem.rglob("*") if f.suffix in (".py", ".c")]
-    if name.split(".")[0] not in ROOMS or not found:
-        known = {f"{room}.{file.stem}" for room in ROOMS for file in (home / room).iterdir()}
-        raise ContractError("module", repr(name), "a module of the project", nearest(name, known))
-    return found
 
 
 def facts(*, seed: int | None = None, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -109,15 +87,16 @@ def facts(*, seed: int | None = None, params: Mapping[str, Any] | None = None) -
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python, of the packages that compute, and of dcd_core."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
     from dcd_core import __version__
 
-    return {**found, "dcd_core": __version__}
+    installed = {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **installed, "dcd_core": __version__}
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
 
 
 def _git(*arguments: str) -> str:
@@ -130,6 +109,7 @@ def _git(*arguments: str) -> str:
 
 
 def _machine() -> dict[str, Any]:
+    import joblib
     import torch
 
     from dcd_core.infer import native_bfloat16
@@ -137,7 +117,7 @@ def _machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu(),
-        "cores": capacity()["cores"],
+        "cores": joblib.cpu_count(),  # as far as this process may use them
         "gpu": gpu,
         "bf16": native_bfloat16(torch.device("cuda" if gpu else "cpu")),
         "os": f"{platform.system()} {platform.machine()}",
@@ -150,35 +130,3 @@ def _cpu() -> str:
         text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
-
-
-def capacity() -> dict[str, Any]:
-    """Return what this process may use: `cores` (affinity and quota) and `memory_gib`."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _first_line("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = max(1, min(cores, round(int(quota[0]) / int(quota[1]))))
-    limits = []
-    with suppress(AttributeError, ValueError, OSError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if (limit := _first_line("/sys/fs/cgroup/memory.max")).isdigit():
-        limits.append(int(limit))
-    return {"cores": cores, "memory_gib": round(min(limits) / 2**30, 1) if limits else None}
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text("utf-8").split("\n", 1)[0]
-    except OSError:
-        return ""
-
-
-def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
-    """Memory that this process holds ("VmRSS") or has held at most ("VmHWM"), on Linux.
-
-    Unlike `ru_maxrss`, which begins at the peak of the process that started this one.
-    """
-    status = Path("/proc/self/status").read_text("ascii", errors="replace")
-    line = next(line for line in status.splitlines() if line.startswith(f"{which}:"))
-    return 1024 * int(line.split()[1])

@@ -1,4 +1,4 @@
-"""Where things are, and files that are never half written."""
+"""The folder of the project, and the files that are written in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 from dcd_core.storage import atomic
@@ -50,9 +51,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8"))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write plain data as an indented JSON file, atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(
+    path: Path, value: object, *, default: Callable[[object], object] | None = None
+) -> None:
+    """Write data as an indented JSON file, atomically; `default` is that of `json.dumps`."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=default)
+    write_text(path, text + "\n")
 
 
 def plain(name: str) -> str:

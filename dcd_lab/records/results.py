@@ -1,10 +1,9 @@
-"""Parameters in; tables and figures out, each with its provenance."""
+"""Tables and figures, each with its provenance."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,75 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dcd_core.errors import nearest
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
-from dcd_lab.records.identity import canonical, facts
+from dcd_lab.records.identity import facts, plain_data
 from dcd_lab.records.places import plain, root, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-
-
-PROFILES = ("smoke", "demo", "study", "paper")
-"""Cheapest first: seconds for a test, minutes for the book, hours for a study, days for a paper."""
-
-
-def read_yaml(text: str) -> Any:
-    """Return the value of a YAML text, in which 1e-3 is a number (in YAML 1.1 it is a string)."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    number = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return yaml.load(text, Loader)
-
-
-def profile_document(profile: str) -> dict[str, dict[str, Any]]:
-    """Return `notebooks/params/<profile>.yml`: the section `shared` and one section per notebook.
-
-    Raises ContractError for an unknown profile or a file of another structure.
-    """
-    import yaml
-
-    folder = root() / "notebooks" / "params"
-    file = folder / f"{profile}.yml"
-    known = [path.stem for path in folder.glob("*.yml")]
-    if profile not in known:
-        raise ContractError("profile", repr(profile), "a known profile", nearest(profile, known))
-    try:
-        document = read_yaml(file.read_text("utf-8")) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise ContractError(
-            f"notebooks/params/{profile}.yml", f"broken YAML{place}", "YAML", "correct that line"
-        ) from None
-    sections = {name: section or {} for name, section in document.items()}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise ContractError(
-                f"section {name!r} of notebooks/params/{profile}.yml",
-                type(section).__name__,
-                "a mapping of parameters",
-                "indent `key: value` lines below it",
-            )
-    return sections
-
-
-def params(profile: str, notebook: str) -> dict[str, Any]:
-    """Return the parameters of a notebook: the profile's name, the shared ones, then its own.
-
-    `notebook` is the stem, such as "05-brats". Raises ContractError for an unknown profile or
-    notebook.
-    """
-    document = profile_document(profile)
-    known = {path.stem for path in (root() / "notebooks").glob("*.ipynb")} | set(document)
-    if notebook not in known - {"shared"}:
-        raise ContractError(
-            "notebook", repr(notebook), "a known notebook", nearest(notebook, known - {"shared"})
-        )
-    return {"profile": profile, **document.get("shared", {}), **document.get(notebook, {})}
 
 
 def save(
@@ -108,11 +44,11 @@ def save(
         "columns": [str(column) for column in frame.columns],
         "rows": len(frame),
         "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        **{key: canonical(value) for key, value in extra.items()},
+        **extra,
         "facts": facts(seed=seed, params=given),
     }
     write_text(path, text)
-    write_json(path.with_suffix(".json"), sidecar)
+    write_json(path.with_suffix(".json"), sidecar, default=plain_data)
     return path
 
 

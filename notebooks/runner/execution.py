@@ -2,191 +2,153 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-from dcd_core.storage import atomic
+import joblib
+import nbformat
+import psutil
+
 from dcd_lab import records
-from runner.jobs import CHECKOUT, Job, is_done, remember, write_json
-from runner.pages import failure, publishable
+from dcd_lab.pool import PR_SET_PDEATHSIG
+from runner.jobs import CHECKOUT, Job, is_done, relative, remember
+from runner.pages import failure, settle, write
 from runner.screen import Screen
 
-LIMIT_BYTES = 1_000_000
-TRIES = 3  # parallel kernel starts can lose a race for a port
+TRIES = 3  # two kernels that start at once can choose the same port
+end_with_parent = None
+if sys.platform == "linux":
+    end_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+PAPERMILL = """
+import json, sys, papermill
+papermill.execute_notebook(
+    **json.load(sys.stdin), kernel_name="python3", progress_bar=False, start_timeout=120,
+    coalesce_streams=True)
+"""
 
 
-@dataclass
-class Runner:
-    """Runs jobs, at most `workers` at a time, inside a scratch folder that vanishes afterwards."""
+async def papermill(job: Job, threads: int) -> int:
+    """Execute a notebook into `job.scratch` and return the exit status.
 
-    jobs: dict[str, Job]
-    workers: int
-    scratch: Path
-    publish: bool = False
-    screen: Screen = field(default_factory=lambda: Screen(sys.stdout))
-
-    def run(self) -> bool:
-        """Run everything; return whether all went well. An interrupt ends the children first."""
-        _kernel(self.scratch)
-        try:
-            while self._pending():
-                self._start_ready()
-                self._collect()
-                self.screen.show(self.jobs.values(), self.progress)
-                time.sleep(0.1)
-        finally:
-            for job in self.jobs.values():
-                if job.process is not None:
-                    end(job.process)
-            self.screen.leave(self.jobs.values(), self.progress)
-        return all(job.state in ("run", "cached") for job in self.jobs.values())
-
-    def progress(self, job: Job) -> dict[str, Any]:
-        """Return the latest state the notebook reported through records.progress."""
-        with suppress(OSError, ValueError):
-            return dict(json.loads(self._file(job, "progress").read_text("utf-8")))
-        return {}
-
-    def _file(self, job: Job, suffix: str) -> Path:
-        return self.scratch / f"{job.name}.{suffix}"
-
-    def _pending(self) -> bool:
-        return any(job.state in ("waiting", "running") for job in self.jobs.values())
-
-    def _start_ready(self) -> None:
-        for job in self.jobs.values():
-            needs = [self.jobs[name].state for name in job.notebook.needs]
-            if job.state != "waiting" or any(state in ("waiting", "running") for state in needs):
-                continue
-            if any(state in ("failed", "blocked") for state in needs):
-                job.state, job.message = "blocked", "a notebook it needs failed"
-            elif not job.forced and is_done(job):
-                job.state = "cached"
-                self._to_book(job)
-            elif sum(other.state == "running" for other in self.jobs.values()) < self.workers:
-                self._start(job)
-
-    def _start(self, job: Job) -> None:
-        import yaml
-
-        job.kept.mkdir(parents=True, exist_ok=True)
-        job.state, job.tries = "running", job.tries + 1
-        job.started_s = job.started_s or time.monotonic()
-        parameters = self._file(job, "yml")
-        parameters.write_text(yaml.safe_dump(job.parameters, allow_unicode=True), "utf-8")
-        command = [sys.executable, "-m", "papermill", str(job.notebook.path)]
-        command += [str(self._file(job, "ipynb")), "-f", str(parameters), "-k", "python3"]
-        command += ["--cwd", str(records.root()), "--no-progress-bar", "--start-timeout", "120"]
-        with job.log.open("wb") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which ends the others.
-            job.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(job),
-                start_new_session=True,
-            )
-
-    def _environment(self, job: Job) -> dict[str, str]:
-        threads = str(max(1, records.capacity()["cores"] // self.workers))
-        paths = (str(CHECKOUT), os.environ.get("PYTHONPATH", ""))
-        return {
-            # This one alone: MKL and OpenBLAS follow it, and worker processes lower it to 1. Their
-            # own variables would win over that, and two workers of two threads spin for each other.
-            "OMP_NUM_THREADS": threads,
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            "PYTHONUTF8": "1",
-            "PYTHONHASHSEED": "0",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "JUPYTER_PATH": str(self.scratch / "jupyter"),
-            "JUPYTER_RUNTIME_DIR": str(self.scratch / "runtime"),
-            "JUPYTER_PLATFORM_DIRS": "1",
-            "IPYTHONDIR": str(self.scratch / "ipython" / job.name),
-            "DCD_ROOT": str(records.root()),
-            "DCD_PROGRESS": str(self._file(job, "progress")),
-        }
-
-    def _collect(self) -> None:
-        for job in self.jobs.values():
-            if job.process is None or job.process.poll() is None:
-                continue
-            code, job.process = job.process.returncode, None
-            job.seconds = time.monotonic() - job.started_s
-            document = self._executed(job)
-            if code == 0 and document is not None:
-                self._finish(job, document)
-            elif not started(document) and job.tries < TRIES:
-                job.state = "waiting"
-            else:
-                self._fail(job, document, failure(document, job))
-
-    def _executed(self, job: Job) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(self._file(job, "ipynb").read_text("utf-8")))
-        except (OSError, ValueError):
-            return None
-
-    def _finish(self, job: Job, document: dict[str, Any]) -> None:
-        document = publishable(document, job)
-        size = len(json.dumps(document, ensure_ascii=False).encode("utf-8"))
-        if size > LIMIT_BYTES:
-            message = f"the executed copy has {size / 1e6:.1f} MB; pages stay below 1 MB: "
-            self._fail(job, document, message + "show less, or smaller pictures")
-            return
-        write_json(job.output, document)
-        job.failed.unlink(missing_ok=True)
-        job.log.unlink(missing_ok=True)
-        remember(job)
-        job.state = "run"
-        self._to_book(job)
-
-    def _fail(self, job: Job, document: dict[str, Any] | None, message: str) -> None:
-        job.state, job.message = "failed", message
-        if document is not None:
-            write_json(job.failed, document)
-
-    def _to_book(self, job: Job) -> None:
-        if self.publish and job.output != job.page:
-            with atomic(job.page) as temporary:
-                temporary.write_bytes(job.output.read_bytes())
+    Cancelling it ends the process and everything that started from it.
+    """
+    call = {
+        "input_path": str(job.notebook.path),
+        "output_path": str(job.scratch / "copy.ipynb"),
+        "cwd": str(records.root()),
+        "parameters": job.parameters,
+    }
+    paths = (str(CHECKOUT), os.environ.get("PYTHONPATH"))
+    environment = {
+        # This one alone: MKL and OpenBLAS follow it, and worker processes lower it to 1. Their own
+        # variables would win over that, and two workers of two threads spin for each other.
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONUTF8": "1",
+        "PYTHONHASHSEED": "0",
+        "JUPYTER_PATH": "",  # another kernel named python3 may be on it
+        "JUPYTER_DATA_DIR": str(job.scratch),
+        "IPYTHONDIR": str(job.scratch),
+        "DCD_ROOT": str(records.root()),
+        "DCD_PROGRESS": str(job.scratch / "progress"),
+    }
+    with job.kept("log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PAPERMILL),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            # Ctrl-C reaches this process alone, which ends the others. When it is killed they end
+            # too: papermill by a signal, and the kernel because it watches papermill.
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+    try:
+        await process.communicate(json.dumps(call).encode())
+    finally:
+        if process.returncode is None:
+            end(process.pid)
+        status = await process.wait()
+    return status
 
 
-def started(document: Mapping[str, Any] | None) -> bool:
-    """Tell whether any cell of an executed copy ran."""
-    cells = (document or {}).get("cells", ())
-    return any(cell.get("execution_count") or cell.get("outputs") for cell in cells)
-
-
-def _kernel(scratch: Path) -> None:
-    """Write a kernel that is this interpreter: an installed "python3" may be any other."""
-    folder = scratch / "jupyter" / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(spec), "utf-8")
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and everything it started, kernels included."""
-    import psutil
-
+def end(number: int) -> None:
+    """End a process and everything it started."""
     with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [*parent.children(recursive=True), parent]
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.terminate()
-        for member in psutil.wait_procs(family, timeout=3)[1]:
+        parent = psutil.Process(number)
+        for member in (*parent.children(recursive=True), parent):
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-    process.wait()
+
+
+Execute = Callable[[Job, int], Awaitable[int]]
+
+
+async def run(
+    jobs: Mapping[str, Job], workers: int, screen: Screen, execute: Execute = papermill
+) -> None:
+    """Run jobs, at most `workers` at a time, each after the jobs it needs."""
+    slots = asyncio.Semaphore(workers)
+    threads = max(1, joblib.cpu_count() // workers)
+    tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def finish(job: Job) -> None:
+        needs = job.notebook.needs
+        await asyncio.gather(*(tasks[name] for name in needs))
+        if any(jobs[name].state in ("failed", "blocked") for name in needs):
+            job.state, job.message = "blocked", "a notebook it needs failed"
+        elif is_done(job):
+            job.state = "cached"
+        else:
+            async with slots:
+                await _execute(job, partial(execute, job, threads))
+        if job.state in ("run", "cached"):
+            job.message = relative(job.kept("ipynb"))
+            if job.published:
+                page = records.root() / "book" / "notebooks" / f"{job.name}.ipynb"
+                write(nbformat.read(job.kept("ipynb"), 4), page)
+                job.message = relative(page)
+
+    tasks |= {name: asyncio.create_task(finish(job)) for name, job in jobs.items()}
+    pending = set(tasks.values())
+    while pending:
+        done, pending = await asyncio.wait(pending, timeout=0.2)
+        screen.show()
+        for task in done:
+            task.result()  # an error of the runner itself ends the run
+
+
+async def _execute(job: Job, execute: Callable[[], Awaitable[int]]) -> None:
+    job.state, job.started_s = "running", time.monotonic()
+    job.kept("log").parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="dcd-run-", ignore_cleanup_errors=True) as scratch:
+        job.scratch, document = Path(scratch), None
+        for _ in range(TRIES):
+            code = await execute()
+            with suppress(OSError, ValueError):
+                document = nbformat.read(job.scratch / "copy.ipynb", 4)
+            if code == 0 or (document and any(c.get("execution_count") for c in document.cells)):
+                break
+    job.seconds = time.monotonic() - job.started_s
+    if document and code == 0:
+        settle(document, job)
+    job.message = failure(document, code, job)
+    job.state = "failed" if job.message else "run"
+    if document:
+        write(document, job.kept("FAILED.ipynb" if job.message else "ipynb"))
+    if not job.message:
+        remember(job)
+        for suffix in ("FAILED.ipynb", "log"):
+            job.kept(suffix).unlink(missing_ok=True)

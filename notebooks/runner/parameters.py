@@ -2,71 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from dcd_core.errors import nearest
 from dcd_core.types import ContractError
 from dcd_lab import records
-from runner.sources import Notebook
+from runner.sources import Notebook, refuse
+
+
+def profile(name: str) -> dict[str, dict[str, Any]]:
+    """Return `notebooks/params/<name>.yml`: the section `shared` and one for each notebook."""
+    from omegaconf import OmegaConf
+
+    file = f"notebooks/params/{name}.yml"
+    known = (records.root() / file).parent.glob("*.yml")
+    refuse(name, (path.stem for path in known), "profile")
+    document = _plain(partial(OmegaConf.load, records.root() / file), file)
+    if not isinstance(document, dict) or not document:
+        raise ContractError(file, document, "sections of parameters", "`shared:` and lines below")
+    for section, values in document.items():
+        if not isinstance(values, dict | None):
+            what = f"section {section!r} of {file}"
+            raise ContractError(what, repr(values), "`key: value` lines", "indent them below it")
+    return {str(section): values or {} for section, values in document.items()}
+
+
+def _plain(read: Callable[[], Any], what: str) -> Any:
+    """Return what `read` reads as plain data. OmegaConf refuses a key that is there twice."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.to_container(read())
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        fault = place + (getattr(error, "problem", None) or str(error).splitlines()[0])
+        raise ContractError(what, fault, "YAML in UTF-8", "correct this place") from None
 
 
 def resolve(
-    known: Mapping[str, Notebook], profile: str, overrides: Mapping[str, Any]
+    known: Mapping[str, Notebook], name: str, overrides: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Return the parameters of every notebook: profile, shared, its own section, `overrides`.
 
     Raises ContractError for a key that nobody declares or a value of another type.
     """
-    document = records.profile_document(profile)
-    shared = document.pop("shared", {})
-    everyone = {key for notebook in known.values() for key in notebook.declared}
-    for key in shared:
-        refuse(key, everyone, f"shared key of notebooks/params/{profile}.yml")
-    for name, section in document.items():
-        refuse(name, known, f"section of notebooks/params/{profile}.yml")
-        for key in section:
-            refuse(key, known[name].declared, f"parameter of {name} in {profile}.yml")
+    sections = profile(name)
+    declared = {stem: notebook.declared for stem, notebook in known.items()}
+    everyone = {key for keys in declared.values() for key in keys}
+    for section, values in sections.items():
+        refuse(section, {"shared", *known}, f"section of notebooks/params/{name}.yml")
+        for key in values:
+            refuse(key, declared.get(section, everyone), f"parameter in {section} of {name}.yml")
+    shared = sections.pop("shared", {})
+    layers = {
+        stem: {"profile": name} | shared | sections.get(stem, {}) | overrides for stem in known
+    }
     return {
-        name: {
-            key: _typed(name, key, value, notebook.declared[key])
-            for layer in ({"profile": profile}, shared, document.get(name, {}), overrides)
-            for key, value in layer.items()
-            if key in notebook.declared
+        stem: {
+            key: _typed(f"parameter {key} of {stem}", layers[stem][key], default)
+            for key, default in keys.items()
+            if key in layers[stem]
         }
-        for name, notebook in known.items()
+        for stem, keys in declared.items()
     }
 
 
-def refuse(key: str, known: Iterable[str], what: str) -> None:
-    """Raise ContractError, with the nearest known name, unless `key` is known."""
-    if key not in (known := list(known)):
-        raise ContractError(what, repr(key), "a declared name", nearest(key, known))
-
-
-def _typed(name: str, key: str, value: Any, default: Any) -> Any:
+def _typed(what: str, value: Any, default: Any) -> Any:
     """Return the value in the type of its default: 1 for a float is 1.0, 1e3 for an int is 1000."""
     if default is None or value is None or type(value) is type(default):
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, float) and number:
+    if isinstance(default, float) and type(value) is int:
         return float(value)
-    whole = isinstance(value, float) and value.is_integer()
-    if isinstance(default, int) and not isinstance(default, bool) and whole:
+    if type(default) is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(default, tuple) and isinstance(value, list):
-        return value
-    raise ContractError(
-        f"parameter {key} of {name}", repr(value), type(default).__name__, f"{key}={default!r}"
-    )
+    raise ContractError(what, repr(value), type(default).__name__, f"a value like {default!r}")
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:
     """Return `--set key=value` options as a mapping; values are read as YAML."""
-    pairs = {}
+    from omegaconf import OmegaConf
+
+    pairs: dict[str, Any] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
+        if "=" not in text or not text.partition("=")[0].isidentifier():
             raise ContractError("--set", repr(text), "key=value", "--set seed=1")
-        pairs[key] = records.read_yaml(value)
+        pairs |= _plain(partial(OmegaConf.from_dotlist, [text]), f"--set {text!r}")
     return pairs

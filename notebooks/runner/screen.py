@@ -1,120 +1,87 @@
-"""What a person sees of a run: live lines, the closing table, the list, the results."""
+"""What a person sees of a run: a table of its notebooks, the list, the results."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import IO, Any
+from collections.abc import Iterable
+from typing import IO
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 from dcd_core.types import ContractError
 from dcd_lab import records
-from runner.jobs import Job, is_done
+from runner.jobs import Job, is_done, relative
 
 QUIET_S = 15.0  # between two lines on a pipe or in a log
 
 
 class Screen:
-    """One line per running notebook at a terminal; elsewhere a line now and then."""
+    """A row for each notebook: live at a terminal; elsewhere a line at every change, then the rows.
 
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream, self.live = stream, stream.isatty()
-        self.lines, self.told, self.spoke_s = list[str](), dict[str, str](), time.monotonic()
+    It is a context: the last rows stay on the screen.
+    """
 
-    def show(self, jobs: Iterable[Job], progress: Callable[[Job], Mapping[str, Any]]) -> None:
+    def __init__(self, stream: IO[str], jobs: Iterable[Job]) -> None:
+        self.live, self.spoke_s = stream.isatty(), time.monotonic()
+        width = None if self.live else 120
+        self.console = Console(file=stream, force_terminal=self.live, width=width, highlight=False)
+        columns = [TextColumn(f"{{task.fields[shown][{i}]}}", markup=False) for i in range(4)]
+        self.rows = Progress(*columns, console=self.console, auto_refresh=False)
+        self.jobs = {self.rows.add_task("", shown=row(job)): job for job in jobs}
+        self.states = dict.fromkeys(self.jobs, "waiting")
+
+    def __enter__(self) -> Screen:
+        self.rows.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rows.stop()
+
+    def show(self) -> None:
         """Tell what changed since the last call, and how far the running notebooks are."""
-        jobs = list(jobs)
-        fresh = [job for job in jobs if self.told.get(job.name, "waiting") != job.state]
-        running = [job for job in jobs if job.state == "running"]
-        self.told = {job.name: job.state for job in jobs}
-        if self.live:
-            self._redraw(fresh, [self._line(job, progress(job)) for job in running])
-        elif fresh or (running and time.monotonic() - self.spoke_s > QUIET_S):
-            self.spoke_s = time.monotonic()
-            for job in fresh or running:
-                self._print(self._line(job, progress(job)))
-
-    def leave(self, jobs: Iterable[Job], progress: Callable[[Job], Mapping[str, Any]]) -> None:
-        """Show the last changes and put the cursor below everything."""
-        self.show([job for job in jobs if job.state != "running"], progress)
-
-    def _redraw(self, fresh: Sequence[Job], lines: Sequence[str]) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        lines = [line[:width] for line in lines]
-        if not fresh and lines == self.lines:
-            return
-        if self.lines:
-            self.stream.write(f"\x1b[{len(self.lines)}A\x1b[J")
-        for job in fresh:
-            if job.state != "running":
-                self._print(self._line(job, {}))
-        for line in lines:
-            self._print(line)
-        self.lines = lines
-
-    def _line(self, job: Job, told: Mapping[str, Any]) -> str:
-        if job.state != "running":
-            detail = f"{job.seconds:.0f} s" if job.seconds else ""
-            return f"{job.name:<14} {job.state:<8} {detail} {job.message}".rstrip()
-        seconds = time.monotonic() - job.started_s
-        step = f"{told['label']} {told['done']}/{told['total']} {told['note']}" if told else ""
-        return f"{job.name:<14} running  {seconds:.0f} s  {step}".rstrip()
-
-    def _print(self, line: str) -> None:
-        with suppress(BrokenPipeError):
-            print(line, file=self.stream, flush=True)
+        overdue = time.monotonic() - self.spoke_s > QUIET_S
+        for task, job in self.jobs.items():
+            self.rows.update(task, shown=row(job))
+            changed, self.states[task] = self.states[task] != job.state, job.state
+            silent = self.live and job.state != "failed"
+            if not silent and (changed or (overdue and job.state == "running")):
+                self.spoke_s = time.monotonic()
+                self.console.print(*row(job), markup=False, soft_wrap=True)
+        self.rows.refresh()
 
 
-def status_table(jobs: Iterable[Job], publish: bool = False) -> str:
-    """Return the closing table: notebook, state, seconds and where to look."""
-    rows = [("notebook", "state", "seconds", "page")]
-    for job in jobs:
-        seconds = f"{job.seconds:.1f}" if job.seconds else ""
-        done = job.page if publish else job.output
-        place = {"run": done, "cached": done, "failed": job.failed}.get(job.state)
-        shown = place is not None and place.is_file()
-        where = place.relative_to(records.root()).as_posix() if shown and place else ""
-        rows.append((job.name, job.state, seconds, where))
-    return columns(rows)
+def row(job: Job) -> tuple[str, str, str, str]:
+    """Return what is shown of a job: its name, state, seconds, and progress or message."""
+    running = job.state == "running"
+    seconds = time.monotonic() - job.started_s if running else job.seconds
+    told = job.progress() if running else {}
+    note = "{label} {done}/{total} {note}".format(**told) if told else job.message
+    return job.name, job.state, f"{seconds:.0f} s" if seconds else "", note
 
 
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of texts as aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def listing(jobs: Mapping[str, Job]) -> str:
+def listing(jobs: Iterable[Job]) -> str:
     """Return every notebook with its state, what it needs and its parameters in this profile."""
-    blocks = []
-    for job in jobs.values():
+    lines = []
+    for job in jobs:
         needs = f"  needs {', '.join(job.notebook.needs)}" if job.notebook.needs else ""
-        values = {**job.notebook.declared, **job.parameters}
-        lines = [f"  {key} = {value!r}" for key, value in values.items()]
-        blocks.append(
-            "\n".join([f"{job.name}  {'done' if is_done(job) else 'to do'}{needs}", *lines])
-        )
-    return "\n".join(blocks)
+        lines.append(f"{job.name}  {'done' if is_done(job) else 'to do'}{needs}")
+        values = job.notebook.declared | job.parameters
+        lines += [f"  {key} = {value!r}" for key, value in values.items()]
+    return "\n".join(lines)
 
 
 def results(profile: str) -> str:
     """Return the tables of the last notebook of a profile, the ones that sum it up."""
     import pandas
 
-    folder = records.root() / "results" / profile
-    files = sorted(folder.glob("*.csv"))
+    files = sorted((records.root() / "results" / profile).glob("*.csv"))
     if not files:
-        raise ContractError(
-            "results", "none", f"tables in results/{profile}", f"run.py --profile {profile}"
-        )
-    last = files[-1].name[:3]
+        where = f"tables in results/{profile}"
+        raise ContractError("results", "none", where, f"run.py --profile {profile}")
     texts = []
     for file in files:
-        if file.name.startswith(last):
+        if file.name[:3] == files[-1].name[:3]:
             table = pandas.read_csv(file).to_string(index=False, na_rep="", max_rows=30)
-            texts.append(f"{file.relative_to(records.root()).as_posix()}\n{table}")
+            texts.append(f"{relative(file)}\n{table}")
     return "\n\n".join(texts)

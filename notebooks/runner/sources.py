@@ -1,13 +1,15 @@
-"""The notebooks there are, what each declares and needs, and which were asked for."""
+"""The source notebooks: what each declares and needs, and which were asked for."""
 
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
 
 from dcd_core.errors import nearest
 from dcd_core.types import ContractError
@@ -15,101 +17,89 @@ from dcd_core.types import ContractError
 
 @dataclass(frozen=True)
 class Notebook:
-    """A source notebook: its declared parameters with their defaults, and what it needs."""
+    """A source notebook: its declared parameters with their defaults, and the ones it needs."""
 
     name: str
     path: Path
-    document: dict[str, Any]
+    document: NotebookNode
     declared: dict[str, Any]
     needs: tuple[str, ...]
 
 
+def refuse(name: str, known: Iterable[str], what: str) -> None:
+    """Raise ContractError, with the nearest known name, unless `name` is known."""
+    if name not in (known := list(known)):
+        raise ContractError(what, repr(name), "a declared name", nearest(str(name), known))
+
+
 def discover(folder: Path) -> dict[str, Notebook]:
-    """Return the notebooks NN-topic.ipynb of a folder by name, in the order of their numbers."""
-    paths = sorted(folder.glob("[0-9][0-9]-*.ipynb"))
-    if not paths:
+    """Return the notebooks NN-topic.ipynb of a folder by name, in the order of their numbers.
+
+    Raises ContractError when a notebook needs one that does not come before it.
+    """
+    known: dict[str, Notebook] = {}
+    for path in sorted(folder.glob("[0-9][0-9]-*.ipynb")):
+        notebook = read(path)
+        for need in notebook.needs:
+            refuse(need, known, f"dcd.needs of {path.stem}")
+        known[path.stem] = notebook
+    if not known:
         raise ContractError("notebooks", "none", f"NN-topic.ipynb in {folder.name}/", "a checkout")
-    return {path.stem: read(path) for path in paths}
+    return known
 
 
 def read(path: Path) -> Notebook:
-    """Return one source notebook; ContractError when it is not valid JSON."""
+    """Return one source notebook. ContractError: broken JSON, or code that is not Python."""
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ContractError(
-            path.name, f"broken JSON ({error})", "a notebook", "repair it"
-        ) from None
-    needs = document.get("metadata", {}).get("dcd", {}).get("needs", ())
-    return Notebook(path.stem, path, document, declared(document), tuple(needs))
+        document = nbformat.read(path, 4)
+        ast.parse(code(document))
+        needs = tuple(document.metadata.get("dcd", {}).get("needs", ()))
+        return Notebook(path.stem, path, document, declared(document), needs)
+    except (ValueError, SyntaxError, KeyError, AttributeError) as error:
+        fault = f"{type(error).__name__}: {str(error)[:80]}"
+        raise ContractError(path.name, fault, "a notebook of Python cells", "repair it") from None
 
 
-def source(cell: Mapping[str, Any]) -> str:
-    """Return the text of a cell, which the format keeps as a string or as a list of lines."""
-    return "".join(cell.get("source", ""))
-
-
-def tags(cell: Mapping[str, Any]) -> list[str]:
+def tags(cell: NotebookNode) -> list[str]:
     """Return the tags of a cell."""
-    return list(cell.get("metadata", {}).get("tags", ()))
+    return list(cell.metadata.get("tags", ()))
 
 
-def declared(document: Mapping[str, Any]) -> dict[str, Any]:
+def code(document: NotebookNode, tag: str = "") -> str:
+    """Return the text of all code cells, or of those with a tag."""
+    cells = [cell for cell in document.cells if cell.cell_type == "code"]
+    return "\n".join(cell.source for cell in cells if not tag or tag in tags(cell))
+
+
+def declared(document: NotebookNode) -> dict[str, Any]:
     """Return the names assigned in the cell tagged `parameters`, with their literal defaults."""
-    found: dict[str, Any] = {}
-    for cell in document.get("cells", ()):
-        if "parameters" not in tags(cell):
-            continue
-        for node in ast.parse(source(cell)).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", 0)]
-            value = getattr(node, "value", None)
-            for target in targets:
-                if isinstance(target, ast.Name) and value is not None:
-                    found[target.id] = _literal(value)
-    return found
-
-
-def _literal(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return None
+    return {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse(code(document, "parameters")).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def select(known: Mapping[str, Notebook], given: Sequence[str]) -> list[str]:
     """Return the notebooks that were asked for by number, name or beginning; all when none was."""
     chosen: set[str] = set()
-    for word in given:
-        stem = Path(word).stem
+    for stem in (Path(word).stem for word in given):
         match = {n for n in known if n.startswith(stem) or n.split("-", 1)[1] == stem}
         if not match:
-            names = [*known, *(name.split("-", 1)[1] for name in known)]
-            raise ContractError("notebook", repr(word), "a number or name", nearest(stem, names))
+            refuse(stem, [*known, *(name.split("-", 1)[1] for name in known)], "notebook")
         chosen |= match
     return sorted(chosen or known)
 
 
 def with_needs(known: Mapping[str, Notebook], chosen: Iterable[str]) -> list[str]:
-    """Return `chosen` and everything they need, needed ones first."""
-    order: list[str] = []
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            raise ContractError(
-                "dcd.needs", " -> ".join((*path, name)), "no circle", "remove one of these needs"
-            )
-        if name not in known:
-            raise ContractError(
-                f"dcd.needs of {path[-1]}", repr(name), "a notebook", nearest(name, known)
-            )
-        for need in known[name].needs:
-            visit(need, (*path, name))
-        if name not in order:
-            order.append(name)
-
-    for name in sorted(chosen):
-        visit(name, ())
-    return order
+    """Return `chosen` and everything they need, in the order of their numbers."""
+    names, pending = set[str](), list(chosen)
+    while pending:
+        names.add(name := pending.pop())
+        pending += known[name].needs
+    return sorted(names)
 
 
 def chunk(chosen: Sequence[str], part: str) -> list[str]:

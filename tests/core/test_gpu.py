@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from functools import partial
 
 import numpy as np
 import pytest
-import pywt
 import torch
 from golden import RELEASED, assert_stored
+from oracles import relative
 from outputs import labels, leaves, noise, output
-from training import TINY, Interrupted, make_case, run
+from training import TINY, make_case, run
 
 from dcd_core import models
 from dcd_core.dcd import DCD, detail_distance
 from dcd_core.infer import predict
 from dcd_core.methods import METHODS, build
 from dcd_core.methods.frequency import FreeKD
-from dcd_core.models import dynunet, resenc
+from dcd_core.models import resenc
 from dcd_core.train import read_fit
 from dcd_core.types import Output
-from dcd_core.wavelet import BANDS, dwt3, idwt3, wavedec3, waverec3
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,13 +28,11 @@ pytestmark = [
 ]
 
 CONVENTIONS = pytest.mark.parametrize("convention", ["orthonormal", "released"])
-# Short and long axes, slabs, a pyramid of levels, odd sizes, one wavelet per axis.
+# Short and long axes, axes in pieces, odd sizes, one wavelet per axis.
 CASES = [
-    ("db4", (32, 32, 32)),
     ("db4", (24, 16, 168)),
     ("haar", (64, 32, 16)),
     ("db4", (15, 18, 21)),
-    ("bior2.2", (16, 24, 20)),
     (("haar", "db4", "sym5"), (32, 16, 24)),
 ]
 EACH_CASE = pytest.mark.parametrize(("wavelet", "size"), CASES)
@@ -69,33 +65,11 @@ def pulled(loss, student, teacher):
 
 
 def worst(found, expected):
-    """The largest difference over the largest expected value, of every pair."""
-    return max(
-        ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
-        for a, b in zip(found, expected, strict=True)
-    )
+    """The largest relative difference of any pair."""
+    return max(relative(a.double(), b.double()) for a, b in zip(found, expected, strict=True))
 
 
 # --- the transform and the loss -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["periodization", "symmetric", "zero"])
-@pytest.mark.parametrize("wavelet", ["haar", "db4", "bior3.5"])
-def test_bands_are_those_of_pywavelets(wavelet, mode):
-    x = noise(2, 3, 12, 9, 16, dtype=torch.float64)
-    bands = pywt.dwtn(x.numpy(), wavelet, mode=mode, axes=(2, 3, 4))
-    found = dwt3(x.cuda(), wavelet, mode)
-    expected = torch.from_numpy(np.stack([bands[band] for band in BANDS], axis=2))
-    assert worst([found.cpu()], [expected]) < 1e-12
-    assert worst([dwt3(x.float().cuda(), wavelet, mode).cpu()], [expected]) < 1e-6
-    back = idwt3(found, wavelet, mode, size=(12, 9, 16))
-    assert worst([back.cpu()], [x]) < 1e-12
-
-
-def test_a_pyramid_comes_back_whole():
-    x = noise(1, 2, 24, 17, 32, dtype=torch.float64).cuda()
-    pyramid = wavedec3(x, "db4", levels=3)
-    assert worst([waverec3(pyramid, "db4", size=(24, 17, 32)).cpu()], [x.cpu()]) < 1e-12
 
 
 @CONVENTIONS
@@ -110,13 +84,10 @@ def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
     assert worst(pulled(loss, *(x.float().cuda() for x in pair)), expected) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["f64", "f32"]
-)
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
-def test_the_released_loss_is_the_golden_one(path, dtype, tolerance):
+def test_the_released_loss_is_the_golden_one(path):
     distance = partial(detail_distance, convention="released")
-    assert_stored(path, distance, dtype=dtype, tolerance=tolerance, device="cuda")
+    assert_stored(path, distance, dtype=torch.float32, tolerance=1e-4, device="cuda")
 
 
 @CONVENTIONS
@@ -133,20 +104,6 @@ def test_inside_autocast_the_arithmetic_stays_float32(dtype, convention):
     assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-6)
     # Gradients of half precision are rounded once, at the end.
     assert worst(found[1:], expected[1:]) < torch.finfo(dtype).eps
-
-
-@CONVENTIONS
-def test_tf32_is_taken_where_it_is_allowed(convention):
-    def loss(student, teacher):
-        return detail_distance(student, teacher, convention=convention)
-
-    pair = [noise(1, 8, 32, 32, 32, seed=seed).cuda() for seed in (0, 1)]
-    exact = pulled(loss, *pair)
-    torch.set_float32_matmul_precision("high")
-    error = worst(pulled(loss, *pair), exact)
-    assert error < 5e-3
-    if torch.cuda.get_device_capability() >= (8, 0):
-        assert error > 1e-6, "older GPUs have no TF32, this one has"
 
 
 # --- nothing waits --------------------------------------------------------------------------------
@@ -229,9 +186,8 @@ def test_every_method_is_that_of_the_cpu(name):
             torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-10)
 
 
-@pytest.mark.parametrize("precision", ["auto", "32-true"])
-def test_a_student_trains_there_and_is_read_back_anywhere(precision, tmp_path):
-    found = run(tmp_path, dataclasses.replace(TINY, precision=precision))
+def test_a_student_trains_there_and_is_read_back_anywhere(tmp_path):
+    found = run(tmp_path, TINY)
     assert next(found.student.parameters()).is_cuda
     assert np.isfinite(found.history["segmentation"]).all()
     assert found.history["distillation"].iloc[-1] > 0
@@ -241,22 +197,9 @@ def test_a_student_trains_there_and_is_read_back_anywhere(precision, tmp_path):
     assert set(again.method) == set(found.method)
 
 
-def test_an_interrupted_run_goes_on(tmp_path):
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        whole = run(tmp_path / "whole")
-        with pytest.raises(Interrupted):
-            run(tmp_path / "twice", fail_at=5)
-        twice = run(tmp_path / "twice")
-    assert len(twice.history) == len(whole.history)
-    expected = whole.student.state_dict()
-    for name, weight in twice.student.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("make", [dynunet, resenc])
-def test_a_prediction_is_that_of_the_cpu(make, tmp_path):
+def test_a_prediction_is_that_of_the_cpu(tmp_path):
     torch.manual_seed(0)
-    model = make(1, 2, channels=(4, 6, 8)).eval()
+    model = resenc(1, 2, channels=(4, 6, 8)).eval()
     image = make_case(0, size=24).image
     options = {"patch": (16, 16, 16), "overlap": 0.5, "precision": "32-true"}
     expected = predict(model, image, **options)

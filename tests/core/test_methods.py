@@ -1,17 +1,16 @@
-"""Rivals: what every method must satisfy, whatever it compares."""
+"""What every method must satisfy, whatever it compares."""
 
 from __future__ import annotations
 
 import copy
-import inspect
+import math
 
 import pytest
 import torch
 from outputs import labels, leaves, output
-from torch.utils.checkpoint import checkpoint
 
-from dcd_core import method as shared
-from dcd_core.methods import METHODS, Method, build
+from dcd_core.dcd import DCD
+from dcd_core.methods import METHODS, Method, adapter_option, build, options_of
 from dcd_core.methods.frequency import FreeKD
 from dcd_core.models import dynunet
 from dcd_core.train import Distiller, Recipe
@@ -19,24 +18,19 @@ from dcd_core.types import ContractError
 
 NARROW, WIDE = (4, 6), (8, 12)
 each = pytest.mark.parametrize("name", METHODS)
-adapting = pytest.mark.parametrize("name", ["feature-mse", "cwd-features", "reco"])
-PAPERS = [n for n, made in METHODS.items() if isinstance(made, type) and issubclass(made, Method)]
-
+PAPERS = [n for n, made in METHODS.items() if isinstance(made, type) and not issubclass(made, DCD)]
 # Where the formula itself says otherwise.
 DEPENDS_ON_SIZE = {"dcd-released": "its zero padding loses the signal of small grids"}
-CHUNKED = ("logits", "cwd-logits", "cwd-features", "feature-mse", "fitnets")
-CHUNKED += ("reco", "reco-released", "freekd", "freekd-prompt-free", "acam")
-CHUNKED += ("gaussian-highpass", "fourier-highpass")
+ADAPTED_IN_CHUNKS = ("feature-mse", "cwd-features", "reco")
+CHUNKED = (*ADAPTED_IN_CHUNKS, "logits", "cwd-logits", "fitnets", "reco-released", "acam")
+CHUNKED += ("freekd", "freekd-prompt-free", "gaussian-highpass", "fourier-highpass")
 
 
-def made(name, student=NARROW, teacher=WIDE, *, seed=0, **options):
-    """The method, with the same weights every time."""
+def made(name, student=NARROW, teacher=WIDE, *, seed=0, chunk=None, **options):
+    """The method, with the same weights every time; its prompts, if any, count as trained."""
     torch.manual_seed(seed)
-    return ready(build(name, student, teacher, **options))
-
-
-def ready(method):
-    """The same, its prompts taken as they are: training them is another file's matter."""
+    method = build(name, student, teacher, **options)
+    method.chunk = chunk or method.chunk
     if isinstance(method, FreeKD):
         method.trained.fill_(True)
     return method
@@ -44,8 +38,7 @@ def ready(method):
 
 def unadapted(name):
     """Options that leave a student of the teacher's width as it is."""
-    known = inspect.signature(METHODS[name]).parameters
-    options = {option: "none" for option in ("projection", "adapters") if option in known}
+    options = {adapter_option(name): "none"} if adapter_option(name) else {}
     # The masks' own term is no comparison: it is there between equals, too.
     return options | ({"diversity": 0.0} if name == "acam" else {})
 
@@ -56,21 +49,16 @@ def trained(method):
 
 def compared(method, out):
     """The student's tensors that the method looks at."""
-    used = [out.logits] if getattr(method, "needs_logits", False) else []
-    return used + [out.stages[i] for i in getattr(method, "stages", ())]
+    return [out.logits] if method.needs_logits else [out.stages[i] for i in method.stages]
 
 
 # --- values ---------------------------------------------------------------------------------------
 
 
 @each
-def test_a_student_like_its_teacher_has_nothing_to_learn(name):
+def test_a_student_like_its_teacher_has_nothing_to_learn_and_another_has(name):
     method = made(name, WIDE, WIDE, **unadapted(name))
     assert method(output(WIDE), output(WIDE), labels()).item() == pytest.approx(0, abs=1e-6)
-
-
-@each
-def test_a_student_unlike_its_teacher_has(name):
     loss = made(name)(output(NARROW), output(WIDE, seed=9), labels())
     assert loss.shape == ()
     assert loss.item() > 1e-3
@@ -87,73 +75,71 @@ def test_the_value_does_not_depend_on_the_size_of_the_patch(name):
     assert small == pytest.approx(large, rel=0.2)
 
 
-@each
-def test_chunks_change_neither_the_loss_nor_its_gradients(name, monkeypatch):
-    def everything():
-        method = made(name).double()
+@pytest.mark.parametrize("name", CHUNKED)
+def test_chunks_change_neither_the_loss_nor_its_gradients(name):
+    def everything(chunk):
+        method = made(name, chunk=chunk).double()
         student = leaves(output(NARROW, dtype=torch.float64))
         loss = method(student, output(WIDE, seed=9, dtype=torch.float64), labels())
         loss.backward()
         return [loss, *(x.grad for x in [*compared(method, student), *trained(method)])]
 
-    whole, pieces = everything(), []
-
-    def counted(*arguments, **options):
-        pieces.append(arguments)
-        return checkpoint(*arguments, **options)
-
-    monkeypatch.setattr(shared, "CHUNK", 2000)
-    monkeypatch.setattr(shared, "checkpoint", counted)
-    for one, other in zip(whole, everything(), strict=True):
+    for one, other in zip(everything(1 << 24), everything(2000), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    assert (len(pieces) > 2) == (name in CHUNKED)
 
 
-@pytest.mark.parametrize("adapters", ["learned", "frozen", "orthogonal"])
-@adapting
-def test_adapted_chunk_by_chunk_is_adapted_before(name, adapters, monkeypatch):
-    method = made(name, adapters=adapters).double()
+@pytest.mark.parametrize("name", ADAPTED_IN_CHUNKS)
+def test_adapted_chunk_by_chunk_is_adapted_before(name):
+    method = made(name, chunk=2000).double()
     same = made(name, WIDE, WIDE, adapters="none").double()
     same.load_state_dict(method.state_dict(), strict=False)  # all but the adapters
     student = leaves(output(NARROW, dtype=torch.float64))
     adapted = tuple(a(s) for a, s in zip(method.adapters, student.stages, strict=False))
     teacher = output(WIDE, seed=9, dtype=torch.float64)
     whole = same(student._replace(stages=adapted), teacher, labels())
-    monkeypatch.setattr(shared, "CHUNK", 2000)
     pieces = method(student, teacher, labels())
-    learning = [*compared(method, student), *trained(method.adapters)]
+    learning = [*compared(method, student), *method.adapters.parameters()]
     gradients = [torch.autograd.grad(loss, learning) for loss in (whole, pieces)]
     for one, other in [(whole, pieces), *zip(*gradients, strict=True)]:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-@adapting
-def test_the_adapted_student_never_exists_whole(name, monkeypatch):
-    """What autograd keeps until the way back is smaller than one adapted stage."""
-    monkeypatch.setattr(shared, "CHUNK", 2000)
-    student, teacher = leaves(output(NARROW)), output(WIDE, seed=9)
-    given = {x.untyped_storage().data_ptr() for out in (student, teacher) for x in out.stages}
-    sizes = [0]
+@pytest.mark.parametrize("name", CHUNKED)
+def test_less_is_kept_for_the_backward_pass_in_chunks_than_at_once(name):
+    def kept(chunk):
+        """Bytes of each tensor that autograd keeps, beside what the method was given."""
+        student, teacher = leaves(output(NARROW)), output(WIDE, seed=9)
+        given = [x for out in (student, teacher) for x in (out.logits, *out.stages)]
+        given, sizes = {x.untyped_storage().data_ptr() for x in given}, {}
 
-    def kept(x):
-        if x.untyped_storage().data_ptr() not in given:
-            sizes.append(x.untyped_storage().nbytes())
-        return x
+        def note(x):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in given:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return x
 
-    with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
-        made(name)(student, teacher, labels())
-    assert max(sizes) < teacher.stages[0].nbytes
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            loss = made(name, chunk=chunk)(student, teacher, labels())
+        assert loss.requires_grad
+        return [*sizes.values(), 0]
+
+    assert sum(kept(2000)) < sum(kept(1 << 24))
+    if name in ADAPTED_IN_CHUNKS:  # not even one adapted stage
+        assert max(kept(2000)) < output(WIDE).stages[0].nbytes
 
 
 # --- precision ------------------------------------------------------------------------------------
 
 
 @each
-def test_half_precision_stays_finite(name):
+@pytest.mark.parametrize("label", [None, 0, -1], ids=["labels", "background", "ignored"])
+def test_half_precision_stays_finite_with_any_labels_and_with_none(name, label):
     # 300 squared is beyond float16.
-    student = leaves(output(NARROW, dtype=torch.float16, scale=300))
+    half = {"dtype": torch.float16, "scale": 300}
+    student, teacher = leaves(output(NARROW, **half)), output(WIDE, seed=9, **half)
+    target = labels() if label is None else torch.full_like(labels(), label)
     method = made(name)
-    loss = method(student, output(WIDE, seed=9, dtype=torch.float16, scale=300), labels())
+    loss = method(student, teacher, target)
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
@@ -168,16 +154,6 @@ def test_autocast_changes_nothing(name):
         assert torch.equal(method(student, teacher, labels()), expected)
 
 
-@each
-@pytest.mark.parametrize("label", [0, -1], ids=["background", "ignored"])
-def test_a_patch_without_foreground_or_without_labels_is_finite(name, label):
-    student, method = leaves(output(NARROW)), made(name)
-    loss = method(student, output(WIDE, seed=9), torch.full_like(labels(), label))
-    assert loss.isfinite()
-    loss.backward()
-    assert all(x.grad.isfinite().all() for x in compared(method, student))
-
-
 # --- who is trained -------------------------------------------------------------------------------
 
 
@@ -189,7 +165,7 @@ def test_gradients_reach_the_student_and_the_method_but_not_the_teacher(name):
     learning = [*compared(method, student), *trained(method)]
     assert all(x.grad is not None and x.grad.abs().max() > 0 for x in learning)
     # DCD leaves that to the Distiller, where the teacher runs without gradients.
-    if isinstance(method, Method):
+    if not isinstance(method, DCD):
         assert all(x.grad is None for x in (teacher.logits, *teacher.stages))
 
 
@@ -197,12 +173,10 @@ def test_gradients_reach_the_student_and_the_method_but_not_the_teacher(name):
 def test_all_that_a_method_trains_is_optimised_and_saved(name):
     torch.manual_seed(0)
     student, teacher = dynunet(1, 2, channels=(4, 4, 8)), dynunet(1, 2, channels=(6, 8, 8))
-    method = ready(build(name, student.channels, teacher.channels))
+    method = made(name, student.channels, teacher.channels)
     distiller = Distiller(student, teacher, method).train()
     recipe = Recipe(optimizer="sgd", learning_rate=1.0, weight_decay=0.0)
     optimizer = recipe.build_optimizer(distiller.trainable())
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert {id(p) for p in trained(method)} <= held
     before = copy.deepcopy(distiller.trained_state())
     # A third stage of 8 voxels: the fewest that db4 can split.
     image, target = output((1,), size=32).stages[0], labels(size=32, classes=2)
@@ -217,29 +191,50 @@ def test_all_that_a_method_trains_is_optimised_and_saved(name):
 
 
 @each
-def test_a_saved_method_comes_back(name):
+def test_a_saved_method_comes_back_and_a_copy_shares_nothing(name):
     one, other = made(name), made(name, seed=1)
     other.load_state_dict(one.state_dict())
+    copied = copy.deepcopy(one)
     arguments = output(NARROW), output(WIDE, seed=9), labels()
-    assert torch.equal(one(*arguments), other(*arguments))
-
-
-@each
-def test_a_copy_shares_nothing(name):
-    one = made(name)
-    other = copy.deepcopy(one)
-    arguments = output(NARROW), output(WIDE, seed=9), labels()
-    assert torch.equal(one(*arguments), other(*arguments))
-    assert not {id(p) for p in one.parameters()} & {id(p) for p in other.parameters()}
+    assert one(*arguments) == other(*arguments) == copied(*arguments)
+    assert not {id(p) for p in one.parameters()} & {id(p) for p in copied.parameters()}
 
 
 # --- what is refused ------------------------------------------------------------------------------
 
 
 @each
-def test_an_unknown_option_is_refused(name):
-    with pytest.raises(ContractError, match=f"option of {name}: got 'no_such'"):
-        made(name, no_such=1)
+def test_only_integer_labels_with_an_axis_of_channels_are_a_target(name):
+    method, arguments, target = made(name), (output(NARROW), output(WIDE, seed=9)), labels()
+    wrong = [target[:, 0], target.expand(-1, 2, -1, -1, -1), target[:1], target.float(), target > 0]
+    for each_target in wrong:
+        with pytest.raises(ContractError, match=r"target: got .* integer labels \(2, 1, D, H, W\)"):
+            method(*arguments, each_target)
+    assert torch.equal(method(*arguments, target.to(torch.uint8)), method(*arguments, target))
+
+
+@pytest.mark.parametrize("name", ["ifvd", "reco", "reco-released"])
+def test_methods_of_regions_ask_for_labels(name):
+    with pytest.raises(ContractError, match="target: got None"):
+        made(name)(output(NARROW), output(WIDE))
+
+
+@each
+def test_another_grid_is_refused(name):
+    with pytest.raises(ContractError, match=r"(encoder stage \d|logits of the teacher): got"):
+        made(name)(output(NARROW), output(WIDE, size=8), labels())
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        ((1, 6), WIDE, r"features of encoder stage 0: got .*; expected 4 and 8 channels"),
+        (NARROW, (8,), r"encoder stages: got \(2, 1\); expected at least 2 in both"),
+    ],
+)
+def test_features_of_other_networks_are_refused(student, teacher, message):
+    with pytest.raises(ContractError, match=message):
+        made("feature-mse")(output(student), output(teacher))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +244,7 @@ def test_an_unknown_option_is_refused(name):
         ("wavelet_outputs", {}, "'wavelet-outputs'"),
         ("logits", {"temprature": 3.0}, "'temperature'"),
         ("gaussian-highpass", {"sigmas": 1.0}, "'sigma'"),
+        ("skd", {"node": 1}, "'nodes'"),
         ("dcd-released", {"levels": 2}, "no options"),
     ],
 )
@@ -257,13 +253,52 @@ def test_what_is_nearest_to_an_unknown_name_is_proposed(name, options, attempt):
         made(name, **options)
 
 
-@each
-def test_another_grid_is_refused(name):
-    method = made(name)
-    with pytest.raises(
-        ContractError, match=r"(grid of encoder stage \d|logits of the teacher): got"
-    ):
-        method(output(NARROW), output(WIDE, size=8), labels())
+@pytest.mark.parametrize(
+    ("name", "option"), [("at", "adapters"), ("cwd-logits", "regions"), ("aaa-only", "bands")]
+)
+def test_what_a_method_decides_itself_is_no_option(name, option):
+    assert option not in options_of(name)
+    with pytest.raises(ContractError, match=f"option of {name}: got '{option}'"):
+        made(name, **{option: None})
+
+
+def test_options_are_those_of_a_method_and_of_its_bases():
+    assert options_of("cirkd") == ["temperature", "nodes", "stages"]
+    assert options_of("reco-released") == []
+    assert {"draw", "wavelet", "projection"} <= set(options_of("random-bands"))
+    assert build("random-bands", NARROW, WIDE, wavelet="haar", levels=1, draw=2).levels == 1
+    options = [adapter_option(n) for n in ("random-bands", "fitnets", "at", "dist", "dcd-released")]
+    assert options == ["projection", "adapters", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        *((n, "temperature", (0.0, -1.0, math.inf, math.nan)) for n in ("logits", "cwd-features")),
+        *((n, "temperature", (0.0,)) for n in ("dist", "cwd-logits", "cirkd", "reco")),
+        ("gaussian-highpass", "sigma", (0.0,)),
+        ("fourier-highpass", "cutoff", (-0.1, 0.6)),
+        ("wavelet-outputs", "levels", (0,)),
+        ("freekd-prompt-free", "levels", (0,)),
+        ("freekd", "tokens", (1,)),
+        ("acam", "masks", (1,)),
+        ("skd", "nodes", (0,)),
+        ("ifvd", "side", (0,)),
+        ("reco", "masks", ("all",)),
+        ("reco", "context", ("none",)),
+        ("fitnets", "adapters", ("none",)),
+        ("rkd", "stages", ([2], [-1], [])),
+    ],
+)
+def test_options_out_of_range_are_refused(name, option, values):
+    for value in values:
+        with pytest.raises(ContractError, match=f"{option}.*: got"):
+            made(name, **{option: value})
+
+
+def test_networks_of_unequal_depth_are_refused():
+    with pytest.raises(ContractError, match="encoder stages: got 1 in the student, 2"):
+        build("at", (4,), WIDE)
 
 
 # --- what is said ---------------------------------------------------------------------------------
@@ -271,8 +306,15 @@ def test_another_grid_is_refused(name):
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_method_names_its_source_its_changes_and_its_weight(name):
-    said = ("Source:", "3D change:", "Differs from the authors' code:", "Options:", "`weight`")
+    said = ("Source:", "3D change:", "Differs from the authors' code", "Options:", "`weight`")
     assert [part for part in said if part not in METHODS[name].__doc__] == []
-    assert METHODS[name].weight > 0
-    words = METHODS[name].__doc__.replace(",", " ").split()
-    assert words[words.index("`weight`") + 1] == f"{METHODS[name].weight:g}"
+    words = METHODS[name].__doc__.replace(",", " ").replace(";", " ").split()
+    assert words[words.index("`weight`") + 1].rstrip(".") == f"{METHODS[name].weight:g}"
+
+
+def test_all_are_methods_and_declare_what_they_need():
+    methods = {name: made(name) for name in METHODS}
+    assert all(isinstance(method, Method) for method in methods.values())
+    logits = {"logits", "dist", "wavelet-outputs", "cwd-logits"}
+    assert {name for name, method in methods.items() if method.needs_logits} == logits
+    assert {name for name, m in methods.items() if m.regions is not None} == logits - {"cwd-logits"}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from outputs import noise, output
+from outputs import noise, output, staged
 from scipy.ndimage import gaussian_filter
 from scipy.special import rel_entr, softmax
 
@@ -17,13 +17,14 @@ from dcd_core.types import ContractError, Output
 from dcd_core.wavelet import BANDS
 
 NARROW, WIDE = (4, 6), (8, 12)
-STAGED = ("feature-mse", "fitnets", "at", "cwd-features", "gaussian-highpass", "fourier-highpass")
-ADAPTING = tuple(name for name in STAGED if name != "at")
-NONE = torch.empty(0)
 
 
 def double(channels, **options):
     return output(channels, dtype=torch.float64, **options)
+
+
+def pair():
+    return double(NARROW), double(WIDE, seed=9)
 
 
 def made(name, student=NARROW, teacher=WIDE, **options):
@@ -32,9 +33,11 @@ def made(name, student=NARROW, teacher=WIDE, **options):
     return build(name, student, teacher, **options).double()
 
 
-def alone(features):
-    """An output with one stage."""
-    return Output(NONE.to(features.dtype), (features,))
+def of_one(name, features, **options):
+    """The loss of unadapted features against a teacher of zeros."""
+    channels = (features.shape[1],)
+    method = made(name, channels, channels, adapters="none", **options)
+    return method(staged(features), staged(torch.zeros_like(features))).item()
 
 
 def adapted(method, student):
@@ -50,10 +53,10 @@ def differences(method, student, teacher):
     return [a - t.numpy() for a, t in zip(adapted(method, student), teacher.stages, strict=True)]
 
 
-# --- all ------------------------------------------------------------------------------------------
+# --- stages and adapters --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize("name", ["feature-mse", "at"])
 def test_the_loss_is_the_mean_over_the_chosen_stages(name):
     student, teacher = output(WIDE), output(WIDE, seed=9)
     options = {} if name == "at" else {"adapters": "none"}
@@ -63,26 +66,20 @@ def test_the_loss_is_the_mean_over_the_chosen_stages(name):
 
     assert value(None) == pytest.approx((value([0]) + value([1])) / 2)
     assert value([0]) != pytest.approx(value([1]))
-    for stages in ([2], [-1], []):
-        with pytest.raises(ContractError, match="stages: got"):
-            value(stages)
 
 
-@pytest.mark.parametrize("name", STAGED)
-def test_networks_of_unequal_depth_are_refused(name):
-    with pytest.raises(ContractError, match="encoder stages: got 1 in the student, 2"):
-        build(name, (4,), WIDE)
-
-
-@pytest.mark.parametrize("name", ADAPTING)
-def test_adapters_are_trained_unless_frozen_and_none_needs_equal_channels(name):
+def test_adapters_are_trained_unless_frozen_and_none_needs_equal_channels():
+    name = "feature-mse"
     assert [tuple(p.shape[:2]) for p in made(name).parameters()] == [(8, 4), (12, 6)]
     assert all(p.requires_grad for p in made(name).parameters())
-    for kind in ("frozen", "orthogonal"):
-        assert not any(p.requires_grad for p in made(name, adapters=kind).parameters())
-    assert not list(made(name, WIDE, WIDE, adapters="none").parameters())
     assert len(list(made(name, WIDE, WIDE).parameters())) == 2  # equal channels are adapted too
-    with pytest.raises(ContractError, match="projection 'none'"):
+    assert not any(p.requires_grad for p in made(name, adapters="frozen").parameters())
+    for p in made(name, adapters="orthogonal").parameters():
+        assert not p.requires_grad
+        columns = p.flatten(1).float()
+        torch.testing.assert_close(columns.T @ columns, torch.eye(p.shape[1]), atol=1e-6, rtol=0)
+    assert not list(made(name, WIDE, WIDE, adapters="none").parameters())
+    with pytest.raises(ContractError, match="adapters 'none': got 4 student and 8 teacher"):
         made(name, adapters="none")
 
 
@@ -91,31 +88,26 @@ def test_adapters_are_trained_unless_frozen_and_none_needs_equal_channels(name):
 
 @pytest.mark.parametrize("name", ["feature-mse", "fitnets"])
 def test_regression_is_the_mean_square_per_stage(name):
-    method, student, teacher = made(name), double(NARROW), double(WIDE, seed=9)
+    method, (student, teacher) = made(name), pair()
     expected = np.mean([np.square(d).mean() for d in differences(method, student, teacher)])
     assert method(student, teacher).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_feature_mse_is_dcd_with_all_bands_and_one_level():
-    dcd, mse = (
-        made(name, **o) for name, o in (("dcd", {"levels": 1, "bands": BANDS}), ("feature-mse", {}))
-    )
-    arguments = double(NARROW), double(WIDE, seed=9)
-    assert mse(*arguments).item() == pytest.approx(dcd(*arguments).item(), rel=1e-9)
+    dcd = made("dcd", levels=1, bands=BANDS)(*pair())
+    assert made("feature-mse")(*pair()).item() == pytest.approx(dcd.item(), rel=1e-9)
 
 
 def test_fitnets_may_standardise_the_teacher_over_batch_and_voxels():
-    method = made("fitnets", standardise=True)
-    student, teacher = double(NARROW), double(WIDE, seed=9)
+    method, (student, teacher) = made("fitnets", standardise=True), pair()
     expected = []
     for a, t in zip(adapted(method, student), (t.numpy() for t in teacher.stages), strict=True):
         mean, std = (f((0, 2, 3, 4), keepdims=True) for f in (t.mean, t.std))
         expected.append(np.square(a - (t - mean) / std).mean())
-    assert method(student, teacher).item() == pytest.approx(np.mean(expected), rel=1e-4)
     moved = Output(teacher.logits, tuple(100 * t + 7 for t in teacher.stages))
-    assert method(student, moved).item() == pytest.approx(np.mean(expected), rel=1e-4)
-    silent = Output(teacher.logits, tuple(torch.ones_like(t) for t in teacher.stages))
-    assert method(student, silent).isfinite()
+    for same in (teacher, moved):
+        assert method(student, same).item() == pytest.approx(np.mean(expected), rel=1e-4)
+    assert method(student, staged(*map(torch.ones_like, teacher.stages))).isfinite()
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -125,29 +117,27 @@ def test_attention_closed_form():
     # All of the student's attention is on one voxel of eight, the teacher's on all alike.
     student = torch.zeros(1, 3, 2, 2, 2)
     student[0, 1, 0, 0, 0] = -5
-    found = build("at", (3,), (2,))(alone(student), alone(torch.ones(1, 2, 2, 2, 2)))
-    assert found.item() == pytest.approx(2 - 2 / math.sqrt(8))
+    value = build("at", (3,), (2,))(staged(student), staged(torch.ones(1, 2, 2, 2, 2)))
+    assert value.item() == pytest.approx(2 - 2 / math.sqrt(8))
 
 
 def test_attention_equals_numpy_and_is_a_mean_over_samples():
     method, student, teacher = made("at"), double(NARROW, batch=3), double(WIDE, seed=9, batch=3)
     expected = []
-    for pair in zip(student.stages, teacher.stages, strict=True):
-        maps = [np.square(f.numpy()).mean(1).reshape(3, -1) for f in pair]
+    for both in zip(student.stages, teacher.stages, strict=True):
+        maps = [np.square(f.numpy()).mean(1).reshape(3, -1) for f in both]
         s, t = (q / np.linalg.norm(q, axis=1, keepdims=True) for q in maps)
         expected.append(np.square(s - t).sum(1).mean())
-    assert method(student, teacher).item() == pytest.approx(np.mean(expected), rel=1e-10)
     louder = Output(student.logits, tuple(10 * s for s in student.stages))
-    assert method(louder, teacher).item() == pytest.approx(np.mean(expected), rel=1e-10)
+    for same in (student, louder):
+        assert method(same, teacher).item() == pytest.approx(np.mean(expected), rel=1e-10)
 
 
-def test_attention_has_nothing_to_train_and_survives_an_empty_map():
-    method = build("at", (3,), (2,))
-    assert not list(method.parameters())
+def test_attention_survives_an_empty_map():
     student = torch.zeros(1, 3, 2, 2, 2, requires_grad=True)
-    found = method(alone(student), alone(torch.ones(1, 2, 2, 2, 2)))
-    found.backward()
-    assert found.item() == pytest.approx(1)
+    value = build("at", (3,), (2,))(staged(student), staged(torch.ones(1, 2, 2, 2, 2)))
+    value.backward()
+    assert value.item() == pytest.approx(1)
     assert student.grad.isfinite().all()
 
 
@@ -156,8 +146,7 @@ def test_attention_has_nothing_to_train_and_survives_an_empty_map():
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_cwd_of_features_equals_scipy_and_divides_by_the_teachers_channels(temperature):
-    method = made("cwd-features", temperature=temperature)
-    student, teacher = double(NARROW), double(WIDE, seed=9)
+    method, (student, teacher) = made("cwd-features", temperature=temperature), pair()
     expected = []
     for a, t in zip(adapted(method, student), teacher.stages, strict=True):
         p, q = (softmax(f.reshape(*f.shape[:2], -1) / temperature, axis=2) for f in (a, t.numpy()))
@@ -179,84 +168,58 @@ def above(x, cutoff):
 
 
 FILTERS = {
-    "gaussian-highpass": ("sigma", without_blur, (0.4, 1.0, 3.0)),
-    "fourier-highpass": ("cutoff", above, (0.1, 0.25, 0.5)),
+    "gaussian-highpass": ("sigma", without_blur, (1.0, 0.4, 3.0)),
+    "fourier-highpass": ("cutoff", above, (0.25, 0.1, 0.5)),
 }
 each_filter = pytest.mark.parametrize("name", FILTERS)
 
 
 @each_filter
-@pytest.mark.parametrize("turn", range(3))
-def test_high_pass_equals_the_oracle_applied_to_the_adapted_difference(name, turn):
+def test_high_pass_equals_the_oracle_applied_to_the_adapted_difference(name):
     option, oracle, widths = FILTERS[name]
-    method, student, teacher = (
-        made(name, **{option: widths[turn]}),
-        double(NARROW),
-        double(WIDE, seed=9),
-    )
-    filtered = [oracle(d, widths[turn]) for d in differences(method, student, teacher)]
-    expected = np.mean([np.square(d).mean() for d in filtered])
-    assert method(student, teacher).item() == pytest.approx(expected, rel=1e-9)
+    student, teacher = pair()
+    for width in widths:
+        method = made(name, **{option: width})
+        filtered = [oracle(d, width) for d in differences(method, student, teacher)]
+        expected = np.mean([np.square(d).mean() for d in filtered])
+        assert method(student, teacher).item() == pytest.approx(expected, rel=1e-9)
 
 
 @each_filter
 @pytest.mark.parametrize("size", [(1, 4, 5), (7, 2, 3)])
-def test_high_pass_of_odd_and_tiny_grids(name, size):
-    _, oracle, _ = FILTERS[name]
+def test_high_pass_of_odd_and_tiny_grids_by_default(name, size):
+    _, oracle, (default, *_) = FILTERS[name]
     x = noise(1, 2, *size, dtype=torch.float64)
-    default = {"gaussian-highpass": 1.0, "fourier-highpass": 0.25}[name]
-    found = made(name, (2,), (2,), adapters="none")(alone(x), alone(torch.zeros_like(x)))
-    assert found.item() == pytest.approx(np.square(oracle(x.numpy(), default)).mean(), rel=1e-9)
+    expected = np.square(oracle(x.numpy(), default)).mean()
+    assert of_one(name, x) == pytest.approx(expected, rel=1e-9)
 
 
 @each_filter
 def test_a_constant_is_no_detail(name):
-    x = torch.full((1, 2, 6, 8, 9), 3.0, dtype=torch.float64)
-    method = made(name, (2,), (2,), adapters="none")
-    assert method(alone(x), alone(torch.zeros_like(x))) < 1e-20
+    assert of_one(name, torch.full((1, 2, 6, 8, 9), 3.0, dtype=torch.float64)) < 1e-20
 
 
 def test_fourier_high_pass_is_the_energy_of_the_spectrum():
     x = noise(1, 2, 8, 8, 8, dtype=torch.float64)
-    found = made("fourier-highpass", (2,), (2,), adapters="none")(
-        alone(x), alone(torch.zeros_like(x))
-    )
     power = np.abs(np.fft.fftn(x.numpy(), axes=(2, 3, 4), norm="ortho")) ** 2
     low = np.abs(np.fft.fftfreq(8)) < 0.25
     power[:, :, *np.ix_(low, low, low)] = 0
-    assert found.item() == pytest.approx(power.sum() / x.numel(), rel=1e-12)
+    assert of_one("fourier-highpass", x) == pytest.approx(power.sum() / x.numel(), rel=1e-12)
 
 
 def test_the_default_blur_halves_the_power_where_a_first_level_divides():
     wave = torch.cos(torch.arange(64, dtype=torch.float64) * math.pi / 2)
-    x = wave.expand(1, 1, 8, 8, 64)
-    found = made("gaussian-highpass", (1,), (1,), adapters="none")(
-        alone(x), alone(torch.zeros_like(x))
-    )
-    assert found.item() / x.square().mean().item() == pytest.approx(0.5, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("gaussian-highpass", {"sigma": 0.0}, "sigma: got 0"),
-        ("fourier-highpass", {"cutoff": -0.1}, "cutoff: got -0.1"),
-        ("fourier-highpass", {"cutoff": 0.6}, "cutoff: got 0.6; expected at most 0.5"),
-    ],
-)
-def test_filters_that_keep_nothing_or_all_are_refused(name, options, message):
-    with pytest.raises(ContractError, match=message):
-        build(name, NARROW, WIDE, **options)
+    kept = of_one("gaussian-highpass", wave.expand(1, 1, 8, 8, 64)) / wave.square().mean().item()
+    assert kept == pytest.approx(0.5, abs=0.02)
 
 
 # --- controls: other bands ------------------------------------------------------------------------
 
 
 def test_coarse_band_finest_band_and_published_bands_add_up_to_the_mse():
-    arguments = double(NARROW), double(WIDE, seed=9)
-    parts = [made(name, levels=1)(*arguments).item() for name in ("aaa-only", "ddd-only", "dcd")]
+    parts = [made(name, levels=1)(*pair()).item() for name in ("aaa-only", "ddd-only", "dcd")]
     assert min(parts) > 0.01
-    assert sum(parts) == pytest.approx(made("feature-mse")(*arguments).item(), rel=1e-9)
+    assert sum(parts) == pytest.approx(made("feature-mse")(*pair()).item(), rel=1e-9)
 
 
 def test_random_bands_are_drawn_once_and_are_as_many_as_the_published_ones():
@@ -270,18 +233,8 @@ def test_random_bands_are_drawn_once_and_are_as_many_as_the_published_ones():
 
 def test_random_bands_are_dcd_with_these_bands_and_the_other_options_given():
     options = {"wavelet": "haar", "levels": 2, "stages": [1], "stage_reduction": "sum"}
-    control = made("random-bands", WIDE, WIDE, projection="none", draw=4, **options)
+    options |= {"projection": "none", "convention": "released"}
+    control = made("random-bands", WIDE, WIDE, draw=4, **options)
     arguments = double(WIDE), double(WIDE, seed=9)
-    same = DCD(WIDE, WIDE, projection="none", bands=control.bands, **options)
+    same = DCD(WIDE, WIDE, bands=control.bands, **options)
     assert torch.equal(control(*arguments), same(*arguments))
-    released = made("random-bands", WIDE, WIDE, projection="none", convention="released", draw=4)
-    assert released(*arguments) != made("random-bands", WIDE, WIDE, projection="none", draw=4)(
-        *arguments
-    )
-
-
-@pytest.mark.parametrize("name", ["aaa-only", "ddd-only", "random-bands"])
-def test_a_control_does_not_let_its_bands_be_chosen(name):
-    with pytest.raises(ContractError, match=f"option of {name}: got 'bands'"):
-        build(name, NARROW, WIDE, bands=BANDS)
-    assert build(name, NARROW, WIDE, wavelet="haar", levels=1).levels == 1

@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import pywt
 import torch
 import torch.nn.functional as F
+from oracles import released_level
+from outputs import noise as any_noise
 from torch import nn
 
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance, kd_weight
-from dcd_core.models import Segmenter, resenc, shrink
-from dcd_core.train import Distiller
+from dcd_core.models import resenc, shrink
 from dcd_core.types import Output
 from dcd_core.wavelet import BANDS
 
+noise = partial(any_noise, dtype=torch.float64)
 RELEASED = {"wavelet": "db4", "convention": "released"}
 
 
-def noise(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
-def taps(name, dtype=torch.float64):
+def taps(name):
     """The filter bank (dec_lo, dec_hi, rec_lo, rec_hi) as the release keeps it: float32 taps."""
-    return torch.tensor(np.float32(pywt.Wavelet(name).filter_bank)).to(dtype)
+    return torch.tensor(np.float32(pywt.Wavelet(name).filter_bank)).double()
 
 
 def analysis_pair(n, name):
@@ -57,35 +55,12 @@ def round_trip_pair(n, name):
     return found
 
 
-def apply(one_axis, x):
-    """The same matrix along D, H and W."""
-    for axis in (2, 3, 4):
-        x = torch.tensordot(x, torch.from_numpy(one_axis), ([axis], [1])).movedim(-1, axis)
-    return x
-
-
-def dense_level(x, name):
-    """One released level with one K x K x K filter per band: masked reconstruction, coarse band."""
-    bank = taps(name, x.dtype)
-    pad = bank.shape[1] - 1
-
-    def kernels(low, high):
-        chosen = [[high if letter == "d" else low for letter in band] for band in BANDS]
-        return torch.stack([torch.einsum("i,j,k->ijk", *axes) for axes in chosen])[:, None]
-
-    bands = F.conv3d(x.reshape(-1, 1, *x.shape[2:]), kernels(*bank[:2]), stride=2, padding=pad)
-    keep = torch.tensor([band in PUBLISHED for band in BANDS])[:, None, None, None]
-    back = F.conv_transpose3d(bands * keep, kernels(*bank[2:]), stride=2, padding=pad)
-    d, h, w = x.shape[2:]
-    return back[:, :, :d, :h, :w], bands[:, :1]
-
-
-def dense_loss(student, teacher, name, levels):
+def dense_loss(student, teacher, levels=3):
     """The released loss of both branches, each transformed by itself; squares in full precision."""
     total = 0.0
     for _ in range(levels):
-        one, student = dense_level(student, name)
-        two, teacher = dense_level(teacher, name)
+        one, student = released_level(student, "db4", PUBLISHED)
+        two, teacher = released_level(teacher, "db4", PUBLISHED)
         total = total + (one.double() - two.double()).square().mean()
     return total.item() / levels
 
@@ -112,11 +87,7 @@ def level_losses(x, levels, **options):
 # --- A1: the synthesis does not invert the analysis -----------------------------------------------
 
 
-A1 = {
-    ("haar", 16): 1.292, ("haar", 32): 1.351, ("haar", 64): 1.382,
-    ("db2", 16): 1.351, ("db2", 32): 1.382, ("db2", 64): 1.398,
-    ("db4", 16): 1.191, ("db4", 32): 1.291, ("db4", 64): 1.350,
-}  # fmt: skip
+A1 = {("haar", 64): 1.382, ("db2", 16): 1.351, ("db4", 16): 1.191, ("db4", 64): 1.350}
 
 
 @pytest.mark.parametrize(("name", "n"), A1)
@@ -124,31 +95,19 @@ def test_a1_all_bands_reconstruct_noise_with_more_error_than_signal(name, n):
     pair = round_trip_pair(n, name)
     error = relative_error_on_noise(pair["a"] + pair["d"])
     assert error == pytest.approx(A1[name, n], abs=6e-4)
+    # With the adjoint of the analysis they would be exact; the float32 taps leave 1e-7.
+    there = analysis_pair(n, name)
+    adjoint = there["a"].T @ there["a"] + there["d"].T @ there["d"]
+    assert np.abs(adjoint - np.eye(n)).max() < 1e-6
     # Predicting zeros would have an error of 1. One draw of noise agrees with the expectation.
     x = noise(1, 1, n, n, n)
-    back = apply(pair["a"] + pair["d"], x)
+    back = released_level(x, name, BANDS)[0]
     assert ((back - x).norm() / x.norm()).item() == pytest.approx(error, abs=0.02)
     # And it is the reconstruction that the loss compares: with all bands, its mean square.
     loss = detail_distance(
         x, torch.zeros_like(x), wavelet=name, levels=1, bands=BANDS, convention="released"
     )
     assert loss.item() == pytest.approx(back.square().mean().item(), rel=1e-9)
-
-
-@pytest.mark.parametrize("n", [16, 32, 64])
-@pytest.mark.parametrize("name", ["haar", "db2", "db4"])
-def test_a1_with_the_adjoint_of_the_analysis_they_reconstruct_exactly(name, n):
-    pair = analysis_pair(n, name)
-    adjoint = pair["a"].T @ pair["a"] + pair["d"].T @ pair["d"]
-    assert np.abs(adjoint - np.eye(n)).max() < 1e-6  # the float32 taps leave 1e-7
-    assert relative_error_on_noise(adjoint) < 1e-6
-
-
-def test_a1_the_synthesis_taps_are_the_analysis_taps_reversed():
-    # Correlation has already reversed the analysis, so its adjoint takes dec, not rec.
-    for name in ("haar", "db2", "db4"):
-        low, high, rec_low, rec_high = pywt.Wavelet(name).filter_bank
-        assert (rec_low, rec_high) == (low[::-1], high[::-1])
 
 
 # --- A2: the loss fades with depth ----------------------------------------------------------------
@@ -226,25 +185,11 @@ def test_a4_a_projection_learns_only_where_the_optimizer_lists_it(listed):
     assert torch.equal(method.adapters[0].weight, before) != listed
 
 
-def test_a4_released_keeps_its_projections_fixed_and_with_bias():
-    method = DCD.released([8, 16], [32, 64])
-    assert [p.requires_grad for p in method.parameters()] == [False] * 4
-
-
-def test_a4_ours_is_in_optimizer_checkpoint_and_clipping():
-    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1))
-    student = Segmenter(network, ["0"], [2])
-    distiller = Distiller(student, student, DCD([2], [2], wavelet="haar"), nn.MSELoss())
-    name = "method.adapters.0.weight"
-    assert any(p is distiller.get_parameter(name) for p in distiller.trainable())
-    assert name in distiller.trained_state()
-
-
 # --- A5: stages are summed, levels averaged -------------------------------------------------------
 
 
-@pytest.mark.parametrize("stages", [2, 6])
-def test_a5_the_released_sum_is_the_number_of_stages_times_the_mean(stages):
+def test_a5_the_released_sum_is_the_number_of_stages_times_the_mean():
+    stages = 3
     channels = [2] * stages
     method = DCD.released(channels, channels)
     student, teacher = (
@@ -264,11 +209,6 @@ def test_a5_levels_are_averaged():
 
 
 # --- A6: the published bands ----------------------------------------------------------------------
-
-
-def test_a6_published_bands_leave_out_the_coarse_and_the_finest_diagonal():
-    assert [BANDS.index(band) for band in PUBLISHED] == [1, 2, 3, 4, 5, 6]
-    assert set(BANDS) - set(PUBLISHED) == {"aaa", "ddd"}
 
 
 @pytest.mark.parametrize("convention", ["orthonormal", "released"])
@@ -307,20 +247,12 @@ def test_a6_features_are_those_after_the_last_activation_and_the_stem_is_none_of
 # --- A7: half precision and dense filters ---------------------------------------------------------
 
 
-def test_a7_the_dense_re_enactment_is_the_released_loss():
-    student, teacher = noise(1, 2, 12, 9, 10), noise(1, 2, 12, 9, 10, seed=1)
-    found = detail_distance(student, teacher, levels=3, **RELEASED).item()
-    assert found == pytest.approx(dense_loss(student, teacher, "db4", 3), rel=1e-10)
-
-
 @pytest.mark.parametrize(
     ("half", "apart", "low", "high"),
     [
-        (torch.bfloat16, 1.0, -0.02, 0.02),
         (torch.bfloat16, 0.1, 0.05, 0.5),
         (torch.bfloat16, 0.01, 1.0, 10.0),
         (torch.float16, 1.0, -0.01, 0.01),
-        (torch.float16, 0.1, -0.05, 0.05),
         (torch.float16, 0.01, 0.02, 0.5),
     ],
     ids=str,
@@ -334,17 +266,12 @@ def test_a7_half_precision_overstates_small_differences(half, apart, low, high):
     teacher = 10 + noise(1, 2, 16, 16, 16)
     student = teacher + apart * noise(1, 2, 16, 16, 16, seed=1)
     student, teacher = student.to(half), teacher.to(half)
-    exact = dense_loss(student.double(), teacher.double(), "db4", 3)
+    exact = dense_loss(student.double(), teacher.double())
     with torch.autocast("cpu", dtype=half):
-        dense = dense_loss(student.float(), teacher.float(), "db4", 3)
+        dense = dense_loss(student.float(), teacher.float())
         ours = detail_distance(student, teacher, levels=3, **RELEASED).item()
     assert low <= dense / exact - 1 < high
     assert ours == pytest.approx(exact, rel=1e-5)
-
-
-def test_a7_a_dense_db4_filter_has_512_taps_where_24_do():
-    length = pywt.Wavelet("db4").dec_len
-    assert (length**3, 3 * length) == (512, 24)
 
 
 # --- A8: the schedule -----------------------------------------------------------------------------
@@ -367,66 +294,13 @@ def test_a8_weight_schedule_and_its_marks(peak, start, ramp):
 
 # --- A9: the plan the documented commands find ----------------------------------------------------
 
-TEACHER = (32, 64, 128, 256, 320, 320)
-BRATS = {"inputs": 4, "classes": 5}
-
-
-def convolution(inputs, outputs, kernel=3):
-    """Weights and biases of a convolution."""
-    return kernel**3 * inputs * outputs + outputs
-
-
-def unit(inputs, outputs):
-    """A convolution of 3 x 3 x 3 and the scale and shift of its instance norm."""
-    return convolution(inputs, outputs) + 2 * outputs
-
-
-def decoder(channels, convolutions, classes):
-    """Up-convolution, units on twice the width, and a head of deep supervision, per stage."""
-    return sum(
-        convolution(deep, fine, kernel=2)
-        + unit(2 * fine, fine)
-        + (convolutions - 1) * unit(fine, fine)
-        + convolution(fine, classes, kernel=1)
-        for fine, deep in itertools.pairwise(channels)
-    )
-
-
-def plain(channels, *, inputs, classes):
-    """Parameters of nnU-Net's default plan: two units per stage, in encoder and decoder."""
-    pairs = itertools.pairwise((inputs, *channels))
-    return sum(unit(i, o) + unit(o, o) for i, o in pairs) + decoder(channels, 2, classes)
-
-
-def residual(channels, *, inputs, classes, blocks=(1, 3, 4, 6, 6, 6)):
-    """Parameters of its ResEnc plan: a stem, residual blocks, one unit per decoder stage.
-
-    A block that changes the width has a 1 x 1 x 1 convolution without bias, and a norm, around it.
-    """
-    total = unit(inputs, channels[0]) + decoder(channels, 1, classes)
-    for i, o, count in zip((channels[0], *channels), channels, blocks, strict=False):
-        total += unit(i, o) + unit(o, o) + (count - 1) * 2 * unit(o, o)
-        total += i * o + 2 * o if i != o else 0
-    return total
-
 
 def test_a9_the_student_that_the_default_plan_builds_is_not_a_resenc():
-    student = shrink(TEACHER, 4)
-    assert student == (8, 16, 32, 64, 80, 80)
-    # Equal to the networks that dynamic-network-architectures 0.4.4 builds from these plans.
-    assert residual(TEACHER, **BRATS) == 102_354_777
-    assert residual(student, **BRATS) == 6_406_377
-    assert plain(student, **BRATS) == 1_953_769
-    assert plain(TEACHER, **BRATS) == 31_200_601
-
-
-def test_a9_the_closed_form_counts_what_torch_counts():
-    one = nn.Sequential(nn.Conv3d(3, 5, 3), nn.InstanceNorm3d(5, affine=True))
-    assert unit(3, 5) == sum(p.numel() for p in one.parameters())
-    up = nn.ConvTranspose3d(8, 4, 2, 2)
-    assert convolution(8, 4, kernel=2) == sum(p.numel() for p in up.parameters())
-    # Our ResEnc is of MONAI's blocks: convolutions in a block have no bias, strided ones of equal
-    # width have a shortcut of their own, and without deep supervision there is one head.
-    channels = shrink(TEACHER, 4)
+    channels = shrink((32, 64, 128, 256, 320, 320), 4)
+    assert channels == (8, 16, 32, 64, 80, 80)
     ours = sum(p.numel() for p in resenc(4, 5, channels=channels).parameters())
-    assert ours == pytest.approx(residual(channels, **BRATS), rel=0.002)
+    # What dynamic-network-architectures 0.4.4 builds from the ResEnc plan. MONAI's blocks differ a
+    # little: no bias in a block, a shortcut of its own in strided ones, one head.
+    assert ours == pytest.approx(6_406_377, rel=0.002)
+    # And from the default plan, two plain units per stage.
+    assert ours > 3 * 1_953_769

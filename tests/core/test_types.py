@@ -5,9 +5,8 @@ from __future__ import annotations
 import pickle
 
 import pytest
-import torch
 
-from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError, Output
+from dcd_core.types import BRATS, ISLES, TASKS, ContractError
 
 
 def test_message_says_what_was_looked_at_got_expected_and_to_try():
@@ -41,12 +40,3 @@ def test_tasks_are_the_two_data_sets_and_cannot_be_changed():
 def test_resection_cavity_belongs_to_no_tumour_region():
     assert 4 not in BRATS.regions["WT"] + BRATS.regions["TC"]
     assert BRATS.regions["RC"] == (4,)
-
-
-def test_output_has_no_deep_heads_unless_given():
-    assert Output(torch.zeros(1), ()).deep == ()
-    assert Output._fields == ("logits", "stages", "deep")
-
-
-def test_case_fields_in_order():
-    assert Case._fields == ("id", "image", "label", "spacing_mm", "affine")

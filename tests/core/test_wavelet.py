@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import pywt
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import DISCRETE, EIGHT, pywt_bands, pywt_volume, relative
+from outputs import noise as any_noise
 
 from dcd_core.types import ContractError
 from dcd_core.wavelet import BANDS, Pyramid, dwt3, idwt3, max_level, wavedec3, waverec3
 
-DISCRETE = pywt.wavelist(kind="discrete")
-# At least one wavelet of each discrete family, short and long.
-WAVELETS = [
-    "haar", "db2", "db4", "db8", "sym4", "sym5", "coif1", "coif2",
-    "bior1.3", "bior2.2", "bior3.5", "rbio2.4", "dmey",
-]  # fmt: skip
+noise = partial(any_noise, dtype=torch.float64)
 ORTHOGONAL = ["haar", "db2", "db4", "sym5", "coif1"]
 SIZES = [(8, 8, 8), (9, 7, 5), (6, 11, 16), (2, 3, 2)]
 # These two continue a slope beyond the border. Where the filter is longer than the volume, large
 # numbers then cancel, and the float32 of PyWavelets itself misses 1e-6 of the result.
 EXTRAPOLATING = ("smooth", "antireflect")
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
-
-
-def noise(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def relative(found, expected):
-    """Largest difference over the largest expected value."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    return np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-300)
-
-
-def pywt_bands(x, wavelet, mode):
-    """(b, c, 8, d', h', w') from pywt, bands in the order of BANDS."""
-    bands = pywt.dwtn(x.double().numpy(), wavelet, mode=mode, axes=(2, 3, 4))
-    return np.stack([bands[band] for band in BANDS], axis=2)
-
-
-def pywt_volume(bands, wavelet, mode):
-    """(b, c, d, h, w) from pywt, the inverse of `pywt_bands`."""
-    there = {band: bands[:, :, i] for i, band in enumerate(BANDS)}
-    return pywt.idwtn(there, wavelet, mode=mode, axes=(2, 3, 4))
 
 
 def largest_summand(x, name, mode):
@@ -64,63 +39,44 @@ def test_bands_are_numbered_4d_2h_w():
     assert ["".join("ad"[i >> shift & 1] for shift in (2, 1, 0)) for i in range(8)] == list(BANDS)
 
 
-def test_wavelets_under_test_cover_every_discrete_family():
-    def families(names):
-        return {pywt.Wavelet(name).short_family_name for name in names}
-
-    assert families(WAVELETS) == families(pywt.wavelist(kind="discrete"))
+def assert_pywt(name, mode, size, seed=0):
+    """One level and back, in float64 and float32, as far as PyWavelets itself gets."""
+    x = noise(1, 2, *size, seed=seed)
+    expected = pywt_bands(x, name, mode)
+    bands, back = dwt3(x, name, mode), pywt_volume(expected, name, mode)
+    assert relative(bands, expected) < 1e-12, mode
+    assert relative(idwt3(bands, name, mode), back) < 1e-12, mode
+    # dmey alone is a truncated filter and reconstructs coarsely.
+    cropped = idwt3(bands, name, mode, size=size)
+    assert relative(cropped, x) < (0.1 if name == "dmey" else 1e-8), mode
+    single = dwt3(x.float(), name, mode)
+    assert single.dtype == torch.float32
+    error = np.abs(single.numpy() - expected).max()
+    extrapolated = mode in EXTRAPOLATING
+    scale = largest_summand(x.numpy(), name, mode) if extrapolated else np.abs(expected).max()
+    assert error < 1e-6 * scale, mode
+    if not extrapolated:
+        again = idwt3(torch.tensor(expected, dtype=torch.float32), name, mode)
+        assert relative(again, back) < 1e-6, mode
 
 
 @pytest.mark.parametrize("mode", pywt.Modes.modes)
-@pytest.mark.parametrize("name", WAVELETS)
+@pytest.mark.parametrize("name", EIGHT)
 def test_one_level_and_back_equal_pywt(name, mode):
     for size in SIZES:
-        x = noise(1, 2, *size)
-        bands = dwt3(x, name, mode)
-        expected = pywt_bands(x, name, mode)
-        assert relative(bands, expected) < TOLERANCE[torch.float64]
-        back = pywt_volume(expected, name, mode)
-        assert relative(idwt3(bands, name, mode), back) < TOLERANCE[torch.float64]
+        assert_pywt(name, mode, size)
 
 
-@pytest.mark.parametrize("name", DISCRETE)
-def test_every_discrete_wavelet_equals_pywt_in_every_mode(name):
-    turn = DISCRETE.index(name)
-    for shift, mode in enumerate(pywt.Modes.modes):
-        size = SIZES[(turn + shift) % len(SIZES)]
-        x = noise(1, 1, *size, seed=turn)
-        expected = pywt_bands(x, name, mode)
-        bands, back = dwt3(x, name, mode), pywt_volume(expected, name, mode)
-        assert relative(bands, expected) < 1e-12, mode
-        assert relative(idwt3(bands, name, mode), back) < 1e-12, mode
-        # Back exactly as far as pywt: dmey alone is a truncated filter and reconstructs coarsely.
-        inside = tuple(slice(0, n) for n in (1, 1, *size))
-        oracle = relative(back[inside], x)
-        assert abs(relative(idwt3(bands, name, mode, size=size), x) - oracle) < 1e-10, mode
-        assert oracle < (0.1 if name == "dmey" else 1e-8), mode
-
-
-@pytest.mark.parametrize("name", DISCRETE)
-def test_every_discrete_wavelet_equals_pywt_in_float32(name):
-    turn = DISCRETE.index(name)
-    # Three of the nine modes for each wavelet, so that each mode meets every third wavelet.
-    for mode in pywt.Modes.modes[turn % 3 :: 3]:
-        size = SIZES[turn % len(SIZES)]
-        x = noise(1, 1, *size, dtype=torch.float32, seed=turn)
-        expected, bands = pywt_bands(x, name, mode), dwt3(x, name, mode)
-        assert bands.dtype == torch.float32
-        if mode in EXTRAPOLATING:
-            error = np.abs(bands.numpy() - expected).max()
-            assert error < 1e-6 * largest_summand(x.double().numpy(), name, mode), mode
-            continue
-        assert relative(bands, expected) < TOLERANCE[torch.float32], mode
-        back = idwt3(torch.tensor(expected, dtype=torch.float32), name, mode)
-        assert back.dtype == torch.float32
-        assert relative(back, pywt_volume(expected, name, mode)) < TOLERANCE[torch.float32], mode
+@pytest.mark.slow
+def test_every_discrete_wavelet_equals_pywt():
+    for turn, name in enumerate(DISCRETE):
+        # Three of the nine modes for each wavelet, so that each mode meets every third wavelet.
+        for mode in pywt.Modes.modes[turn % 3 :: 3]:
+            assert_pywt(name, mode, SIZES[turn % len(SIZES)], seed=turn)
 
 
 @pytest.mark.parametrize("mode", pywt.Modes.modes)
-@pytest.mark.parametrize("name", ["haar", "db4", "sym5", "coif1", "bior3.5", "rbio2.4"])
+@pytest.mark.parametrize("name", EIGHT)
 # pywt warns where a level outgrows the volume; both of us go on.
 @pytest.mark.filterwarnings("ignore:Level value of:UserWarning")
 def test_pyramid_and_back_equal_pywt(name, mode):
@@ -128,25 +84,12 @@ def test_pyramid_and_back_equal_pywt(name, mode):
         x = noise(1, 1, *size)
         pyramid = wavedec3(x, name, levels=3, mode=mode)
         expected = pywt.wavedecn(x.numpy(), name, mode=mode, level=3, axes=(2, 3, 4))
-        assert relative(pyramid.coarse, expected[0]) < TOLERANCE[torch.float64]
+        assert relative(pyramid.coarse, expected[0]) < 1e-12
         for found, level in zip(pyramid.details, reversed(expected[1:]), strict=True):
             assert relative(found, np.stack([level[b] for b in BANDS[1:]], 2)) < 1e-12
         back = pywt.waverecn(expected, name, mode=mode, axes=(2, 3, 4))
-        assert relative(waverec3(pyramid, name, mode), back) < TOLERANCE[torch.float64]
+        assert relative(waverec3(pyramid, name, mode), back) < 1e-12
         assert relative(waverec3(pyramid, name, mode, size=size), x) < 1e-10
-
-
-@pytest.mark.filterwarnings("ignore:Level value of:UserWarning")
-@pytest.mark.parametrize("name", ["haar", "db4", "bior2.2", ("haar", "db2", "sym4")], ids=str)
-def test_pyramid_in_float32_equals_pywt(name):
-    x = noise(2, 1, 17, 12, 23, dtype=torch.float32)
-    pyramid = wavedec3(x, name, levels=3, mode="symmetric")
-    expected = pywt.wavedecn(x.double().numpy(), name, mode="symmetric", level=3, axes=(2, 3, 4))
-    assert relative(pyramid.coarse, expected[0]) < TOLERANCE[torch.float32]
-    for found, level in zip(pyramid.details, reversed(expected[1:]), strict=True):
-        assert found.dtype == torch.float32
-        assert relative(found, np.stack([level[b] for b in BANDS[1:]], 2)) < 1e-6
-    assert relative(waverec3(pyramid, name, "symmetric", size=(17, 12, 23)), x) < 1e-6
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -163,22 +106,12 @@ def test_one_wavelet_per_axis_equals_pywt(size, names, mode):
     assert relative(idwt3(bands, list(names), mode), pywt_volume(expected, names, mode)) < 1e-12
 
 
-def test_the_order_of_the_axes_matters():
-    names, x = ("haar", "db4", "bior2.2"), noise(2, 1, 6, 9, 12)
-    assert relative(idwt3(dwt3(x, names), names, size=(6, 9, 12)), x) < 1e-12
-    assert not np.allclose(dwt3(x, names), dwt3(x, names[::-1]))
-
-
-@pytest.mark.parametrize("name", WAVELETS)
+@pytest.mark.parametrize("name", [*EIGHT, "dmey"])
 def test_max_level_equals_pywt(name):
     for size in [(64, 64, 64), (20, 48, 64), (3, 90, 90), (128, 15, 128)]:
         assert max_level(size, name) == pywt.dwtn_max_level(size, name)
     assert max_level(40, name) == pywt.dwtn_max_level((40, 40, 40), name)
-
-
-def test_max_level_of_mixed_wavelets_is_that_of_the_shortest_axis():
-    assert max_level((8, 64, 64), ("haar", "db4", "db4")) == 3
-    assert max_level((8, 64, 64), "db4") == 0
+    assert max_level((8, 64, 64), ("haar", name, name)) <= 3
 
 
 # --- properties -----------------------------------------------------------------------------------
@@ -187,7 +120,7 @@ def test_max_level_of_mixed_wavelets_is_that_of_the_shortest_axis():
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     size=st.tuples(*[st.integers(2, 9)] * 3),
-    name=st.sampled_from([name for name in WAVELETS if name != "dmey"]),
+    name=st.sampled_from(EIGHT),
     mode=st.sampled_from(pywt.Modes.modes),
 )
 def test_reconstruction_is_perfect(size, name, mode):
@@ -195,42 +128,14 @@ def test_reconstruction_is_perfect(size, name, mode):
     assert relative(idwt3(dwt3(x, name, mode), name, mode, size=size), x) < 1e-10
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(size=st.tuples(*[st.integers(1, 6)] * 3), name=st.sampled_from(ORTHOGONAL))
-def test_orthonormal_transform_keeps_energy_on_even_sizes(size, name):
-    x = noise(1, 1, *(2 * n for n in size))
-    assert dwt3(x, name).square().sum().item() == pytest.approx(x.square().sum().item(), rel=1e-10)
-
-
 @pytest.mark.parametrize("name", ORTHOGONAL)
-def test_inverse_of_an_orthonormal_transform_is_its_adjoint(name):
+def test_an_orthonormal_transform_keeps_energy_and_its_inverse_is_its_adjoint(name):
     x = noise(1, 2, 8, 6, 10).requires_grad_()
     y = noise(1, 2, 8, 4, 3, 5, seed=1)
-    inner = (dwt3(x, name) * y).sum()
-    (adjoint,) = torch.autograd.grad(inner, x)  # A^T y
-    assert inner.item() == pytest.approx((x * adjoint).sum().item(), rel=1e-12)
+    bands = dwt3(x, name)
+    assert bands.square().sum().item() == pytest.approx(x.square().sum().item(), rel=1e-10)
+    (adjoint,) = torch.autograd.grad(bands, x, y)
     assert relative(adjoint, idwt3(y, name)) < 1e-12
-
-
-@pytest.mark.parametrize("mode", pywt.Modes.modes)
-@pytest.mark.parametrize("name", ["db3", "bior2.4", ("haar", "sym4", "rbio1.3")], ids=str)
-def test_adjoint(name, mode):
-    x, y = noise(1, 1, 5, 6, 9).requires_grad_(), noise(1, 1, 5, 6, 9, seed=1)
-    bands = dwt3(x, name, mode)
-    other = noise(*bands.shape, seed=2)
-    (adjoint,) = torch.autograd.grad(bands, x, other)
-    left, right = (dwt3(y, name, mode) * other).sum(), (y * adjoint).sum()
-    assert left.item() == pytest.approx(right.item(), rel=1e-11)
-    inverse = other.requires_grad_()
-    back = idwt3(inverse, name, mode)
-    (adjoint,) = torch.autograd.grad(back, inverse, torch.ones_like(back))
-    assert back.sum().item() == pytest.approx((inverse * adjoint).sum().item(), rel=1e-11)
-
-
-def test_transform_is_linear():
-    x, y = noise(1, 1, 7, 6, 5), noise(1, 1, 7, 6, 5, seed=1)
-    mixed = dwt3(2 * x - 3 * y, "db2", "smooth")
-    assert relative(mixed, 2 * dwt3(x, "db2", "smooth") - 3 * dwt3(y, "db2", "smooth")) < 1e-12
 
 
 @pytest.mark.parametrize("mode", pywt.Modes.modes)
@@ -254,35 +159,17 @@ def test_gradients(mode):
     [
         lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),
         lambda x: x.to(memory_format=torch.channels_last_3d),
-        lambda x: torch.cat([x, x], dim=4)[..., : x.shape[4]],
         lambda x: x[:1].expand(2, -1, -1, -1, -1),
     ],
-    ids=["transposed", "channels_last_3d", "sliced", "expanded"],
+    ids=["transposed", "channels_last_3d", "expanded"],
 )
 def test_memory_layout_does_not_matter(layout):
-    x = noise(2, 3, 6, 7, 8)
-    y = layout(x)
-    bands = dwt3(y.contiguous(), "db2")
-    assert not y.is_contiguous()
-    assert relative(dwt3(y, "db2"), bands) < 1e-14
+    x = layout(noise(2, 3, 6, 7, 8))
+    assert not x.is_contiguous()
+    bands = dwt3(x, "db2")
+    assert relative(bands, dwt3(x.contiguous(), "db2")) < 1e-14
     turned = bands.transpose(3, 5).contiguous().transpose(3, 5)
-    assert relative(idwt3(turned, "db2", size=(6, 7, 8)), y) < 1e-12
-    coarse, details = wavedec3(y, "db2", levels=2)
-    turned = Pyramid(layout(coarse), tuple(d.transpose(3, 4) for d in details))
-    turned = turned._replace(details=tuple(d.contiguous().transpose(3, 4) for d in turned.details))
-    plain = Pyramid(turned.coarse.contiguous(), details)
-    assert relative(waverec3(turned, "db2"), waverec3(plain, "db2")) < 1e-14
-
-
-def test_gradient_does_not_depend_on_the_memory_layout():
-    x, weights = noise(2, 3, 6, 7, 8), noise(2, 3, 8, 3, 4, 4, seed=1)
-    plain = x.clone().requires_grad_()
-    last = x.to(memory_format=torch.channels_last_3d).requires_grad_()
-    turned = x.transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
-    for leaf in (plain, last, turned):
-        (dwt3(leaf, "db2") * weights).sum().backward()
-    assert relative(last.grad, plain.grad) < 1e-14
-    assert relative(turned.grad, plain.grad) < 1e-14
+    assert relative(idwt3(turned, "db2", size=(6, 7, 8)), x) < 1e-12
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
@@ -296,21 +183,10 @@ def test_half_precision_and_autocast_are_computed_in_float32(half):
         assert tensor.dtype == torch.float32
     assert torch.equal(inside, expected)
     assert torch.equal(deep.coarse, pyramid.coarse)
-    assert relative(back, x) < TOLERANCE[torch.float32]
-    assert relative(up, x) < TOLERANCE[torch.float32]
+    assert relative(back, x) < 1e-6
+    assert relative(up, x) < 1e-6
     assert torch.equal(dwt3(x.to(half)), dwt3(x.to(half).float()))
     assert torch.equal(idwt3(expected.to(half)), idwt3(expected.to(half).float()))
-
-
-def test_gradient_under_autocast_is_that_of_float32():
-    x = noise(1, 2, 8, 8, 8, dtype=torch.float32).requires_grad_()
-    (expected,) = torch.autograd.grad(dwt3(x).square().sum(), x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = dwt3(x).square().sum()
-    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
-    feature = x.detach().bfloat16().requires_grad_()
-    dwt3(feature).square().sum().backward()
-    assert feature.grad.dtype == torch.bfloat16
 
 
 def test_training_works_after_first_use_under_inference_mode():
@@ -326,16 +202,6 @@ def test_training_works_after_first_use_under_inference_mode():
     assert relative(through, np.ones(x.shape)) < 1e-10
 
 
-def test_a_second_transform_makes_no_matrix_again(monkeypatch):
-    x = noise(1, 1, 8, 8, 8)
-    first = idwt3(dwt3(x, "db3"), "db3")
-    for name in ("dwt", "idwt", "dwtn", "idwtn"):
-        monkeypatch.setattr(pywt, name, None)
-    for name in ("from_numpy", "tensor", "as_tensor"):  # nor a copy of one to the device
-        monkeypatch.setattr(torch, name, None)
-    assert torch.equal(idwt3(dwt3(x, "db3"), "db3"), first)
-
-
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -343,11 +209,6 @@ def test_a_second_transform_makes_no_matrix_again(monkeypatch):
 def test_unknown_or_continuous_wavelet_is_refused(name):
     with pytest.raises(ContractError, match="a discrete wavelet of PyWavelets"):
         dwt3(noise(1, 1, 4, 4, 4), name)
-
-
-def test_two_wavelet_names_are_refused():
-    with pytest.raises(ContractError, match=r"one per axis \(D, H, W\)"):
-        dwt3(noise(1, 1, 4, 4, 4), ("haar", "db2"))
 
 
 def test_unknown_mode_is_refused():

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from dcd_core.types import ContractError
+from dcd_core.types import BRATS, ISLES
 from dcd_lab import metrics, records
-from dcd_lab.metrics import grouping, surfel
-from dcd_lab.metrics.masks import numbered
+from dcd_lab.metrics.brats import dilated
+from dcd_lab.metrics.region import hd95_by_area
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOLDEN = PROJECT / "tests" / "golden" / "metrics"
-SCRIPT = PROJECT / "benchmarks" / "metrics.py"
-sys.path.insert(0, str(SCRIPT.parent))
+sys.path.insert(0, str(PROJECT / "benchmarks"))
 
+import metrics as benchmark  # noqa: E402
 import restated  # noqa: E402
 
 MM = (1.0, 1.0, 1.0)
@@ -52,6 +48,10 @@ def brats(pred, true, spacing_mm=MM) -> dict[str, dict[str, object]]:
 
 def golden(case: str) -> dict[str, dict[str, object]]:
     return brats(BRATS_CASES[f"{case}_pred"], BRATS_CASES[f"{case}_ref"])
+
+
+def counts(row: dict[str, object]) -> tuple[object, ...]:
+    return row["tp"], row["fp"], row["fn"]
 
 
 def box(label: np.ndarray, value: int, corner, size) -> np.ndarray:
@@ -84,9 +84,6 @@ def pair(seed: int, **options) -> tuple[np.ndarray, np.ndarray]:
     return pred.astype(np.uint8), true
 
 
-SHARES = (0.005, 0.01, 0.03)
-
-
 # --- the official numbers -------------------------------------------------------------------------
 
 
@@ -99,11 +96,6 @@ def test_official_brats_lesion_scores(case):
         official = {ours: expected[theirs] for theirs, ours in LESION_WISE.items()}
         assert {name: row[name] for name in official} == pytest.approx(official, abs=1e-6)
         assert row["volume_true_ml"] * 1000 == pytest.approx(expected["GT_Complete_Volume"])
-
-
-def test_the_golden_cases_are_all_there():
-    assert len(BRATS_EXPECTED) == 13 * 6
-    assert len(ISLES_EXPECTED) == 10
 
 
 @pytest.mark.parametrize("case", ISLES_EXPECTED.index)
@@ -123,14 +115,7 @@ def test_official_isles_scores(case):
 
 def test_where_the_official_columns_are_wrong_ours_are_right():
     """Two voxels too many, a second lesion: the official code calls both an error of everything."""
-    for case, region, column in [
-        ("fp_et_2vox", "WT", "Sensitivity"),
-        ("perfect", "SNFH", "Sensitivity"),
-        ("perfect", "WT", "Specificity"),
-    ]:
-        official = BRATS_EXPECTED.loc[(case, region), column]
-        assert official < 1
-        assert golden(case)[region][column.lower()] == pytest.approx(1, abs=2e-5)
+    assert BRATS_EXPECTED.loc[("perfect", "SNFH"), "Sensitivity"] < 1
     assert golden("perfect")["SNFH"]["sensitivity"] == 1
 
     pred, true = (np.isin(BRATS_CASES[f"fp_et_2vox_{x}"], (1, 2, 3)) for x in ("pred", "ref"))
@@ -174,10 +159,9 @@ def assert_as_restated(pred, true, spacing_mm):
     assert metrics.isles2022(p, t, spacing_mm) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("spacing_mm", [MM, THICK])
-@pytest.mark.parametrize("seed", range(6))
-def test_brats_scores_follow_the_rules(seed, spacing_mm):
-    assert_as_restated(*pair(seed, share=SHARES[seed % 3]), spacing_mm)
+@pytest.mark.parametrize(("seed", "share", "spacing_mm"), [(0, 0.005, MM), (5, 0.03, THICK)])
+def test_brats_scores_follow_the_rules(seed, share, spacing_mm):
+    assert_as_restated(*pair(seed, share=share), spacing_mm)
 
 
 @settings(max_examples=15, deadline=None)
@@ -200,61 +184,42 @@ def test_scattered_voxels_follow_the_rules():
     assert_as_restated(pred.astype(np.uint8), true.astype(np.uint8), (3.0, 3.0, 3.0))
 
 
-def test_the_scenes_ask_every_rule():
-    """Among the seeds above are lesions joined across tissues, dropped, made up and missed."""
-    growth = {value: 5 if value in (1, 4) else 3 for value in (1, 2, 3, 4)}
-    joined = dropped = made_up = missed = 0
-    for seed in range(6):
-        pair_of_labels = pair(seed, share=SHARES[seed % 3])
-        for label in pair_of_labels:
-            pieces = {v: grouping.gathered(label == v, steps) for v, steps in growth.items()}
-            for value, apart in pieces.items():
-                others = [pieces[other] for other in (1, 3, 4) if other != value]
-                joined += int(grouping.joined(apart, others).max() < apart.max())
-                dropped += int(grouping.without_small(apart, 20).max() < apart.max())
-        for row in metrics.brats2024(*pair_of_labels, MM):
-            made_up, missed = made_up + row["fp"], missed + row["fn"]
-    assert min(joined, dropped, made_up, missed) >= 10
-
-
 # --- one rule at a time ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_growing_is_scipys_dilation(steps):
     mask = np.random.default_rng(steps).random((15, 14, 13)) < 0.004
     mask[0, 0, 0] = True
-    expected = ndimage.binary_dilation(mask, restated.NEAR, iterations=steps) if steps else mask
-    assert np.array_equal(grouping.dilated(mask, steps), expected)
+    expected = ndimage.binary_dilation(mask, restated.NEAR, iterations=steps)
+    assert np.array_equal(dilated(mask, steps), expected)
 
 
 def test_components_are_numbered_as_by_the_official_library():
     """Order matters: it says which of two neighbours a lesion goes with."""
     cc3d = pytest.importorskip("cc3d")
-    mask = np.random.default_rng(0).random((20, 30, 25)) < 0.05
-    assert np.array_equal(numbered(mask)[0], cc3d.connected_components(mask, connectivity=26))
+    mask = np.random.default_rng(0).random((20, 30, 25)) < 0.02
+    numbers = cc3d.connected_components(mask, connectivity=26)
+    volumes = [row["volume_ml"] for row in metrics.lesions(mask, mask, MM)]
+    assert volumes == pytest.approx(np.bincount(numbers.ravel())[1:] / 1000)
 
 
-@pytest.mark.parametrize(
-    ("region", "value", "reach"), [("ET", 3, 6), ("SNFH", 2, 6), ("RC", 4, 10)]
-)
+@pytest.mark.parametrize(("region", "value", "reach"), [("SNFH", 2, 6), ("RC", 4, 10)])
 def test_pieces_that_meet_when_grown_are_one_lesion(region, value, reach):
     for gap, lesions in ((reach, 1), (reach + 1, 2)):
         label = box(box(empty(), value, (2, 2, 2), (4, 4, 4)), value, (6 + gap, 2, 2), (4, 4, 4))
         assert brats(label, label)[region]["tp"] == lesions
 
 
-@pytest.mark.parametrize(
-    ("region", "value", "most"), [("ET", 3, 10), ("NETC", 1, 20), ("WT", 2, 20)]
-)
+@pytest.mark.parametrize(("region", "value", "most"), [("ET", 3, 10), ("WT", 2, 20)])
 def test_small_lesions_do_not_count(region, value, most):
-    for voxels, counts in ((most, False), (most + 1, True)):
+    for voxels, counted in ((most, False), (most + 1, True)):
         label = box(empty(40, 10, 10), value, (3, 3, 3), (voxels, 1, 1))
         for pred, true, kind in ((label, empty(*label.shape), "fp"), (label * 0, label, "fn")):
             row = brats(pred, true)[region]
-            assert row[kind] == counts
-            assert row["lesion_dice"] == 1 - counts
-            assert row["lesion_hd95_mm"] == 337 * counts
+            assert row[kind] == counted
+            assert row["lesion_dice"] == 1 - counted
+            assert row["lesion_hd95_mm"] == 337 * counted
 
 
 def test_sizes_are_cubic_millimetres():
@@ -270,17 +235,13 @@ def test_what_met_only_a_small_true_lesion_is_no_false_positive():
     true = box(empty(), 3, (5, 5, 5), (2, 2, 2))
     pred = box(empty(), 3, (5, 5, 5), (4, 4, 4))
     row = brats(pred, true)["ET"]
-    assert (row["tp"], row["fp"], row["fn"], row["lesion_dice"]) == (0, 0, 0, 1)
-
-
-def two_cores_one_rim() -> np.ndarray:
-    """Two cores (NETC) 14 voxels apart at the ends of one bar of ET."""
-    label = box(empty(40, 12, 12), 3, (10, 4, 4), (16, 4, 4))
-    return box(box(label, 1, (4, 4, 4), (6, 4, 4)), 1, (26, 4, 4), (6, 4, 4))
+    assert (*counts(row), row["lesion_dice"]) == (0, 0, 0, 1)
 
 
 def test_lesions_beside_one_lesion_of_another_tissue_are_one():
-    label = two_cores_one_rim()
+    # Two cores (NETC) 14 voxels apart at the ends of one bar of ET.
+    label = box(empty(40, 12, 12), 3, (10, 4, 4), (16, 4, 4))
+    box(box(label, 1, (4, 4, 4), (6, 4, 4)), 1, (26, 4, 4), (6, 4, 4))
     assert brats(label, label)["NETC"]["tp"] == 1
     apart = np.where(label == 3, 0, label)
     assert brats(apart, apart)["NETC"]["tp"] == 2
@@ -321,13 +282,13 @@ def test_predicted_lesions_that_reach_into_one_are_taken_whole_and_together():
     pred = box(empty(60, 10, 10), 3, (5, 4, 4), (7, 3, 3))
     box(pred, 3, (25, 4, 4), (15, 3, 3))  # another lesion, a third of it beyond the true one
     row = brats(pred, true)["ET"]
-    assert (row["tp"], row["fp"], row["fn"]) == (1, 0, 0)
+    assert counts(row) == (1, 0, 0)
     assert row["lesion_dice"] == pytest.approx(2 * 17 / (30 + 22))
     # A lesion three voxels away is met without any overlap, one four voxels away is not.
     for gap, met in ((3, 1), (4, 0)):
         pred = box(empty(60, 10, 10), 3, (34 + gap, 4, 4), (5, 3, 3))
         row = brats(pred, true)["ET"]
-        assert (row["tp"], row["fp"], row["fn"]) == (met, 1 - met, 1 - met)
+        assert counts(row) == (met, 1 - met, 1 - met)
         assert row["lesion_dice"] == 0
 
 
@@ -335,13 +296,13 @@ def test_one_predicted_lesion_may_serve_several():
     pred = box(empty(60, 10, 10), 3, (5, 4, 4), (40, 3, 3))
     true = box(box(empty(60, 10, 10), 3, (5, 4, 4), (10, 3, 3)), 3, (35, 4, 4), (10, 3, 3))
     row = brats(pred, true)["ET"]
-    assert (row["tp"], row["fp"], row["fn"]) == (2, 0, 0)
+    assert counts(row) == (2, 0, 0)
     assert row["lesion_dice"] == pytest.approx(2 * 10 / (10 + 40))
 
 
 def test_absent_and_missed_regions():
     nothing, ball = empty(), box(empty(), 3, (8, 8, 8), (5, 5, 5))
-    for pred, true, counts in (
+    for pred, true, expected in (
         (nothing, nothing, (0, 0, 0)),
         (ball, nothing, (0, 1, 0)),
         (nothing, ball, (0, 0, 1)),
@@ -349,7 +310,7 @@ def test_absent_and_missed_regions():
         perfect = pred is true
         for region in ("WT", "TC", "ET"):
             row = brats(pred, true)[region]
-            assert (row["tp"], row["fp"], row["fn"]) == counts
+            assert counts(row) == expected
             for prefix in ("", "lesion_"):
                 assert row[f"{prefix}dice"] == row[f"{prefix}nsd_1mm"] == perfect
                 assert row[f"{prefix}hd95_mm"] == 337 * (not perfect)
@@ -364,172 +325,97 @@ def test_absent_and_missed_regions():
 # --- surface elements -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spacing_mm", [MM, THICK, (3.0, 0.5, 1.0)])
-def test_areas_are_those_of_the_published_table(spacing_mm):
-    _, table = restated.encoding(spacing_mm)
-    backwards = [int(f"{code:08b}"[::-1], 2) for code in range(256)]
-    np.testing.assert_allclose(surfel.areas(np.array(spacing_mm)), table[backwards], rtol=1e-6)
+def test_percentiles_are_by_area_in_square_millimetres():
+    # A plate of 40 x 40 voxels; a small one across it has 3 % of the area, or, where the voxels
+    # are four times as long along its side, 11 %.
+    true = np.zeros((40, 40, 30), bool)
+    true[:, :, 2] = True
+    pred = true.copy()
+    pred[20, 10:18, 20:26] = True
+    assert hd95_by_area(pred, true, np.array([1.0, 1, 1])) == 0
+    assert hd95_by_area(pred, true, np.array([1.0, 1, 4])) > 60
+    assert hd95_by_area(pred, true, np.array([4.0, 1, 1])) == 0
+    assert hd95_by_area(np.roll(true, 1, 2), true, np.array([1.0, 1, 3])) == 3
+    assert hd95_by_area(np.zeros_like(true), true, np.ones(3)) == np.inf
 
 
-def test_the_area_of_a_slab_and_of_a_ball():
-    area, spacing = surfel.areas(np.array(THICK)), np.array(THICK)
-    slab = np.zeros((9, 9, 3), bool)
-    slab[:, :, 1] = True
-    inner = surfel.codes(slab)[1:-1, 1:-1]
-    assert area[inner].sum() == pytest.approx(2 * 8 * 8 * spacing[0] * spacing[1])
-    offsets = np.indices((41, 41, 41)) - 20
-    ball = np.linalg.norm(offsets, axis=0) <= 18
-    found = surfel.areas(np.ones(3))[surfel.codes(ball)].sum()
-    assert found == pytest.approx(4 * np.pi * 18**2, rel=0.1)
-
-
-def test_percentiles_are_by_area():
-    # A slab moves by one voxel; a pillar on it has less than 5 % of the area, or more.
-    true = np.zeros((20, 20, 20), bool)
-    true[5:10] = True
-    pred = np.roll(true, 1, 0)
-    assert surfel.hd95_by_area(pred, true, np.ones(3)) == pytest.approx(1)
-    pred[11:14, :2, :2] = True
-    assert surfel.hd95_by_area(pred, true, np.array([2.0, 1, 1])) == pytest.approx(2)
-    pred[11:16, :9, :9] = True
-    assert surfel.hd95_by_area(pred, true, np.ones(3)) > 4
-    nothing = np.zeros_like(true)
-    assert surfel.hd95_by_area(nothing, true, np.ones(3)) == np.inf
-
-
-def test_a_percentile_that_falls_between_elements_is_the_nearer():
-    # 20 equal elements: 95 % are the first 19, whatever 0.95 times their sum is rounded to.
-    for area in (0.1, 1 / 3, 0.7):
-        found = surfel._percentile(np.arange(20.0), np.full(20, area))
-        assert found == 18
+def test_nineteen_of_twenty_equal_elements_are_95_percent():
+    for size in (0.1, 1 / 3, 0.7):
+        pred = np.zeros((5, 6, 44), bool)
+        pred[2, 2, 1:41:2] = True
+        true = pred.copy()
+        true[2, 2, 39] = False
+        assert hd95_by_area(pred, true, np.array([size, 1.0, 1.0])) == 0
 
 
 # --- what must not matter -------------------------------------------------------------------------
 
 
-def values(pred, true, spacing_mm) -> dict[str, object]:
+def values(pred, true, spacing_mm, regions=REGIONS) -> dict[str, object]:
     """All scores but specificity, which counts the background."""
     rows = brats(pred, true, spacing_mm)
     return {
         f"{region} {name}": value
-        for region, row in rows.items()
-        for name, value in row.items()
+        for region in regions
+        for name, value in rows[region].items()
         if name not in ("region", "specificity")
     }
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_background_around_changes_nothing(seed):
+def test_background_around_changes_nothing():
     # Nearer to the edge than they grow, lesions meet their first voxel in another order.
-    pred, true = (np.pad(label, 5) for label in pair(seed))
+    pred, true = (np.pad(label, 5) for label in pair(0))
     grown = [np.pad(label, ((3, 0), (0, 9), (12, 6))) for label in (pred, true)]
     assert values(*grown, THICK) == pytest.approx(values(pred, true, THICK))
-    masks = [label > 0 for label in (pred, true)]
     padded = metrics.isles2022(*[label > 0 for label in grown], THICK)
-    assert padded == pytest.approx(metrics.isles2022(*masks, THICK))
+    assert padded == pytest.approx(metrics.isles2022(pred > 0, true > 0, THICK))
 
 
-@pytest.mark.parametrize("axes", [(1, 2, 0), (2, 1, 0), (0, 2, 1)])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_axes_changes_nothing(seed, axes):
-    pred, true = pair(seed)
+@pytest.mark.parametrize("axes", [(1, 2, 0), (0, 2, 1)])
+def test_the_order_of_axes_changes_nothing(axes):
+    pred, true = pair(1)
     turned = [label.transpose(axes) for label in (pred, true)]
     spacing = tuple(THICK[axis] for axis in axes)
-    here, there = brats(pred, true, THICK), brats(*turned, spacing)
-    for region in REGIONS:
-        # By lesion only where no tissue is grouped with another: the order of voxels decides there
-        # which of two neighbours a lesion goes with.
-        names = [
-            name
-            for name in here[region]
-            if region in ("WT", "TC") or name in ("dice", "hd95_mm", "nsd_1mm", "sensitivity")
-        ]
-        expected = pytest.approx([here[region][name] for name in names if name != "region"])
-        assert [there[region][name] for name in names if name != "region"] == expected
-    masks = [[label > 0 for label in labels] for labels in ((pred, true), turned)]
-    assert metrics.isles2022(*masks[0], THICK) == pytest.approx(
-        metrics.isles2022(*masks[1], spacing)
-    )
+    # Not where one tissue is grouped with another: the order of voxels decides there which of two
+    # neighbours a lesion goes with.
+    expected = values(pred, true, THICK, ("WT", "TC"))
+    assert values(*turned, spacing, ("WT", "TC")) == pytest.approx(expected)
+    masks = [label > 0 for label in turned]
+    expected = metrics.isles2022(pred > 0, true > 0, THICK)
+    assert metrics.isles2022(*masks, spacing) == pytest.approx(expected)
 
 
-def test_dice_is_symmetric_and_so_is_a_simple_case():
-    pred, true = pair(2)
-    there, back = brats(pred, true), brats(true, pred)
-    for region in REGIONS:
-        for name in ("dice", "hd95_mm", "nsd_05mm", "nsd_1mm"):
-            assert there[region][name] == back[region][name]
-    p, t = pred > 0, true > 0
-    for name in ("dice", "avd_ml", "lesion_count_diff"):
-        assert metrics.isles2022(p, t, MM)[name] == metrics.isles2022(t, p, MM)[name]
+def test_a_simple_case_is_symmetric():
     one, other = (box(empty(), 3, (c, 8, 8), (8, 8, 8)) for c in (6, 8))
     assert values(one, other, MM) == pytest.approx(values(other, one, MM))
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
-def test_layout_and_type_of_the_arrays_change_nothing(order, dtype):
+def test_type_and_layout_of_the_arrays_change_nothing_and_inputs_are_left_alone():
     pred, true = pair(1)
-    again = [np.asarray(label, dtype, order=order) for label in (pred, true)]
+    again = [np.asarray(label, np.int64, order="F") for label in (pred, true)]
+    copies = [label.copy() for label in again]
     assert metrics.brats2024(*again, MM) == metrics.brats2024(pred, true, MM)
+    assert all(np.array_equal(*labels) for labels in zip(again, copies, strict=True))
 
 
-def test_inputs_are_left_alone():
-    pred, true = pair(0)
-    before = pred.copy(), true.copy()
-    metrics.brats2024(pred, true, MM)
-    assert np.array_equal(pred, before[0])
-    assert np.array_equal(true, before[1])
-
-
-BROKEN = {
-    "a fifth label": lambda: metrics.brats2024(empty() + 5, empty(), MM),
-    "two grids": lambda: metrics.brats2024(empty(), empty(4, 4, 4), MM),
-    "no spacing": lambda: metrics.brats2024(empty(), empty(), (1, 1)),
-    "probabilities": lambda: metrics.brats2024(empty().astype(float), empty(), MM),
-    "labels for masks": lambda: metrics.isles2022(empty() + 2, empty(), MM),
-    "spacing of 0": lambda: metrics.isles2022(empty(), empty(), (0, 1, 1)),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_errors_say_what_to_do(name):
-    with pytest.raises(ContractError, match="Try:"):
-        BROKEN[name]()
+def test_the_challenge_of_a_task_is_its_own():
+    pred, true = pair(1)
+    assert metrics.challenge(pred, true, BRATS, MM) == metrics.brats2024(pred, true, MM)
+    masks = pred > 0, true > 0
+    expected = [{"region": "lesion", **metrics.isles2022(*masks, MM)}]
+    assert metrics.challenge(*masks, ISLES, MM) == expected
 
 
 # --- the benchmark --------------------------------------------------------------------------------
 
 
 def test_a_quick_benchmark_writes_its_table(workspace: Path) -> None:
-    asked = [sys.executable, "-W", "error", str(SCRIPT), "--quick"]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    table = workspace / "results" / "smoke" / "metrics-times.csv"
-    sidecar = json.loads(table.with_suffix(".json").read_text("utf-8"))
-    assert sidecar["sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    assert benchmark.main(["--quick"]) == 0
     times = records.load("smoke", "metrics", "times")
-    slow = times["contender"] == "whole volume"
-    assert slow.sum() == 1
-    assert (times.loc[slow, "over_dcd_core"] > 5).all()
-    assert set(times.loc[~slow, "over_dcd_core"]) == {1.0}
-    assert {len(each["dcd_core"]) for each in sidecar["samples_ms"].values()} == {2}
-
-
-def test_a_full_case_takes_seconds() -> None:
-    """Far above the target of 3 s on one core: this guards against loops over whole volumes."""
-    import time
-
-    import metrics as benchmark
-
-    pred, true = benchmark.case((182, 218, 182), 30)
-    start = time.process_time()
-    metrics.brats2024(pred, true, MM)
-    assert time.process_time() - start < 12
+    assert list(times.contender) == ["dcd_core", "whole volume", "dcd_core"]
+    assert set(times.loc[times.contender == "dcd_core", "over_dcd_core"]) == {1.0}
 
 
 def test_contenders_that_differ_are_not_timed() -> None:
-    import metrics as benchmark
-
     with pytest.raises(RuntimeError, match="WT"):
         benchmark.agree([{"region": "WT", "fp": 1}], [{"region": "WT", "fp": 2}])

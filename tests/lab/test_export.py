@@ -10,66 +10,62 @@ from dcd_core.types import ContractError
 from dcd_lab.data import export
 
 SIZE = (6, 7, 5)
+LABEL = np.random.default_rng(1).integers(0, 5, SIZE)
 
 
-def reference(path, *, shape=SIZE, scale=True):
+@pytest.fixture
+def reference(tmp_path):
     """A scan with everything that must survive and everything that must not."""
-    affine = nib.affines.from_matvec(np.diag([-2.0, 2.0, 3.0]), [9.0, -4.0, 1.0])
-    turned = affine.copy()
-    turned[:2, :2] = [[-1.9, 0.6], [0.6, 1.9]]
-    data = np.random.default_rng(0).normal(100, 30, shape)
-    stored = nib.Nifti1Image(data.astype(np.int16) if scale else data, turned)
-    stored.set_sform(turned, code=4)
-    stored.set_qform(turned, code=1)
+    affine = nib.affines.from_matvec([[-1.9, 0.6, 0], [0.6, 1.9, 0], [0, 0, 3.0]], [9.0, -4, 1])
+    voxels = np.random.default_rng(0).normal(100, 30, (*SIZE, 1)).astype(np.int16)
+    stored = nib.Nifti1Image(voxels, affine)
+    stored.set_sform(affine, code=4)
+    stored.set_qform(affine, code=1)
     stored.header.set_xyzt_units("mm", "sec")
-    if scale:
-        stored.header.set_slope_inter(0.25, -12)
+    stored.header.set_slope_inter(0.25, -12)
     stored.header["cal_max"] = 400
-    nib.save(stored, path)
-    return nib.load(path)
+    nib.save(stored, tmp_path / "dwi.nii.gz")
+    return tmp_path / "dwi.nii.gz"
 
 
-def label():
-    return np.random.default_rng(1).integers(0, 5, SIZE).astype(np.uint8)
-
-
-@pytest.mark.parametrize("name", ["case.nii.gz", "deep/er/case.nii"])
-def test_a_label_takes_the_space_of_its_reference(name, tmp_path):
-    there = reference(tmp_path / "t1n.nii.gz")
-    path = export(label(), tmp_path / name, reference=tmp_path / "t1n.nii.gz")
-    found = nib.load(path)
-    assert np.array_equal(np.asarray(found.dataobj), label())
-    assert np.asarray(found.dataobj).dtype == found.get_data_dtype() == np.uint8
-    assert np.array_equal(found.affine, there.affine)
-    for which in ("qform", "sform"):
-        (mine, code), (theirs, its) = (
-            getattr(image, f"get_{which}")(coded=True) for image in (found, there)
-        )
-        assert code == its
-        assert np.array_equal(mine, theirs)
-    assert found.header.get_zooms() == there.header.get_zooms()
-    assert found.header.get_xyzt_units() == ("mm", "sec")
-    assert found.header["cal_max"] == 0
+@pytest.mark.parametrize(
+    ("name", "label", "stored_as"),
+    [
+        ("case.nii.gz", LABEL.astype(np.uint8), np.uint8),
+        ("deep/er/case.nii", LABEL.astype(np.float64), np.uint8),
+        ("case.nii.gz", LABEL > 2, np.uint8),
+        ("case.nii.gz", 100 * LABEL, np.uint16),
+    ],
+)
+def test_a_label_takes_the_space_of_its_reference(name, label, stored_as, reference, tmp_path):
+    path = export(label, tmp_path / name, reference=reference)
+    image, scan = nib.load(path), nib.load(reference)
+    assert np.array_equal(np.asarray(image.dataobj), label)
+    assert np.asarray(image.dataobj).dtype == image.get_data_dtype() == stored_as
+    assert image.shape == SIZE
+    for mine, its in ((image.get_qform, scan.get_qform), (image.get_sform, scan.get_sform)):
+        assert mine(coded=True)[1] == its(coded=True)[1]
+        assert np.array_equal(mine(), its())
+    assert image.header.get_zooms() == scan.header.get_zooms()[:3]
+    assert image.header.get_xyzt_units() == ("mm", "sec")
+    assert image.header["cal_max"] == 0
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
 
 
-def test_a_trailing_axis_of_the_reference_is_dropped(tmp_path):
-    reference(tmp_path / "dwi.nii.gz", shape=(*SIZE, 1))
-    path = export(label(), tmp_path / "p.nii.gz", reference=tmp_path / "dwi.nii.gz")
-    assert nib.load(path).shape == SIZE
-
-
-@pytest.mark.parametrize("shape", [(6, 7, 4), (*SIZE, 2)])
-def test_another_shape_is_refused(shape, tmp_path):
-    reference(tmp_path / "dwi.nii.gz", shape=shape)
-    with pytest.raises(ContractError, match=r"label for p\.nii\.gz"):
-        export(label(), tmp_path / "p.nii.gz", reference=tmp_path / "dwi.nii.gz")
-    assert not (tmp_path / "p.nii.gz").exists()
-
-
-def test_other_names_and_absent_references_are_refused(tmp_path):
-    reference(tmp_path / "dwi.nii.gz")
-    with pytest.raises(ContractError, match="a name in"):
-        export(label(), tmp_path / "p.mha", reference=tmp_path / "dwi.nii.gz")
+@pytest.mark.parametrize(
+    ("label", "name", "words"),
+    [
+        (LABEL[..., :4], "p.nii.gz", r"label for p\.nii\.gz: got shape \(6, 7, 4\)"),
+        (LABEL + 0.5, "p.nii.gz", "210 voxels such as .* expected whole numbers from 0 on"),
+        (LABEL - 1, "p.nii.gz", "voxels such as -1"),
+        (np.where(LABEL == 2, np.nan, LABEL), "p.nii.gz", "voxels such as nan"),
+        (np.where(LABEL == 2, np.inf, LABEL), "p.nii.gz", "voxels such as inf"),
+        (LABEL, "p.mha", "a name in"),
+    ],
+)
+def test_what_is_no_label_of_the_reference_is_refused(label, name, words, reference, tmp_path):
+    with pytest.raises(ContractError, match=words):
+        export(label, tmp_path / name, reference=reference)
+    assert not (tmp_path / name).exists()
     with pytest.raises(ContractError, match="no such file"):
-        export(label(), tmp_path / "p.nii.gz", reference=tmp_path / "none.nii.gz")
+        export(LABEL, tmp_path / "p.nii.gz", reference=tmp_path / "none.nii.gz")

@@ -32,66 +32,51 @@ def table_of(d: np.ndarray, *, metric="dice", seed=0) -> pd.DataFrame:
     return pd.DataFrame(rows).sample(frac=1, random_state=seed)
 
 
-SCENARIOS = {
-    "seeds and cases": (0.03, 0.05, 0.03),
-    "seeds alone": (0.05, 0.02, 0.02),
-    "no seed effect": (0.0, 0.05, 0.03),
-    "mostly residual": (0.015, 0.06, 0.06),
-}
+@pytest.mark.parametrize(
+    ("sds", "k", "n"),
+    [
+        ((0.03, 0.05, 0.03), 3, 32),
+        ((0.05, 0.02, 0.02), 5, 32),  # seeds alone
+        ((0.0, 0.05, 0.03), 3, 32),  # no effect of seeds
+        ((0.01, 0.08, 0.03), 3, 8),  # few cases
+    ],
+)
+def test_the_crossed_interval_covers(sds, k, n):
+    crossed = stats.interval(draw(1, 4000, k, n, sds, mean=0.02))
+    assert 0.92 <= np.mean((crossed.low <= 0.02) & (crossed.high >= 0.02)) <= 0.98
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_the_crossed_interval_covers(name):
-    d = draw(1, 4000, 3, 32, SCENARIOS[name], mean=0.02)
-    found = stats.interval(d)
-    coverage = np.mean((found.low <= 0.02) & (found.high >= 0.02))
-    assert 0.92 <= coverage <= 0.98
-    five = stats.interval(draw(2, 4000, 5, 32, SCENARIOS[name]))
-    assert 0.935 <= np.mean((five.low <= 0) & (five.high >= 0)) <= 0.98
-
-
-@pytest.mark.parametrize("n", [8, 16])
-def test_the_crossed_interval_covers_with_few_cases(n):
-    found = stats.interval(draw(3, 4000, 3, n, (0.01, 0.08, 0.03)))
-    assert 0.925 <= np.mean((found.low <= 0) & (found.high >= 0)) <= 0.98
-
-
-def test_one_seed_with_resampled_cases_is_no_evidence():
+def test_one_seed_is_no_evidence():
     """The lesson: nominal 95 % from one training run misses the truth about every other time."""
-    d = draw(4, 400, 1, 32, (0.03, 0.05, 0.03))
-    rng = np.random.default_rng(5)
-    weights = rng.multinomial(32, np.full(32, 1 / 32), size=1000) / 32
-    low, high = np.quantile(d[:, 0] @ weights.T, [0.025, 0.975], axis=1)
-    assert np.mean((low <= 0) & (high >= 0)) < 0.65
-    cases_only = stats.interval(d)
+    cases_only = stats.interval(draw(4, 400, 1, 32, (0.03, 0.05, 0.03)))
     assert not cases_only.seed_is_random
     assert np.mean((cases_only.low <= 0) & (cases_only.high >= 0)) < 0.65
 
 
 def test_one_seed_says_so():
     d = draw(6, 1, 1, 20, (0.05, 0.05, 0.02))[0]
-    found = stats.compare(table_of(d), "dice", "dcd", "none")
+    shown = stats.compare(table_of(d), "dice", "dcd", "none")
     expected = scipy_stats.ttest_1samp(d[0], 0).confidence_interval(0.95)
-    assert found.seed_is_random is False
-    assert math.isnan(found.sd_seed)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.p == pytest.approx(scipy_stats.ttest_1samp(d[0], 0).pvalue)
-    assert (found.n_seeds, found.n_cases, found.df) == (1, 20, 19)
-    assert np.isfinite(found.detectable)
+    assert shown.seed_is_random is False
+    assert math.isnan(shown.sd_seed)
+    assert (shown.low, shown.high) == pytest.approx((expected.low, expected.high))
+    assert shown.p == pytest.approx(scipy_stats.ttest_1samp(d[0], 0).pvalue)
+    assert (shown.n_seeds, shown.n_cases, shown.df) == (1, 20, 19)
+    assert np.isfinite(shown.detectable)
 
 
 def test_a_hand_example():
     # Row means 2, 4, 6; column means 3, 5; grand mean 4; residuals all zero: MS_seed = 8,
     # MS_case = 6, MS_error = 0, Var = 14 / 6, df = 14^2 / (8^2 / 2 + 6^2 / 1).
-    found = stats.interval(np.array([[1.0, 3.0], [3.0, 5.0], [5.0, 7.0]]))
+    shown = stats.interval(np.array([[1.0, 3.0], [3.0, 5.0], [5.0, 7.0]]))
     df = 14**2 / (64 / 2 + 36)
     half = scipy_stats.t.ppf(0.975, df) * math.sqrt(14 / 6)
-    assert float(found.difference) == 4
-    assert float(found.df) == pytest.approx(df)
-    assert (float(found.low), float(found.high)) == pytest.approx((4 - half, 4 + half))
-    assert float(found.sd_seed) == pytest.approx(2)
-    assert float(found.sd_case) == pytest.approx(math.sqrt(2))
-    assert float(found.sd_residual) == 0
+    assert float(shown.difference) == 4
+    assert float(shown.df) == pytest.approx(df)
+    assert (float(shown.low), float(shown.high)) == pytest.approx((4 - half, 4 + half))
+    assert float(shown.sd_seed) == pytest.approx(2)
+    assert float(shown.sd_case) == pytest.approx(math.sqrt(2))
+    assert float(shown.sd_residual) == 0
 
 
 def test_the_limits_are_the_classical_t_tests():
@@ -99,27 +84,25 @@ def test_the_limits_are_the_classical_t_tests():
     by_seed, by_case = rng.standard_normal((4, 1)), rng.standard_normal((1, 9))
     only_seed = stats.interval(np.broadcast_to(by_seed, (4, 9)))
     only_case = stats.interval(np.broadcast_to(by_case, (4, 9)))
-    for found, values in ((only_seed, by_seed.ravel()), (only_case, by_case.ravel())):
+    for shown, values in ((only_seed, by_seed.ravel()), (only_case, by_case.ravel())):
         oracle = scipy_stats.ttest_1samp(values, 0)
-        assert float(found.p) == pytest.approx(oracle.pvalue)
-        assert float(found.low) == pytest.approx(oracle.confidence_interval(0.95).low)
-        assert float(found.df) == pytest.approx(oracle.df)
+        assert float(shown.p) == pytest.approx(oracle.pvalue)
+        assert float(shown.low) == pytest.approx(oracle.confidence_interval(0.95).low)
+        assert float(shown.df) == pytest.approx(oracle.df)
 
 
 def test_variance_components_are_unbiased():
-    found = stats.interval(draw(8, 3000, 6, 24, (0.03, 0.05, 0.02)))
-    assert np.mean(found.sd_seed**2) == pytest.approx(0.03**2, rel=0.05)
-    assert np.mean(found.sd_case**2) == pytest.approx(0.05**2, rel=0.05)
-    assert np.mean(found.sd_residual**2) == pytest.approx(0.02**2, rel=0.05)
+    shown = stats.interval(draw(8, 3000, 6, 24, (0.03, 0.05, 0.02)))
+    assert np.mean(shown.sd_seed**2) == pytest.approx(0.03**2, rel=0.05)
+    assert np.mean(shown.sd_case**2) == pytest.approx(0.05**2, rel=0.05)
+    assert np.mean(shown.sd_residual**2) == pytest.approx(0.02**2, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("sds", "k", "n"), [((0.03, 0.05, 0.03), 3, 32), ((0.02, 0.05, 0.05), 5, 32)]
-)
-def test_detectable_is_what_the_test_detects(sds, k, n):
-    effect = stats.detectable(*sds, k, n)
-    found = stats.interval(draw(9, 3000, k, n, sds, mean=effect))
-    assert np.mean(found.p < 0.05) == pytest.approx(0.8, abs=0.06)
+def test_detectable_is_what_the_test_detects():
+    sds = (0.03, 0.05, 0.03)
+    effect = stats.detectable(*sds, 3, 32)
+    crossed = stats.interval(draw(9, 3000, 3, 32, sds, mean=effect))
+    assert np.mean(crossed.p < 0.05) == pytest.approx(0.8, abs=0.06)
 
 
 def test_detectable_in_closed_form():
@@ -132,37 +115,26 @@ def test_detectable_in_closed_form():
     # the cases add some freedom.
     assert 0.07 < stats.detectable(0.03, 0.05, 0, 3, 32) < 0.104
     assert stats.detectable(0.03, 0.05, 0.02, 1, 32) == math.inf
-    by_seeds = [stats.detectable(0.02, 0.05, 0.03, k, 32) for k in (2, 3, 5, 10, 30)]
-    assert by_seeds == sorted(by_seeds, reverse=True)
-    assert stats.detectable(0.2, 0.5, 0.3, 3, 32) == pytest.approx(
-        10 * stats.detectable(0.02, 0.05, 0.03, 3, 32)
-    )
 
 
 def test_compare_pairs_by_seed_and_case():
     d = draw(10, 1, 3, 12, (0.02, 0.05, 0.03), mean=0.1)[0]
-    found = stats.compare(table_of(d), "dice", "dcd", "none")
-    assert found.difference == pytest.approx(d.mean())
-    assert found.wilcoxon_p == pytest.approx(scipy_stats.wilcoxon(d.mean(axis=0)).pvalue)
-    assert (found.n_seeds, found.n_cases) == (3, 12)
-    assert (found.dropped_seeds, found.dropped_cases) == (0, 0)
-    assert found.seed_is_random is True
-    assert found.low < found.bootstrap_low < found.difference < found.bootstrap_high < found.high
-    mirrored = stats.compare(table_of(d), "dice", "none", "dcd")
-    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
-    assert mirrored.p == pytest.approx(found.p)
+    shown = stats.compare(table_of(d), "dice", "dcd", "none")
+    assert shown.difference == pytest.approx(d.mean())
+    assert shown.wilcoxon_p == pytest.approx(scipy_stats.wilcoxon(d.mean(axis=0)).pvalue)
+    assert (shown.n_seeds, shown.n_cases) == (3, 12)
+    assert (shown.dropped_seeds, shown.dropped_cases) == (0, 0)
+    assert shown.seed_is_random is True
+    assert shown.low < shown.bootstrap_low < shown.difference < shown.bootstrap_high < shown.high
 
 
 def test_the_bootstrap_resamples_both_factors():
     # With many seeds and cases the two-way bootstrap and the crossed interval agree.
     d = draw(11, 1, 40, 60, (0.05, 0.05, 0.01))[0]
-    found = stats.compare(table_of(d), "dice", "dcd", "none")
-    ratio = (found.bootstrap_high - found.bootstrap_low) / (found.high - found.low)
+    shown = stats.compare(table_of(d), "dice", "dcd", "none")
+    ratio = (shown.bootstrap_high - shown.bootstrap_low) / (shown.high - shown.low)
     assert ratio == pytest.approx(1, abs=0.08)
-    again = stats.compare(table_of(d), "dice", "dcd", "none")
-    other = stats.compare(table_of(d), "dice", "dcd", "none", seed=1)
-    assert again == found
-    assert other.bootstrap_low != found.bootstrap_low
+    assert stats.compare(table_of(d), "dice", "dcd", "none") == shown
 
 
 def test_holes_drop_whole_cases_and_lonely_seeds():
@@ -173,16 +145,16 @@ def test_holes_drop_whole_cases_and_lonely_seeds():
     table.loc[hole, "dice"] = np.nan
     table = table[~gone]
     extra = table[(table.method == "dcd") & (table.seed == 0)].assign(seed=9)
-    found = stats.compare(pd.concat([table, extra]), "dice", "dcd", "none")
-    assert (found.n_cases, found.dropped_cases) == (8, 2)
-    assert (found.n_seeds, found.dropped_seeds) == (3, 1)
-    assert found.difference == pytest.approx(np.delete(d, [4, 7], axis=1).mean())
+    shown = stats.compare(pd.concat([table, extra]), "dice", "dcd", "none")
+    assert (shown.n_cases, shown.dropped_cases) == (8, 2)
+    assert (shown.n_seeds, shown.dropped_seeds) == (3, 1)
+    assert shown.difference == pytest.approx(np.delete(d, [4, 7], axis=1).mean())
 
 
 def test_no_difference_at_all():
-    found = stats.compare(table_of(np.zeros((3, 5))), "dice", "dcd", "none")
-    assert (found.difference, found.low, found.high) == (0, 0, 0)
-    assert (found.p, found.wilcoxon_p, found.detectable) == (1, 1, 0)
+    shown = stats.compare(table_of(np.zeros((3, 5))), "dice", "dcd", "none")
+    assert (shown.difference, shown.low, shown.high) == (0, 0, 0)
+    assert (shown.p, shown.wilcoxon_p, shown.detectable) == (1, 1, 0)
     constant = stats.interval(np.full((2, 4), 0.25))
     assert (float(constant.low), float(constant.high), float(constant.p)) == (0.25, 0.25, 0)
 
@@ -215,49 +187,37 @@ def test_holm():
     assert stats.holm([]).shape == (0,)
 
 
-def test_holm_controls_the_family():
-    p = np.random.default_rng(13).uniform(size=(4000, 6))
-    wrong = [stats.holm(row).min() < 0.05 for row in p]
-    assert np.mean(wrong) == pytest.approx(0.05, abs=0.012)
-
-
 TABLE = table_of(np.zeros((2, 4)))
+LONE = TABLE[(TABLE.method == "dcd") == (TABLE.seed == 0)]
 BROKEN = {
-    "unknown method": (lambda: stats.compare(TABLE, "dice", "DCD", "none"), "'dcd', 'none'"),
-    "unknown baseline": (lambda: stats.compare(TABLE, "dice", "dcd", "mse"), "'dcd', 'none'"),
-    "itself": (lambda: stats.compare(TABLE, "dice", "dcd", "dcd"), "another"),
-    "unknown metric": (lambda: stats.compare(TABLE, "hd95_mm", "dcd", "none"), "hd95_mm"),
-    "two regions": (
-        lambda: stats.compare(pd.concat([TABLE, TABLE]), "dice", "dcd", "none"),
-        "one region",
-    ),
-    "one case": (
-        lambda: stats.compare(TABLE[TABLE.case == "case00"], "dice", "dcd", "none"),
-        "2 cases",
-    ),
-    "no common seed": (
-        lambda: stats.compare(
-            TABLE[(TABLE.method == "dcd") == (TABLE.seed == 0)], "dice", "dcd", "none"
-        ),
-        "common seed",
-    ),
-    "nothing to summarise": (
-        lambda: stats.summarise(TABLE[["method", "seed"]], "method"),
-        "metric",
-    ),
-    "unknown group": (lambda: stats.summarise(TABLE, "centre"), "centre"),
-    "p above 1": (lambda: stats.holm([1.2]), "between 0 and 1"),
-    "negative sd": (lambda: stats.detectable(-1, 1, 1, 3, 32), "sds >= 0"),
-    "NaN sd": (lambda: stats.detectable(math.nan, 1, 1, 3, 32), "sds >= 0"),
-    "NaN difference": (lambda: stats.interval(np.full((2, 3), np.nan)), "finite"),
+    "unknown method": (TABLE, "dice", "DCD", "none", "'dcd', 'none'"),
+    "itself": (TABLE, "dice", "dcd", "dcd", "another"),
+    "unknown metric": (TABLE, "hd95_mm", "dcd", "none", "hd95_mm"),
+    "two regions": (pd.concat([TABLE, TABLE]), "dice", "dcd", "none", "one region"),
+    "one case": (TABLE[TABLE.case == "case00"], "dice", "dcd", "none", "2 cases"),
+    "no common seed": (LONE, "dice", "dcd", "none", "common seed"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_errors_say_what_exists(name):
-    call, words = BROKEN[name]
+def test_errors_of_compare_say_what_exists(name):
+    *arguments, words = BROKEN[name]
     with pytest.raises(ContractError, match=words):
-        call()
+        stats.compare(*arguments)
+
+
+def test_errors_say_what_exists():
+    for function, arguments, words in (
+        (stats.summarise, (TABLE[["method", "seed"]], "method"), "metric"),
+        (stats.summarise, (TABLE, "centre"), "centre"),
+        (stats.spread, (TABLE, "nsd_1mm"), "nsd_1mm"),
+        (stats.holm, ([1.2],), "between 0 and 1"),
+        (stats.detectable, (-1, 1, 1, 3, 32), "sds >= 0"),
+        (stats.detectable, (math.nan, 1, 1, 3, 32), "sds >= 0"),
+        (stats.interval, (np.full((2, 3), np.nan),), "finite"),
+    ):
+        with pytest.raises(ContractError, match=words):
+            function(*arguments)
 
 
 # --- the spread of many methods -------------------------------------------------------------------
@@ -266,20 +226,18 @@ def test_errors_say_what_exists(name):
 def test_the_spread_of_two_methods_is_their_paired_t_test():
     d = draw(3, 1, 6, 5, (0.03, 0.05, 0.02), mean=0.02)[0]
     table = table_of(d)
-    found = stats.spread(table, "dice")
+    shown = stats.spread(table, "dice")
     runs = table.groupby(["method", "seed"]).dice.mean().unstack("method")
     t = scipy_stats.ttest_rel(runs.dcd, runs.none).statistic
-    assert found.n_methods == 2
-    assert (found.methods / found.chance) ** 2 == pytest.approx(t**2)
-    assert found.seeds == pytest.approx(runs.mean(axis=1).std())
+    assert shown.n_methods == 2
+    assert (shown.methods / shown.chance) ** 2 == pytest.approx(t**2)
+    assert shown.seeds == pytest.approx(runs.mean(axis=1).std())
 
 
 def test_methods_that_differ_equally_at_every_seed_leave_nothing_to_chance():
     table = table_of(np.full((3, 4), 0.1))
-    found = stats.spread(table, "dice")
-    assert found.methods == pytest.approx(0.1 / 2**0.5)
-    assert found.chance == pytest.approx(0, abs=1e-12)
+    shown = stats.spread(table, "dice")
+    assert shown.methods == pytest.approx(0.1 / 2**0.5)
+    assert shown.chance == pytest.approx(0, abs=1e-12)
     one_seed = stats.spread(table[table.seed == 0], "dice")
     assert math.isnan(one_seed.seeds)
-    with pytest.raises(ContractError, match="dice"):
-        stats.spread(table.drop(columns="dice"), "dice")

@@ -3,173 +3,177 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import hashlib
+import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+import run
+import yaml
+from nbformat import NotebookNode
 
 from dcd_core import train
 from dcd_core.dcd import kd_weight
 from dcd_lab import records
-from runner import jobs, parameters, sources
-from runner.execution import LIMIT_BYTES
+from runner import execution, jobs, parameters, screen, sources
+from runner.pages import LIMIT_BYTES
 
 PROJECT = Path(__file__).resolve().parents[2]
-PATHS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-PAGES = sorted((PROJECT / "book" / "notebooks").glob("*.ipynb"))
-LINES = 12
-FOLDER_BYTES = 15_000_000
-each_source = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+LINES, FOLDER_BYTES = 12, 15_000_000
+KNOWN = sources.discover(PROJECT / "notebooks")
+PAGES = {path: nbformat.read(path, 4) for path in (PROJECT / "book" / "notebooks").glob("*.ipynb")}
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8"))
+def cells(document: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in document.cells if cell.cell_type == "code"]
 
 
-def code(document: dict[str, Any]) -> list[dict[str, Any]]:
-    return [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+def nodes(text: str, *kinds: type[ast.AST]) -> list[Any]:
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
 
 
-def trees(document: dict[str, Any]) -> list[ast.Module]:
-    return [ast.parse(sources.source(cell)) for cell in code(document)]
+def offenders(faults: Callable[[NotebookNode], Iterator[str]]) -> list[str]:
+    """Return what is wrong with the sources, each fault with the name of its notebook."""
+    return [f"{name}: {fault}" for name, n in KNOWN.items() for fault in faults(n.document)]
 
 
-def test_there_are_notebooks_and_each_is_a_page() -> None:
-    assert PATHS
-    assert [path.name for path in PAGES] == [path.name for path in PATHS], "run make demo"
+def test_each_notebook_is_a_page() -> None:
+    assert sorted(path.stem for path in PAGES) == list(KNOWN), "run make demo"
 
 
 # --- sources ------------------------------------------------------------------------------------
 
 
-@each_source
-def test_sources_are_clean(path: Path) -> None:
-    document = read(path)
-    assert document["metadata"]["kernelspec"]["name"] == "python3"
-    assert (document["nbformat"], document["nbformat_minor"]) >= (4, 5)
-    ids = [cell.get("id") for cell in document["cells"]]
-    assert all(ids)
-    assert len(set(ids)) == len(ids)
-    for cell in code(document):
-        assert cell["outputs"] == []
-        assert cell["execution_count"] is None
-        assert not {"execution", "papermill", "ExecuteTime"} & set(cell["metadata"])
+def test_sources_are_clean() -> None:
+    def faults(document: NotebookNode) -> Iterator[str]:
+        ids = [cell.get("id") for cell in document.cells]
+        if document.metadata.kernelspec.name != "python3" or document.nbformat_minor < 5:
+            yield "another kernel or an old format"
+        if not all(ids) or len(set(ids)) < len(ids):
+            yield "cells without an id of their own"
+        for cell in cells(document):
+            noise = {"execution", "papermill", "ExecuteTime"} & set(cell.metadata)
+            if cell.outputs or cell.execution_count is not None or noise:
+                yield f"cell {cell.id} has been run"
+
+    assert offenders(faults) == []
 
 
-@each_source
-def test_sources_begin_with_a_question_parameters_and_imports(path: Path) -> None:
-    document = read(path)
-    first = document["cells"][0]
-    assert first["cell_type"] == "markdown"
-    assert sources.source(first).startswith("# ")
-    tagged = ["parameters" in sources.tags(cell) for cell in code(document)]
-    assert tagged.index(True) == 0, "the first code cell holds the parameters"
-    assert tagged.count(True) == 1
-    with_imports = [
-        number
-        for number, tree in enumerate(trees(document))
-        if any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree))
-    ]
-    assert with_imports in ([], [1]), "imports belong to the second code cell"
+def test_sources_have_the_same_build() -> None:
+    def faults(document: NotebookNode) -> Iterator[str]:
+        first, code = document.cells[0], cells(document)
+        if first.cell_type != "markdown" or not first.source.startswith("# "):
+            yield "does not begin with a title"
+        tagged = [i for i, cell in enumerate(code) if "parameters" in sources.tags(cell)]
+        if tagged != [0]:
+            yield "the first code cell, and no other, holds the parameters"
+        if not all(isinstance(node, ast.Assign) for node in ast.parse(code[0].source).body):
+            yield "parameters are assignments only"
+        if sources.declared(document).get("profile") != "smoke":
+            yield "does not start in the smoke profile"
+        if any(nodes(c.source, ast.Import, ast.ImportFrom) for c in [code[0], *code[2:]]):
+            yield "imports belong to the second code cell"
+        if "records.save" not in code[-1].source:
+            yield "does not end by keeping its results"
+
+    assert offenders(faults) == []
 
 
-@each_source
-def test_parameters_are_literals_and_start_in_the_smoke_profile(path: Path) -> None:
-    cell = code(read(path))[0]
-    for node in ast.parse(sources.source(cell)).body:
-        assert isinstance(node, ast.Assign | ast.AnnAssign), "assignments only"
-        assert node.value is not None
-        ast.literal_eval(node.value)
-    assert sources.declared(read(path)).get("profile") == "smoke"
+def test_cells_are_short_and_plain() -> None:
+    def faults(document: NotebookNode) -> Iterator[str]:
+        for number, cell in enumerate(cells(document)):
+            lines = [line for line in cell.source.splitlines() if line.strip()]
+            if number and len(lines) > LINES:
+                yield f"cell {cell.id} has {len(lines)} lines"
+            functions = nodes(cell.source, ast.FunctionDef, ast.AsyncFunctionDef)
+            if len(functions) > 1 or nodes(cell.source, ast.ClassDef):
+                yield f"cell {cell.id} defines more than one function, or a class"
+            texts = [str(node.value) for node in nodes(cell.source, ast.Constant)]
+            if any(text.startswith(("/", "~/", "\\\\")) for text in texts):
+                yield f"cell {cell.id} names a place of one machine"
+
+    assert offenders(faults) == []
 
 
-@each_source
-def test_cells_are_short_and_plain(path: Path) -> None:
-    for number, cell in enumerate(code(read(path))):
-        text = sources.source(cell)
-        lines = [line for line in text.splitlines() if line.strip()]
-        assert number == 0 or len(lines) <= LINES, f"{len(lines)} lines:\n{text}"
-        assert not text.lstrip().startswith(("!", "%", "?"))
-        nodes = list(ast.walk(ast.parse(text)))
-        assert not [node for node in nodes if isinstance(node, ast.ClassDef)]
-        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-        assert sum(isinstance(node, functions) for node in nodes) <= 1
-        texts = [str(node.value) for node in nodes if isinstance(node, ast.Constant)]
-        assert not [text for text in texts if text.startswith(("/", "~/", "\\\\"))]
-
-
-@each_source
-def test_sources_end_by_keeping_their_results(path: Path) -> None:
-    assert "records.save" in sources.source(code(read(path))[-1])
-
-
-@pytest.mark.parametrize("profile", records.PROFILES)
-def test_profiles_set_declared_parameters_of_the_declared_type(profile: str) -> None:
-    known = sources.discover(PROJECT / "notebooks")
-    found = parameters.resolve(known, profile, {})
-    assert set(found) == set(known)
-    assert all(values.get("profile", profile) == profile for values in found.values())
-    assert sources.with_needs(known, known)
-
-
-def test_every_choice_of_the_paper_profile_says_why() -> None:
-    text = (PROJECT / "notebooks" / "params" / "paper.yml").read_text("utf-8")
-    _, settings = text.split("shared:", 1)
-    lines = [line for line in settings.splitlines() if line.startswith("  ")]
-    assert len(lines) > 30
-    assert not [line for line in lines if "  # " not in line]
+def test_profiles_set_declared_parameters_of_the_declared_type() -> None:
+    for profile in ("smoke", "demo", "study", "paper"):
+        resolved = parameters.resolve(KNOWN, profile, {})
+        assert all(values["profile"] == profile for values in resolved.values())
 
 
 @pytest.mark.parametrize(
     ("page", "peak", "start", "ramp"),
     [("05-brats", 0.01, 150, 800), ("06-isles", 0.05, 100, 300)],
 )
-def test_the_faithful_arm_has_the_schedule_of_the_release(page, peak, start, ramp) -> None:
-    known = sources.discover(PROJECT / "notebooks")
-    released = parameters.resolve(known, "paper", {})[page]["released"]
+def test_the_faithful_arm_has_the_schedule_of_the_release(
+    page: str, peak: float, start: int, ramp: int
+) -> None:
+    released = parameters.resolve(KNOWN, "paper", {})[page]["released"]
     recipe = train.Recipe(**released)
     epochs = 1000
     assert recipe.kd_balance == "fixed"
     for epoch in range(0, epochs + 1, 10):
         expected = kd_weight(epoch, peak=peak, start=start, ramp=ramp)
         share = {"start": recipe.kd_start, "ramp": recipe.kd_ramp}
-        found = kd_weight(epoch / epochs, peak=recipe.kd_peak, **share)
-        assert found == pytest.approx(expected, abs=1e-9)
+        weight = kd_weight(epoch / epochs, peak=recipe.kd_peak, **share)
+        assert weight == pytest.approx(expected, abs=1e-9)
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke() -> dict[str, jobs.Job]:
+    """All notebooks, run in the smoke profile; those that are unchanged since are not run again."""
+    plan = run.prepare(run.arguments(["--profile", "smoke"]))
+    with screen.Screen(io.StringIO(), plan.values()) as view:
+        asyncio.run(execution.run(plan, 1, view))
+    return plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_notebook_runs(smoke: dict[str, jobs.Job], name: str) -> None:
+    assert smoke[name].state in ("run", "cached"), smoke[name].message
 
 
 # --- pages --------------------------------------------------------------------------------------
 
 
-@each_page
-def test_pages_are_fresh(path: Path) -> None:
+def test_pages_are_fresh() -> None:
     """A page says what it was made of; if its source or its parameters moved on, make it again."""
-    made = read(path)["metadata"]["dcd"]
-    known = sources.discover(PROJECT / "notebooks")
-    again = f"python notebooks/run.py --profile {made['profile']} {path.stem}"
-    assert made["source_sha256"] == jobs.source_sha256(known[path.stem].document), again
-    expected = parameters.resolve(known, made["profile"], {})[path.stem]
-    assert made["parameters"] == expected, again
-    assert made["params_sha256"] == jobs.sha256(expected), again
+    stale = {}
+    for path, page in PAGES.items():
+        made, document = page.metadata.dcd, KNOWN[path.stem].document
+        expected = parameters.resolve(KNOWN, made.profile, {})[path.stem]
+        hashes = (jobs.source_sha256(document), records.fingerprint(expected), expected)
+        if hashes != (made.source_sha256, made.params_sha256, made.parameters):
+            stale[path.stem] = f"python notebooks/run.py --profile {made.profile} {path.stem}"
+    assert stale == {}
 
 
-@each_page
-def test_pages_are_small_whole_and_without_chance(path: Path) -> None:
-    document = read(path)
-    assert path.stat().st_size < LIMIT_BYTES
-    assert set(document["metadata"]) == {"dcd", "kernelspec", "language_info"}
-    assert document["metadata"]["dcd"]["profile"] != "smoke"
-    for cell in code(document):
-        assert cell["execution_count"] is not None or not sources.source(cell).strip()
-        assert not {"execution", "papermill"} & set(cell["metadata"])
-        kinds = {kind for output in cell["outputs"] for kind in output.get("data", ())}
-        assert "error" not in {output["output_type"] for output in cell["outputs"]}
-        assert not [kind for kind in kinds if "widget" in kind or "plotly" in kind]
-
-
-def test_all_pages_together_are_small() -> None:
+def test_pages_are_small_whole_and_without_chance() -> None:
+    wrong = []
+    for path, page in PAGES.items():
+        ran = all(cell.execution_count or not cell.source.strip() for cell in cells(page))
+        outputs = [output for cell in cells(page) for output in cell.outputs]
+        kinds = {kind for output in outputs for kind in output.get("data", ())}
+        noise = {key for cell in page.cells for key in cell.metadata} & {"execution", "papermill"}
+        checks = {
+            "large": path.stat().st_size > LIMIT_BYTES,
+            "metadata": set(page.metadata) != {"dcd", "kernelspec", "language_info"} or noise,
+            "smoke profile": page.metadata.dcd.profile == "smoke",
+            "a cell that did not run": not ran,
+            "errors or warnings": [o for o in outputs if "ename" in o or o.get("name") == "stderr"],
+            "widgets": [kind for kind in kinds if "widget" in kind or "plotly" in kind],
+        }
+        wrong += [f"{path.stem}: {what}" for what, fault in checks.items() if fault]
+    assert wrong == []
     assert sum(path.stat().st_size for path in PAGES) < FOLDER_BYTES
 
 
@@ -177,31 +181,21 @@ def test_all_pages_together_are_small() -> None:
 
 
 def test_results_match_their_sidecars() -> None:
-    tables = sorted((PROJECT / "results").rglob("*.csv"))
-    assert tables
-    for table in tables:
-        if "smoke" in table.parts:
-            continue
-        sidecar = read(table.with_suffix(".json"))
-        where = table.relative_to(PROJECT).as_posix()
-        assert sidecar["sha256"] == hashlib.sha256(table.read_bytes()).hexdigest(), where
+    tables = [t for t in (PROJECT / "results").rglob("*.csv") if "smoke" not in t.parts]
+    written = {t: json.loads(t.with_suffix(".json").read_text("utf-8"))["sha256"] for t in tables}
+    assert written
+    assert written == {t: hashlib.sha256(t.read_bytes()).hexdigest() for t in tables}
 
 
 def test_the_index_names_every_figure_and_existing_results() -> None:
     folder = PROJECT / "figures"
     figures = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.[ps][nv]g")}
-    figures = {name for name in figures if not name.startswith("smoke/")}
-    file = folder / "INDEX.yml"
-    index = records.read_yaml(file.read_text("utf-8")) if file.is_file() else {}
-    assert set(index) == figures
-    for name, entry in index.items():
+    index = yaml.safe_load((folder / "INDEX.yml").read_text("utf-8"))
+    assert set(index) == {name for name in figures if not name.startswith("smoke/")}
+    lost = []
+    for entry in index.values():
         makers = (f"notebooks/{entry['notebook']}.ipynb", f"benchmarks/{entry['notebook']}.py")
-        assert any((PROJECT / maker).is_file() for maker in makers), name
-        lost = [table for table in entry["results"] if not (PROJECT / table).is_file()]
-        assert not lost, f"{name} was drawn from {lost}"
-
-
-@each_page
-def test_no_page_shows_a_warning(path: Path) -> None:
-    outputs = [output for cell in code(read(path)) for output in cell["outputs"]]
-    assert not [output["text"] for output in outputs if output.get("name") == "stderr"]
+        if not any((PROJECT / maker).is_file() for maker in makers):
+            lost.append(entry["notebook"])
+        lost += [table for table in entry["results"] if not (PROJECT / table).is_file()]
+    assert lost == []

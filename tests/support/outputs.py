@@ -21,6 +21,11 @@ def output(channels, *, size=16, classes=3, batch=2, seed=0, dtype=torch.float32
     return Output(noise(batch, classes, size, size, size, seed=seed, dtype=dtype), stages)
 
 
+def staged(*stages):
+    """An `Output` of these stages, without logits."""
+    return Output(stages[0].new_empty(0), stages)
+
+
 def labels(*, size=16, classes=3, batch=2, seed=0):
     """Labels (b, 1, d, h, w), every class about as often."""
     generator = torch.Generator().manual_seed(seed)

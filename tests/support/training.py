@@ -11,7 +11,6 @@ from dcd_core.dcd import DCD
 from dcd_core.models import dynunet
 from dcd_core.train import Distiller, Recipe, fit
 from dcd_core.types import Case
-from dcd_lab.data import Patches
 
 CHANNELS, WIDE = (4, 4, 8), (6, 8, 8)
 TINY = Recipe(
@@ -25,7 +24,7 @@ TINY = Recipe(
 )
 
 
-def make_case(seed, *, size=12, label=True):
+def make_case(seed, *, size=12):
     """Noise with a brighter cube, which is the lesion."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((1, size, size, size), dtype=np.float32)
@@ -33,50 +32,44 @@ def make_case(seed, *, size=12, label=True):
     i, j, k = rng.integers(1, size - 6, 3)
     mask[i : i + 5, j : j + 5, k : k + 5] = 1
     image[0] += 3 * mask
-    return Case(f"case{seed}", image, mask if label else None, (1.0, 1.0, 1.0), np.eye(4))
+    return Case(f"case{seed}", image, mask, (1.0, 1.0, 1.0), np.eye(4))
 
 
-CASES, TUNE = [make_case(seed) for seed in range(3)], [make_case(10)]
+VAL = [make_case(10)]
 
 
 class Interrupted(Exception):
     """Stands for a lost machine."""
 
 
-class FailingPatches(Patches):
-    """Patches that stop arriving at a step."""
+class Batches:
+    """The batch of a step: corners of new cases. They stop arriving at step `fail_at`."""
 
-    fail_at = math.inf
+    def __init__(self, recipe=TINY, *, fail_at=math.inf):
+        self.recipe, self.fail_at = recipe, fail_at
 
     def __getitem__(self, step):
         if step >= self.fail_at:
             raise Interrupted
-        return super().__getitem__(step)
+        first = 1000 * self.recipe.seed + self.recipe.batch * step
+        cases = [make_case(100 + first + i) for i in range(self.recipe.batch)]
+        d, h, w = self.recipe.patch
+        images = np.stack([case.image[:, :d, :h, :w] for case in cases])
+        labels = np.stack([case.label[None, :d, :h, :w] for case in cases])
+        return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
 
-def patches(recipe=TINY, *, fail_at=math.inf, cases=CASES):
-    made = FailingPatches(
-        cases,
-        patch=recipe.patch,
-        batch=recipe.batch,
-        seed=recipe.seed,
-        foreground=recipe.foreground,
-    )
-    made.fail_at = fail_at
-    return made
-
-
-def distiller(method="dcd", *, architecture=dynunet, seed=0):
+def distiller(method="dcd", *, seed=0):
     """A tiny student, teacher and method, the same every time."""
     torch.manual_seed(seed)
-    student, teacher = architecture(1, 2, channels=CHANNELS), dynunet(1, 2, channels=WIDE)
+    student, teacher = dynunet(1, 2, channels=CHANNELS), dynunet(1, 2, channels=WIDE)
     if method == "none":
         return Distiller(student)
     made = DCD(CHANNELS, WIDE, wavelet="haar") if method == "dcd" else method
     return Distiller(student, teacher, made)
 
 
-def run(tmp_path, recipe=TINY, *, method="dcd", fail_at=math.inf, ambient=0, **options):
+def run(folder, recipe=TINY, *, method="dcd", fail_at=math.inf, ambient=0, **options):
     made = distiller(method)
     torch.manual_seed(ambient)  # whatever else the process has drawn
-    return fit(made, patches(recipe, fail_at=fail_at), TUNE, recipe, run_dir=tmp_path, **options)
+    return fit(made, Batches(recipe, fail_at=fail_at), VAL, recipe, run_dir=folder, **options)

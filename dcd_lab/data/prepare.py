@@ -1,7 +1,7 @@
-"""Grids: crop to the brain, normalise, resample, and always know where a voxel is.
+"""Preparation: crop to the brain, normalise, resample; every voxel keeps its position in mm.
 
-Every function that moves voxels moves the affine with them: a point in scanner millimetres keeps
-its place. That is all one needs to bring a prediction back to the scan it was made for.
+Every function that moves voxels moves the affine with them. So the affines alone bring a prediction
+back to the scan it was made for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MARGIN = 2
 ADC_RANGE = (0.0, 4.0)
 """Apparent diffusion coefficients that tissue and fluid can have, in 1e-3 mm2/s."""
 Z_RANGE = (-5.0, 10.0)
-"""Normalised intensities kept; beyond are vessels, leftover fat and reconstruction errors, which
+"""Normalised intensities are clipped to this: vessels, fat and reconstruction errors lie beyond and
 would dominate a feature distance. Enhancing tumour and acute infarcts stay well inside."""
 THICK = 3.0
 """Slices thicker than this many times the in-plane spacing are not interpolated across."""
@@ -61,13 +61,13 @@ def prepare(
 
     The brain is every voxel at which some channel is not zero, holes filled. Each channel becomes
     z-scores over that one mask on the native grid, clipped to `Z_RANGE`; outside is 0. The ADC is
-    clipped to `ADC_RANGE` first, because a few voxels of noise decide its deviation otherwise.
-    `task` says which channel that is; by default it is the task with as many channels.
-    Images are resampled by cubic splines, labels by the largest linearly resampled indicator; where
-    the slices before or after are more than `THICK` times as thick as the others, that axis takes
-    the nearest slice. The affine of the result places it in the original scan; nothing else is
-    needed to go back.
-    Raises ContractError when the image is empty, or for a spacing that is not positive.
+    clipped to `ADC_RANGE` first: otherwise a few voxels of noise decide its deviation. `task` says
+    which channel that is; by default it is the task with as many channels.
+    Images are resampled by cubic splines, labels by the largest linearly resampled indicator. An
+    axis whose spacing, before or after, is more than `THICK` times the others takes the nearest
+    slice. The affine of the result gives its position in the original scan.
+    Raises ContractError when the image is empty, for another number of channels than the task has,
+    or for a spacing that is not positive.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021 (order of the steps, shared mask, thick
     slices); unlike there, what a spline leaves outside the resampled brain is put to 0 again.
     """
@@ -77,7 +77,7 @@ def prepare(
     box = _box(brain)
     brain = ndimage.binary_fill_holes(brain[box])
     image = case.image[(slice(None), *box)].copy()
-    _normalise(image, brain, _adc_channel(len(image), task))
+    _normalise(image, brain, _adc_channel(case, task))
     label = None if case.label is None else case.label[box].copy()
     affine = case.affine.copy()
     affine[:3, 3] += case.affine[:3, :3] @ [edge.start for edge in box]
@@ -95,12 +95,14 @@ def _box(brain: Bool[np.ndarray, "i j k"]) -> tuple[slice, slice, slice]:
     return edges[0], edges[1], edges[2]
 
 
-def _adc_channel(channels: int, task: Task | None) -> int | None:
+def _adc_channel(case: Case, task: Task | None) -> int | None:
+    channels = len(case.image)
     if task is None:
         task = next((task for task in TASKS.values() if len(task.channels) == channels), None)
     elif len(task.channels) != channels:
         expected = ", ".join(task.channels)
-        raise ContractError("channels", channels, expected, "name the task of this case")
+        what, attempt = f"channels of {case.id}", "name the task of this case"
+        raise ContractError(what, channels, expected, attempt)
     return task.channels.index("adc") if task and "adc" in task.channels else None
 
 
@@ -138,7 +140,7 @@ def _respaced(case: Case, spacing_mm: float | tuple[float, float, float]) -> Cas
         if thick is not None:  # first within the slices, then whole slices
             matrix[thick] = np.eye(4)[thick]
             shape[thick] = old[thick]
-        # The outermost new voxels can lie half a voxel beyond the old ones: "nearest" serves them.
+        # The outermost new voxels can lie half a voxel beyond the old ones, hence "nearest".
         result = resample(
             volume,
             np.eye(4),

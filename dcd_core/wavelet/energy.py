@@ -1,0 +1,151 @@
+"""The loss of one stage as book/method.md defines it: a sum over levels and over bands.
+
+Let x_0 be the difference of two feature maps, W_b x the band b of x, and x_l = W_aaa x_(l-1). With
+L levels, the set of bands B and the weight gamma of the last coarse band, the loss is
+
+    1/L sum_(l=1..L) 1/|x_(l-1)| ( sum_(b in B) ||W_b x_(l-1)||^2 + gamma [l = L] ||x_l||^2 ),
+
+where |x| counts elements. This is the convention "orthonormal". The convention "released" compares
+reconstructions in place of coefficients. With S_b the synthesis of band b it is
+
+    1/L sum_(l=1..L) mean( (sum_(b in B) S_b W_b x_(l-1))^2 ).
+
+Everything here is an operation of PyTorch, for any wavelet, size, precision and device, and can be
+differentiated any number of times. `dcd_core.wavelet.fast` computes the same numbers faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from dcd_core.types import Volume
+from dcd_core.wavelet.transform import (
+    BANDS,
+    analysis,
+    apply_separable,
+    discrete,
+    from_bands,
+    matrix,
+    taps,
+    to_bands,
+)
+
+Convention: TypeAlias = Literal["orthonormal", "released"]
+
+
+class Selection(NamedTuple):
+    """What is compared: a wavelet per axis (D, H, W), levels, bands, and the convention."""
+
+    names: tuple[str, str, str]
+    levels: int
+    bands: tuple[str, ...]
+    coarse_weight: float
+    convention: Convention
+
+
+def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
+    """The loss of differences `x` (b, c, d, h, w), a scalar in the precision of `x`.
+
+    All levels of `selection` must be usable on the grid of `x`.
+    """
+    names, levels, bands, coarse_weight, convention = selection
+    selected = matrix(_selected, bands, like=x)[..., None, None]
+    total = x.new_zeros(())
+    for level in range(1, levels + 1):
+        axes = [*zip(x.shape[2:], names, strict=True)]
+        size = x[:, :, 0, 0, 0].numel() * voxels(x.shape[2:], selection)
+        every = apply_separable(x, [matrix(_analysis, *axis, convention, like=x) for axis in axes])
+        every = to_bands(every)
+        compared = every * selected
+        if convention == "released":
+            matrices = [matrix(_synthesis, *axis, like=x) for axis in axes]
+            compared = apply_separable(from_bands(compared), matrices)
+        total = total + compared.square().sum() / size
+        x = every[:, :, 0]
+        if level == levels and coarse_weight:
+            total = total + coarse_weight * x.square().sum() / size
+    return total / levels
+
+
+# --- grids ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def grids(
+    size: tuple[int, ...], names: tuple[str, ...], levels: int
+) -> tuple[tuple[int, ...], ...]:
+    """The grids (D, H, W) of x_0, x_1, ... as far as `levels` are usable: `size` is the first.
+
+    An axis is split while it is at least as long as its filter, so that the filter does not wrap
+    onto itself. A shorter axis stays as it is. Levels end where no axis is left.
+    """
+    result = [size]
+    while len(result) <= levels and any(map(fits, result[-1], names)):
+        axes = zip(result[-1], names, strict=True)
+        result.append(tuple((n + 1) // 2 if fits(n, name) else n for n, name in axes))
+    return tuple(result)
+
+
+def fits(n: int, name: str) -> bool:
+    """Whether an axis of n samples is split once more by this wavelet."""
+    return n >= taps(name)
+
+
+def usable_levels(size: Sequence[int], selection: Selection) -> int:
+    """How many of the levels a grid (D, H, W) allows; in the released convention all."""
+    if selection.convention == "released":
+        return selection.levels
+    return len(grids(tuple(size), selection.names, selection.levels)) - 1
+
+
+def voxels(size: Sequence[int], selection: Selection) -> int:
+    """Voxels of a volume (D, H, W) over which its level is averaged.
+
+    The released synthesis returns an axis of odd length one sample short.
+    """
+    released = selection.convention == "released"
+    return math.prod(n - n % 2 if released else n for n in size)
+
+
+# --- matrices -------------------------------------------------------------------------------------
+
+
+def _selected(bands: Sequence[str]) -> np.ndarray:
+    """1 for each selected band and 0 for the others, (8, 1)."""
+    return np.isin(BANDS, bands).astype(float)[:, None]
+
+
+def _analysis(n: int, name: str, convention: Convention) -> np.ndarray:
+    """What splits an axis of n samples: rows of the low half, then as many of the high half."""
+    if convention == "released":
+        return np.concatenate([_strided(row, n) for row in _released_filters(name)[:2]])
+    if fits(n, name):
+        return analysis(n, name, "periodization")
+    return np.concatenate([np.eye(n), np.zeros((n, n))])  # the axis passes through
+
+
+def _synthesis(n: int, name: str) -> np.ndarray:
+    """The released synthesis of an axis that had n samples."""
+    rows = np.concatenate([_strided(row, n) for row in _released_filters(name)[2:]])
+    return rows[:, : n - n % 2].T
+
+
+def _released_filters(name: str) -> np.ndarray:
+    """Filters of analysis (low, high) and synthesis (low, high), rounded as in commit 7cf0ca6."""
+    return np.asarray(discrete(name).filter_bank, np.float32).astype(float)
+
+
+def _strided(factors: np.ndarray, n: int) -> np.ndarray:
+    """Correlation of n samples with K factors, stride 2, K - 1 zeros on both sides, as a matrix."""
+    k = len(factors)
+    rows = np.zeros(((n + k - 2) // 2 + 1, n + 2 * k))
+    for i, row in enumerate(rows):
+        row[2 * i : 2 * i + k] = factors
+    return rows[:, k - 1 : k - 1 + n]

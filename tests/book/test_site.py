@@ -1,0 +1,257 @@
+"""The built book: it needs nothing but itself, and in a browser it reads as it should."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from book_pages import BOOK, NOTEBOOKS, PAGES, ROOT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The HTML of the book, built once and away from the checkout; warnings are errors."""
+    missing = [page for page in NOTEBOOKS if not (BOOK / f"{page}.ipynb").is_file()]
+    assert missing == [], "never executed: run make demo"
+    out = tmp_path_factory.mktemp("book")
+    program = str(Path(sys.executable).with_name("jupyter-book"))
+    call = [program, "build", "book", "--config", "_config.yml", "--path-output", str(out)]
+    built = subprocess.run(
+        [*call, "-W", "-n", "--keep-going"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"},
+    )
+    if built.returncode:
+        said = [line for line in built.stderr.splitlines() if line.strip()]
+        pytest.fail("the book does not build:\n" + "\n".join(said[-30:]), pytrace=False)
+    return out / "_build" / "html"
+
+
+def test_a_remote_load_fails_the_build(tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text('extensions = ["dcd_offline"]\nproject = "p"\n', "utf-8")
+    load = '<script src="https://remote.example/x.js"></script>'
+    (tmp_path / "index.rst").write_text(f"Page\n====\n\n.. raw:: html\n\n   {load}\n", "utf-8")
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", str(tmp_path), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(BOOK / "_ext"), "PYTHONWARNINGS": "ignore"},
+    )
+    assert built.returncode != 0
+    assert "remote.example" in built.stderr
+
+
+def test_every_page_is_built_and_loads_nothing_remote(site: Path) -> None:
+    from dcd_offline import remote_loads
+
+    assert [page for page in PAGES if not (site / f"{page}.html").is_file()] == []
+    assert list(remote_loads(site)) == []
+
+
+class Anchors(HTMLParser):
+    """The names of a page and the addresses that it links to."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids, self.links = set[str](), list[str]()
+        self.feed(page.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids |= {value for name, value in attrs if name in ("id", "name") and value}
+        self.links += [value for name, value in attrs if name in ("href", "src") and value]
+
+
+def test_internal_links_resolve(site: Path) -> None:
+    pages = {p: Anchors(p) for p in site.rglob("*.html") if "_static" not in p.parts}
+
+    def resolves(page: Path, link: str) -> bool:
+        target = urlsplit(link)
+        file = (page.parent / unquote(target.path)).resolve() if target.path else page
+        named = "=" in target.fragment  # a setting of the explorer
+        named = named or not target.fragment or file not in pages
+        external = target.scheme or target.netloc
+        return bool(external) or (
+            file.is_file() and (named or unquote(target.fragment) in pages[file].ids)
+        )
+
+    links = [(page, link) for page, anchors in pages.items() for link in anchors.links]
+    assert [f"{p.name} -> {link}" for p, link in links if not resolves(p, link)] == []
+
+
+def test_pages_say_which_command_and_commit_made_them(site: Path) -> None:
+    from dcd_provenance import command, commit, provenance
+
+    def text(page: str) -> str:
+        return re.sub(r"<[^>]+>", "", (site / f"{page}.html").read_text("utf-8"))
+
+    for page in NOTEBOOKS:
+        file = BOOK / f"{page}.ipynb"
+        made = provenance(file)
+        for shown in (text(page), text("status")):
+            assert command(file, made) in shown
+            assert commit(made) in shown
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+MODES = {
+    "light": {"color_scheme": "light", "viewport": DESKTOP},
+    "dark": {"color_scheme": "dark", "viewport": DESKTOP},
+    "phone": {"color_scheme": "light", "viewport": PHONE},
+}
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+# What a reader sees: luminances, the least contrast of text to its ground, formulas, width.
+LOOK = """async () => {
+  if (window.MathJax?.startup?.promise) await window.MathJax.startup.promise;
+  const rgb = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgb(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0.5) return light(colour);
+    }
+    return light(rgb(getComputedStyle(document.body).backgroundColor));
+  };
+  let least = {contrast: 21, text: ""};
+  for (const e of document.querySelectorAll(
+      "article :is(p, li, td, th, h1, h2, h3, figcaption, figcaption span, a, code, summary)")) {
+    if (!e.textContent.trim() || !e.checkVisibility()) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), ground(e)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < least.contrast) least = {contrast, text: e.textContent.trim().slice(0, 60)};
+  }
+  return {
+    ground: ground(document.querySelector("article")),
+    least,
+    formulas: document.querySelectorAll("article .math").length,
+    rendered: document.querySelectorAll("article .math mjx-container").length,
+    wrong: [...document.querySelectorAll("mjx-merror")].map(e => e.textContent),
+    broken: [...document.images].filter(e => e.complete && !e.naturalWidth).map(e => e.src),
+    overflow: document.documentElement.scrollWidth - window.innerWidth,
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((path for name in names if (path := shutil.which(name))), None)
+    if program is None and os.environ.get("DCD_REQUIRE_BROWSER") != "1":
+        pytest.skip("no Chromium is installed to look at the book")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=FLAGS.split())
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def context(browser: Browser, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
+    """A window of the browser in the mode the test asks for."""
+    opened = browser.new_context(**MODES[getattr(request, "param", "light")])  # type: ignore[arg-type]
+    yield opened
+    opened.close()
+
+
+def _watch(page: Page) -> SimpleNamespace:
+    """Collect what a page asks for and complains about."""
+    seen = SimpleNamespace(foreign=[], errors=[])
+    local = ("file:", "data:", "blob:")
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(local) else seen.foreign.append(request.url),
+    )
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    return seen
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("context", "mode"), [(m, m) for m in MODES], indirect=["context"])
+def test_pages_in_a_browser(site: Path, context: BrowserContext, mode: str) -> None:
+    complaints: dict[str, object] = {}
+    formulas = 0
+    page = context.new_page()
+    seen = _watch(page)
+    for name in PAGES:
+        seen.foreign.clear()
+        seen.errors.clear()
+        page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+        look = page.evaluate(LOOK)
+        formulas += look["rendered"]
+        wrong = {
+            "requests to other hosts": list(seen.foreign),
+            "page errors": list(seen.errors),
+            "formulas in error": look["wrong"],
+            "formulas not rendered": look["formulas"] - look["rendered"],
+            "broken images": look["broken"],
+            "pixels beyond the width": max(0, look["overflow"]),
+            "wrong ground": look["ground"] > 0.05 if mode == "dark" else look["ground"] < 0.8,
+            "text hard to read": look["least"] if look["least"]["contrast"] < 4.5 else None,
+        }
+        if found := {what: value for what, value in wrong.items() if value}:
+            complaints[name] = found
+    assert complaints == {}
+    assert formulas > 0
+
+
+@pytest.mark.browser
+def test_search_works_from_a_folder(site: Path, context: BrowserContext) -> None:
+    page = context.new_page()
+    seen = _watch(page)
+    page.goto((site / "search.html").as_uri() + "?q=periodization")
+    page.wait_for_selector("ul.search li a", timeout=20_000)
+    found = page.eval_on_selector_all("ul.search li a", "all => all.map(a => a.href)")
+    assert any("glossary" in link for link in found)
+    assert seen.foreign == []
+    # A browser refuses to read other files from a folder, so results come without an excerpt.
+    assert set(seen.errors) <= {"Failed to fetch"}
+
+
+@pytest.mark.browser
+def test_the_explorer_answers(site: Path, context: BrowserContext) -> None:
+    page = context.new_page()
+    seen = _watch(page)
+    page.goto((site / "explorer.html").as_uri() + "#wavelet=haar&levels=2&slice=30&bands=254")
+    widget = page.locator("#dcd-explorer[data-state=ready]")
+    widget.wait_for(timeout=20_000)
+    detail = float(widget.get_attribute("data-share") or "nan")
+    assert not page.is_checked("#dcd-aaa")
+    assert page.is_checked("#dcd-ddd")
+    page.focus("#dcd-aaa")
+    page.keyboard.press("Space")  # by keyboard: all eight bands
+    assert float(widget.get_attribute("data-share") or "nan") == pytest.approx(1)
+    assert "bands=255" in page.url
+    page.get_by_role("button", name="coarse only").click()
+    assert float(widget.get_attribute("data-share") or "nan") == pytest.approx(1 - detail)
+    page.select_option("#dcd-wavelet", "db4")
+    assert "wavelet=db4" in page.url
+    page.evaluate("location.hash = 'wavelet=none&levels=9&slice=x&bands=3'")
+    page.wait_for_function("document.getElementById('dcd-aad').checked")
+    assert page.input_value("#dcd-wavelet") == "db4"  # nonsense in the address is ignored
+    assert page.input_value("#dcd-levels") == "2"
+    assert seen.foreign == []
+    assert seen.errors == []
