@@ -46,9 +46,6 @@ def made(make):
     return model
 
 
-# --- groups ---------------------------------------------------------------------------------------
-
-
 @EACH
 def test_every_weight_between_two_channels_is_in_two_groups(make):
     """Every row and column of every convolution, but for the image's and the classes' own."""
@@ -112,9 +109,6 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("dcd_core.errors.find_spec", lambda name: None)
     with pytest.raises(ContractError, match=r"no torch_pruning.*dcd-core\[compress\]"):
         prune(dynunet(2, 3, channels=CHANNELS), patch(), parameters=1000)
-
-
-# --- pruning --------------------------------------------------------------------------------------
 
 
 @EACH
@@ -188,8 +182,6 @@ def test_a_size_out_of_reach_is_refused():
         prune(model, patch(), parameters=1000)
 
 
-# --- the penalty ----------------------------------------------------------------------------------
-
 NOTHING = Output(torch.empty(0), ())
 
 
@@ -219,40 +211,10 @@ def test_the_penalty_is_its_formula():
     torch.testing.assert_close(gradient, 0.6 * factors[:, None, None, None, None] * one)
 
 
-@pytest.mark.slow
-def test_reweighting_empties_channels_that_a_fixed_penalty_only_shrinks():
-    """Descent on the distance to the start plus the penalty: small groups go, large ones stay."""
-    ends = {}
-    for stages in (1, 4):
-        model = two_layers()
-        with torch.no_grad():
-            for i, scale in enumerate((0.1, 0.3, 1.0)):
-                model.network[0].weight[i] *= scale
-                model.network[1].weight[:, i] *= scale
-        penalty = ReweightedGroupLasso(model, patch(4), every=50, stages=stages, strength=0.01)
-        start = [weight.detach().clone() for weight in model.parameters()]
-        before = penalty.norms().detach()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        for _ in range(400):
-            pairs = zip(model.parameters(), start, strict=True)
-            distance = sum((w - s).square().sum() for w, s in pairs)
-            optimizer.zero_grad()
-            (distance + penalty(NOTHING, NOTHING)).backward()
-            optimizer.step()
-        ends[stages] = (penalty.norms().detach() / before).tolist()
-    fixed, reweighted = ends[1], ends[4]
-    assert reweighted[0] < 0.1 * fixed[0]
-    assert reweighted[2] > 0.85
-    assert reweighted[2] == pytest.approx(fixed[2], abs=0.02)
-
-
 def test_counts_and_strengths_are_checked():
     for wrong in ({"every": 0}, {"stages": 0}, {"strength": 0.0}, {"eps": 0.0}):
         with pytest.raises(ContractError, match="every=steps"):
             ReweightedGroupLasso(two_layers(), patch(4), **{"every": 1, **wrong})
-
-
-# --- training -------------------------------------------------------------------------------------
 
 
 class Batches:

@@ -44,9 +44,6 @@ def three():
     return Segmenter(nn.Sequential(OrderedDict(layers)), ["down"], [5])
 
 
-# --- cost -----------------------------------------------------------------------------------------
-
-
 def test_macs_are_those_of_the_formula():
     model, (b, n) = three(), (2, 8)
     down = 2 * 5 * 27 * (n // 2) ** 3
@@ -79,9 +76,6 @@ def test_the_peak_is_that_of_what_exists_at_once():
     peak = deploy.peak_mib(model, (1, 1, 64, 128, 128), threads=1)
     # Linux counts resident pages in batches, for each processor: up to some 1.5 MiB come late.
     assert np.isnan(peak) or 98 < peak < 120
-
-
-# --- export ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=BUILDERS, ids=BUILDERS)
@@ -167,9 +161,6 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
     ):
         with pytest.raises(ContractError, match=r"dcd-core\[deploy\]"):
             call()
-
-
-# --- int8 -----------------------------------------------------------------------------------------
 
 
 def relative_error(model, other, patches=PATCHES):
@@ -258,9 +249,6 @@ def test_patches_that_cannot_calibrate_are_refused(tmp_path):
         deploy.quantize(tmp_path / "a.onnx", tmp_path / "a.pt", PATCHES)
 
 
-# --- int8, simulated ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("axis", [0, 1])
 def test_rounded_weights_are_those_of_the_formula(axis):
     weight = patch(4, 5, 3, 3, 3)
@@ -312,9 +300,6 @@ def test_what_is_kept_in_float_is_not_simulated():
         deploy.simulate_int8(model, PATCHES, keep_float=["dow"])
     with pytest.raises(ContractError, match="percentile"):
         deploy.simulate_int8(model, PATCHES, percentile=50)
-
-
-# --- what is deployed segments --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -41,9 +41,6 @@ def close(one, other, **tolerance):
     torch.testing.assert_close(one, other, **tolerance)
 
 
-# --- bands ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("wavelet", ["haar", "db4"])
 def test_shares_are_those_of_pywavelets(wavelet):
     x = noise(2, 3, 32, 64, 32) + torch.arange(3.0)[:, None, None, None]
@@ -75,9 +72,6 @@ def test_an_offset_changes_no_other_part_than_its_own():
     before, after = band_shares(x)[1:], band_shares(x + 10)[1:]
     close(after / after.sum(), before / before.sum())
     assert band_shares(0 * x).isnan().all()
-
-
-# --- gradients ------------------------------------------------------------------------------------
 
 
 def with_detached_skips(model, x, monkeypatch):
@@ -175,9 +169,6 @@ def test_cosine():
     right = b - (a * b).sum() / (a * a).sum() * a
     assert abs(cosine(a, right)) < 1e-12
     assert math.isnan(cosine(a, 0 * a))
-
-
-# --- what one network can say about another -------------------------------------------------------
 
 
 def test_a_projection_that_exists_is_found_and_explains_all():
