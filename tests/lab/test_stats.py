@@ -91,13 +91,6 @@ def test_the_limits_are_the_classical_t_tests():
         assert float(shown.df) == pytest.approx(oracle.df)
 
 
-def test_variance_components_are_unbiased():
-    shown = stats.interval(draw(8, 3000, 6, 24, (0.03, 0.05, 0.02)))
-    assert np.mean(shown.sd_seed**2) == pytest.approx(0.03**2, rel=0.05)
-    assert np.mean(shown.sd_case**2) == pytest.approx(0.05**2, rel=0.05)
-    assert np.mean(shown.sd_residual**2) == pytest.approx(0.02**2, rel=0.05)
-
-
 def test_detectable_is_what_the_test_detects():
     sds = (0.03, 0.05, 0.03)
     effect = stats.detectable(*sds, 3, 32)
