@@ -198,7 +198,8 @@ def test_targets_are_phony_and_well_formed(target: str, tmp_path: Path) -> None:
 
 def installable(folder: Path) -> Path:
     """What `make setup` reads, copied to a folder; return where its Python would be."""
-    for name in ("Makefile", "constraints.txt", "pyproject.toml", "dcd_core/wavelet/fast/filterbank.c"):
+    filters = "dcd_core/wavelet/fast/filterbank.c"
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", filters):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
     python = folder / ".venv" / "bin" / "python"
