@@ -17,7 +17,7 @@ differentiated any number of times. `dcd_core.wavelet.fast` computes the same nu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -50,28 +50,44 @@ class Selection(NamedTuple):
     convention: Convention
 
 
-def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
+def split(x: Volume, selection: Selection) -> tuple[Tensor, Tensor]:
+    """One level of `x`: the bands (b, c, 8, d', h', w'), those not selected zero, and `aaa`."""
+    axes = zip(x.shape[2:], selection.names, strict=True)
+    matrices = [matrix(_analysis, *axis, selection.convention, like=x) for axis in axes]
+    bands = to_bands(apply_separable(x, matrices))
+    selected = matrix(_selected, selection.bands, like=x)
+    return bands * selected[..., None, None], bands[:, :, 0]
+
+
+def join(bands: Tensor, size: Sequence[int], selection: Selection) -> Tensor:
+    """The released reconstruction (b, c, d, h, w) of the bands of a volume of this size."""
+    axes = zip(size, selection.names, strict=True)
+    matrices = [matrix(_synthesis, *axis, like=bands) for axis in axes]
+    return apply_separable(from_bands(bands), matrices)
+
+
+def energy(
+    x: Volume,
+    selection: Selection,
+    split: Callable[..., tuple[Tensor, Tensor]] = split,
+    join: Callable[..., Tensor] = join,
+) -> Float[Tensor, ""]:
     """The loss of differences `x` (b, c, d, h, w), a scalar in the precision of `x`.
 
-    All levels of `selection` must be usable on the grid of `x`.
+    All levels of `selection` must be usable on the grid of `x`. `split` and `join` may be replaced
+    by two that together do the same.
     """
-    names, levels, bands, coarse_weight, convention = selection
-    selected = matrix(_selected, bands, like=x)[..., None, None]
     total = x.new_zeros(())
-    for level in range(1, levels + 1):
-        axes = [*zip(x.shape[2:], names, strict=True)]
-        size = x[:, :, 0, 0, 0].numel() * voxels(x.shape[2:], selection)
-        every = apply_separable(x, [matrix(_analysis, *axis, convention, like=x) for axis in axes])
-        every = to_bands(every)
-        compared = every * selected
-        if convention == "released":
-            matrices = [matrix(_synthesis, *axis, like=x) for axis in axes]
-            compared = apply_separable(from_bands(compared), matrices)
-        total = total + compared.square().sum() / size
-        x = every[:, :, 0]
-        if level == levels and coarse_weight:
-            total = total + coarse_weight * x.square().sum() / size
-    return total / levels
+    for level in range(1, selection.levels + 1):
+        size = x.shape[2:]
+        count = len(x) * x.shape[1] * voxels(size, selection)
+        compared, x = split(x, selection)
+        if selection.convention == "released":
+            compared = join(compared, size, selection)
+        total = total + compared.square().sum() / count
+        if level == selection.levels and selection.coarse_weight:
+            total = total + selection.coarse_weight * x.square().sum() / count
+    return total / selection.levels
 
 
 # --- grids ----------------------------------------------------------------------------------------
@@ -125,7 +141,7 @@ def _selected(bands: Sequence[str]) -> np.ndarray:
 def _analysis(n: int, name: str, convention: Convention) -> np.ndarray:
     """What splits an axis of n samples: rows of the low half, then as many of the high half."""
     if convention == "released":
-        return np.concatenate([_strided(row, n) for row in _released_filters(name)[:2]])
+        return np.concatenate([_strided(row, n) for row in released_filters(name)[:2]])
     if fits(n, name):
         return analysis(n, name, "periodization")
     return np.concatenate([np.eye(n), np.zeros((n, n))])  # the axis passes through
@@ -133,11 +149,11 @@ def _analysis(n: int, name: str, convention: Convention) -> np.ndarray:
 
 def _synthesis(n: int, name: str) -> np.ndarray:
     """The released synthesis of an axis that had n samples."""
-    rows = np.concatenate([_strided(row, n) for row in _released_filters(name)[2:]])
+    rows = np.concatenate([_strided(row, n) for row in released_filters(name)[2:]])
     return rows[:, : n - n % 2].T
 
 
-def _released_filters(name: str) -> np.ndarray:
+def released_filters(name: str) -> np.ndarray:
     """Filters of analysis (low, high) and synthesis (low, high), rounded as in commit 7cf0ca6."""
     return np.asarray(discrete(name).filter_bank, np.float32).astype(float)
 

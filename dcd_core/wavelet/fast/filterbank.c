@@ -4,8 +4,8 @@ Along an axis, coefficient k of a half, low or high, is
 
     sum_j  filter[j] * extended[step * k + j],    j < taps,
 
-where `extended` is the periodic axis, whose entry `lead` is sample 0. To join is the transpose of
-that.
+where `extended` is the axis, periodic or between zeros, whose entry `lead` is sample 0. To join is
+the transpose of that.
 
 Volumes and bands are float32 (d, h, w), contiguous. A plane of coefficients along D is filtered
 along H and W at once, so that all but the volume itself stays in the nearest caches, and all
@@ -40,7 +40,7 @@ enum {
 
 /* The structures are laid out again in filters.py. */
 typedef struct {
-    int samples, coefficients, taps, step, lead;
+    int samples, coefficients, taps, step, lead, periodic;
     const float *filters[HALVES];
 } Axis;
 
@@ -120,8 +120,10 @@ INLINE int extent(Axis axis) { return axis.step * (axis.coefficients - 1) + axis
 
 INLINE int inside(Axis axis, int i) { return i >= axis.lead && i < axis.lead + axis.samples; }
 
-/* The sample at an entry of the extended axis. */
+/* The sample at an entry of the extended axis, or -1 where that is zero. */
 INLINE int source(Axis axis, int i) {
+    if (inside(axis, i)) return i - axis.lead;
+    if (!axis.periodic) return -1;
     const int sample = (i - axis.lead) % axis.samples;
     return sample < 0 ? sample + axis.samples : sample;
 }
@@ -168,19 +170,20 @@ static void split(const float *x, const Axis *axes, float *const *bands, Work wo
     const ptrdiff_t plane = (ptrdiff_t)H.samples * W.samples, pitch = lines(extent(W));
     const ptrdiff_t half = pitch / W.step, along = H.coefficients * half;
     const float **from = work.from;
-    float *room = work.room, *sums = take(&room, along);
+    float *room = work.room, *zeros = take(&room, plane), *sums = take(&room, along);
     const ptrdiff_t high = (ptrdiff_t)extent(H) * W.samples;
     float *halves[HALVES] = {take(&room, high), take(&room, high)};
     /* Filtered along H: rows with their border, and every second entry of them. */
     float *q = take(&room, H.coefficients * pitch + LINE + W.taps) + shift(W);
     float *apart[2] = {q, q};
     for (int s = 0; W.step == 2 && s < 2; s++) apart[s] = take(&room, along + W.taps);
+    memset(zeros, 0, plane * sizeof(float));
     for (int k = 0; k < D.coefficients; k++) {
         for (ptrdiff_t begin = 0; begin < plane; begin += CHUNK) {
             const Size chunk = {1, plane - begin < CHUNK ? plane - begin : CHUNK};
             for (int j = 0; j < D.taps; j++) {
                 const int s = source(D, D.step * k + j);
-                from[j] = x + s * plane + begin;
+                from[j] = (s < 0 ? zeros : x + s * plane) + begin;
             }
             for (int a = 0; a < HALVES; a++)
                 if (any(bands + 4 * a, 4))
@@ -192,8 +195,9 @@ static void split(const float *x, const Axis *axes, float *const *bands, Work wo
             float *p = halves[a], *middle = p + H.lead * W.samples;
             for (int i = 0; i < extent(H); i++) {
                 if (inside(H, i)) continue;
-                const float *s = middle + source(H, i) * W.samples;
-                memcpy(p + i * W.samples, s, W.samples * sizeof(float));
+                const int s = source(H, i);
+                const float *row = s < 0 ? zeros : middle + s * W.samples;
+                memcpy(p + i * W.samples, row, W.samples * sizeof(float));
             }
             for (int b = 0; b < HALVES; b++) {
                 float *const *to = bands + 4 * a + 2 * b;
@@ -203,8 +207,9 @@ static void split(const float *x, const Axis *axes, float *const *bands, Work wo
                         (Size){H.coefficients, W.samples}, 0);
                 for (int i = 0; i < extent(W); i++) {
                     if (inside(W, i)) continue;
-                    const int s = W.lead + source(W, i);
-                    for (int r = 0; r < H.coefficients; r++) q[r * pitch + i] = q[r * pitch + s];
+                    const int s = source(W, i);
+                    for (int r = 0; r < H.coefficients; r++)
+                        q[r * pitch + i] = s < 0 ? 0 : q[r * pitch + W.lead + s];
                 }
                 for (int s = 0; W.step == 2 && s < 2; s++)
                     for (ptrdiff_t i = 0; i < along; i++) apart[s][i] = q[2 * i + s];
@@ -270,9 +275,10 @@ static void join(float *x, const Axis *axes, float *const *bands, float sign, in
                 for (int s = 0; W.step == 2 && s < 2; s++)
                     for (ptrdiff_t i = 0; i < along; i++) q[2 * i + s] = apart[s][i];
                 for (int i = 0; i < extent(W); i++) {
-                    if (inside(W, i)) continue;
-                    const int s = W.lead + source(W, i);
-                    for (int r = 0; r < H.coefficients; r++) q[r * pitch + s] += q[r * pitch + i];
+                    const int s = source(W, i);
+                    if (inside(W, i) || s < 0) continue;
+                    for (int r = 0; r < H.coefficients; r++)
+                        q[r * pitch + W.lead + s] += q[r * pitch + i];
                 }
                 for (int s = 0; s < H.step; s++) {
                     int terms = 0;
@@ -286,13 +292,14 @@ static void join(float *x, const Axis *axes, float *const *bands, float sign, in
                 begun = 1;
             }
             for (int i = 0; begun && i < extent(H); i++) {
-                if (inside(H, i)) continue;
+                if (inside(H, i) || source(H, i) < 0) continue;
                 float *to = p + (H.lead + source(H, i)) * W.samples;
                 for (int w = 0; w < W.samples; w++) to[w] += p[i * W.samples + w];
             }
         }
         for (int j = 0; j < D.taps; j++) {
             const int s = source(D, D.step * k + j);
+            if (s < 0) continue;
             int terms = 0;
             for (int a = 0; a < HALVES; a++) {
                 if (!any(bands + 4 * a, 4)) continue;
@@ -361,8 +368,32 @@ static Work begin(Work allocated) {
     return allocated;
 }
 
-/* Energies of volumes, each replaced by half the gradient of its own. Returns 0, or 1 where
-   memory ran out. */
+/* Split volumes, or join them on the way `back`. `bands` are those of the first volume, NULL
+   where there is none; those of the others follow. Returns 0, or 1 where memory ran out. */
+int filter_volumes(float *x, ptrdiff_t volumes, const Axis *axes, float *const *bands, int back,
+                   int threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        const Work work = allocate(axes, 0);
+        failed = !work.room || !work.from;
+#pragma omp for
+        for (ptrdiff_t v = 0; v < volumes; v++) {
+            float *own[BANDS];
+            for (int b = 0; b < BANDS; b++)
+                own[b] = bands[b] ? bands[b] + v * coefficients(axes) : NULL;
+            if (failed) continue;
+            if (back)
+                join(x + v * samples(axes), axes, own, 1, 0, begin(work));
+            else
+                split(x + v * samples(axes), axes, own, begin(work));
+        }
+        release(work);
+    }
+    return failed;
+}
+
+/* Energies of volumes, each replaced by half the gradient of its own. Returns as above. */
 int energies(float *x, ptrdiff_t volumes, const Level *level, int levels, double *values,
              int threads) {
     ptrdiff_t floats = 0;

@@ -48,17 +48,21 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
 
     |x_0| counts the voxels of one channel. `x` is overwritten.
     """
-    if not matrices.is_diagonal(x.shape[1:], selection):
-        return by_autograd(x, selection)
-    return (filters if filters.serves(x) else matrices).energy(x, selection)
+    filtered = filters.serves(x)
+    if matrices.is_diagonal(x.shape[1:], selection):
+        return (filters if filtered else matrices).energy(x, selection)
+    return by_autograd(x, selection, filtered=filtered and selection.convention == "released")
 
 
-def by_autograd(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+def by_autograd(
+    x: Tensor, selection: Selection, *, filtered: bool = False
+) -> tuple[Tensor, Tensor]:
     """The same for any wavelet, size and convention: the definition, differentiated."""
+    steps = filters if filtered else definition
     with torch.inference_mode(False), torch.enable_grad():
         leaf = (x.clone() if x.is_inference() else x)[None].detach().requires_grad_()
         units = selection.levels * len(x) * voxels(x.shape[1:], selection)
-        value = units * definition.energy(leaf, selection)
+        value = units * definition.energy(leaf, selection, steps.split, steps.join)
         (gradient,) = torch.autograd.grad(value / 2, leaf)
     return value.detach(), gradient[0]
 
