@@ -6,8 +6,8 @@
 
 Contenders, each the lesion-wise scores of BraTS 2024 for all six regions of one case:
 
-    dcd_core      `metrics.brats2024(...)`: cropped to the lesions, then window by window; it also
-                  scores the regions as a whole
+    dcd_core      `dcd_lab.metrics.brats2024(...)`: cropped to the lesions, then window by window;
+                  it also scores the regions as a whole
     whole volume  `restated.brats2024(...)`: per lesion, every step on the whole volume
 
 Cases are ours: lumps of oedema around a rim around a core or a cavity, scattered over the brain; in
@@ -136,8 +136,8 @@ def run(works: Sequence[Workload], out: str) -> Path:
     rows: list[dict[str, Any]] = []
     samples = {}
     for done, work in enumerate(works, start=1):
-        found, times = measured(work)
-        rows += found
+        measured_rows, times = measured(work)
+        rows += measured_rows
         samples[f"{'×'.join(map(str, work.shape))}, {work.lesions} lesions"] = times
         progress("metrics", done, len(works))
     code = [Path(__file__), Path(restated.__file__)]

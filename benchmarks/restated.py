@@ -1,13 +1,12 @@
 """The rules of the BraTS 2024 and ISLES 2022 metrics said once more, plainly and slowly.
 
-One loop per lesion, every step on the whole volume, distance transforms for distances, MONAI's
-table for areas: nothing shared with `dcd_lab.metrics`. The tests compare the two, the benchmark
+One loop per lesion, every step on the whole volume, distance transforms for distances. It shares
+nothing with `dcd_lab.metrics` but MONAI's table of areas. The tests compare the two, the benchmark
 times them.
 """
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from typing import Any
 
@@ -70,7 +69,7 @@ def lesion_maps(label: np.ndarray, spacing_mm: Any, prune: bool) -> dict[str, np
 
 def compared(pred: np.ndarray, true: np.ndarray, spacing_mm: Any, tissue: str) -> dict[str, Any]:
     """Every true lesion beside what reaches into its surroundings; then the means."""
-    rows, matched, found, missed = [], set(), 0, 0
+    rows, matched, hits, missed = [], set(), 0, 0
     for number in present(true):
         lesion = true == number
         around = ndimage.binary_dilation(lesion, NEAR, iterations=GROWTH[tissue])
@@ -79,7 +78,7 @@ def compared(pred: np.ndarray, true: np.ndarray, spacing_mm: Any, tissue: str) -
         if mm3(lesion, spacing_mm) <= SMALL_MM3[tissue] * (1 + 1e-6):
             continue
         if partners:
-            found += 1
+            hits += 1
             union = np.isin(pred, partners)
             dice = 2 * np.sum(union & lesion) / (np.sum(union) + np.sum(lesion))
             mm = hausdorff(union, lesion, spacing_mm)
@@ -92,7 +91,7 @@ def compared(pred: np.ndarray, true: np.ndarray, spacing_mm: Any, tissue: str) -
     means = np.mean(rows, axis=0) if rows else (1, 0, 1, 1)
     names = ("lesion_dice", "lesion_hd95_mm", "lesion_nsd_05mm", "lesion_nsd_1mm")
     scores = dict(zip(names, map(float, means), strict=True))
-    return {**scores, "tp": found, "fp": false, "fn": missed}
+    return {**scores, "tp": hits, "fp": false, "fn": missed}
 
 
 def hausdorff(one: np.ndarray, other: np.ndarray, spacing_mm: Any) -> float:
@@ -103,27 +102,26 @@ def hausdorff(one: np.ndarray, other: np.ndarray, spacing_mm: Any) -> float:
         for mask in (one, other)
     ]
     borders = [(code > 0) & (code < 255) for code in codes]
-    found = []
-    for here, there in ((0, 1), (1, 0)):
-        away = ndimage.distance_transform_edt(~borders[there], sampling=spacing_mm)
+    percentiles = []
+    for start, goal in ((0, 1), (1, 0)):
+        away = ndimage.distance_transform_edt(~borders[goal], sampling=spacing_mm)
         elements = sorted(
-            zip(away[borders[here]], table[codes[here][borders[here]]], strict=True),
+            zip(away[borders[start]], table[codes[start][borders[start]]], strict=True)
         )
         total, so_far = sum(area for _, area in elements), 0.0
         for mm, area in elements:
             so_far += area
             if so_far >= (0.95 - 1e-6) * total:  # single precision in the table
-                found.append(mm)
+                percentiles.append(mm)
                 break
-    return max(found)
+    return max(percentiles)
 
 
 @cache
 def encoding(spacing_mm: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
     """MONAI's numbers for the corners of a cube, and its areas for the 256 cubes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's imports, not ours
-        from monai.metrics.utils import ENCODING_KERNEL, create_table_neighbour_code_to_surface_area
+    from monai.metrics.utils import ENCODING_KERNEL, create_table_neighbour_code_to_surface_area
+
     table, _ = create_table_neighbour_code_to_surface_area(spacing_mm)
     return np.array(ENCODING_KERNEL[3]), np.asarray(table)
 
@@ -132,10 +130,9 @@ def surface_dice(one: np.ndarray, other: np.ndarray, spacing_mm: Any) -> list[fl
     """At 0.5 and 1 mm: the mean of the shares of border voxels near the other border."""
     borders = [mask ^ ndimage.binary_erosion(mask) for mask in (one, other)]
     away = [ndimage.distance_transform_edt(~border, sampling=spacing_mm) for border in borders]
-    ways = [away[1][borders[0]], away[0][borders[1]]]
+    both = [away[1][borders[0]], away[0][borders[1]]]
     return [
-        float(np.mean([np.mean(way <= tolerance + 1e-6) for way in ways]))
-        for tolerance in (0.5, 1.0)
+        float(np.mean([np.mean(mm <= tolerance + 1e-6) for mm in both])) for tolerance in (0.5, 1.0)
     ]
 
 
@@ -143,15 +140,15 @@ def isles2022(pred: np.ndarray, true: np.ndarray, spacing_mm: Any) -> dict[str, 
     """Dice, volume, count and F1 by looking at every component of both masks."""
     p, n_pred = ndimage.label(pred, TOUCHING)
     t, n_true = ndimage.label(true, TOUCHING)
-    found = sum(bool(np.any(pred[t == number])) for number in range(1, n_true + 1))
+    hits = sum(bool(np.any(pred[t == number])) for number in range(1, n_true + 1))
     false = sum(not np.any(true[p == number]) for number in range(1, n_pred + 1))
     both, either = np.sum((pred > 0) & (true > 0)), np.sum(pred > 0) + np.sum(true > 0)
-    wrong = n_true - found + false
+    wrong = n_true - hits + false
     return {
         "dice": 2 * both / either if either else 1.0,
         "avd_ml": abs(mm3(pred > 0, spacing_mm) - mm3(true > 0, spacing_mm)) / 1000,
         "lesion_count_diff": abs(n_pred - n_true),
-        "lesion_f1": found / (found + wrong / 2) if found + wrong else 1.0,
+        "lesion_f1": hits / (hits + wrong / 2) if hits + wrong else 1.0,
     }
 
 

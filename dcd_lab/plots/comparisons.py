@@ -79,9 +79,8 @@ def _comparison(axes: Axes, row: int, shown: Comparison) -> None:
         corner = (-shown.detectable, row - 0.36)
         axes.add_patch(Rectangle(corner, 2 * shown.detectable, 0.72, color="#DADADA", zorder=1))
         axes.update_datalim([(-shown.detectable, row), (shown.detectable, row)])
-    color, dash, fill = (
-        (page.PALETTE[0], "-", page.PALETTE[0]) if random else (page.GREY, (0, (3, 2)), "white")
-    )
+    color, dash = (page.PALETTE[0], "-") if random else (page.GREY, (0, (3, 2)))
+    fill = color if random else "white"
     axes.plot([low, high], [row, row], color=color, linestyle=dash, zorder=3)
     axes.plot(shown.difference, row, "o", color=color, markerfacecolor=fill, markersize=8, zorder=4)
     text = f"{shown.difference:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
@@ -99,8 +98,8 @@ def by_volume(
 ) -> Page:
     """A score against lesion volume on a log axis, one panel per value of `by`, all others in grey.
 
-    Rows are lesions (of `metrics.lesions`) or cases; volumes of 0 ml have no place on a log axis
-    and are left out. Raises ContractError for a missing column.
+    Rows are lesions (of `metrics.lesions`) or cases; volumes of 0 ml do not fit a log axis and
+    are left out. Raises ContractError for a missing column.
     """
     require(table, x, y, by)
     rows = table[table[x] > 0]

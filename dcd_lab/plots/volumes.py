@@ -30,17 +30,26 @@ Edges: TypeAlias = tuple[float, ...]
 
 
 class View(NamedTuple):
-    """A case turned so that its axes run to the patient's right, front and top, at display scale.
+    """A case cut into n slices along one plane, rows upwards, at display scale.
 
-    `image` (c, x, y, z) between 0 (black) and 1; `label` (x, y, z); `brain` where anything is seen;
-    `turn` as in nibabel.
+    On the left lies the patient's right, or the front (sagittal). `image` (c, n, rows, columns) is
+    between 0 (black) and 1; `label` and `brain`, where anything is seen, are (n, rows, columns).
     """
 
-    image: Float[np.ndarray, "c x y z"]
-    label: Int[np.ndarray, "x y z"]
-    brain: Bool[np.ndarray, "x y z"]
-    spacing_mm: tuple[float, ...]
-    turn: np.ndarray
+    image: Float[np.ndarray, "c n y x"]
+    label: Int[np.ndarray, "n y x"]
+    brain: Bool[np.ndarray, "n y x"]
+    edges: Edges
+    letter: str
+
+    def largest(self) -> int:
+        """The slice where the labels are largest, or the brain where there is none."""
+        seen = self.label > 0 if (self.label > 0).any() else self.brain
+        return int(seen.sum(axis=(1, 2)).argmax())
+
+    def box(self) -> Edges:
+        """The edges of the brain, in any slice."""
+        return _box(np.any(self.brain, axis=0), self.edges)
 
 
 @styled
@@ -58,19 +67,19 @@ def slices(
     (i, j, k), voxel indices of the case, overrides them. Raises ContractError for a channel that
     the task does not have.
     """
-    view, rows = _view(case), _channels(task, channels)
-    boxes = {plane: _box([view.brain], view, plane) for plane in PLANES}
-    widths = [right - left for left, right, _, _ in boxes.values()]
-    tallest = max(high - low for _, _, low, high in boxes.values())
+    views, rows = _views(case, *PLANES), _channels(task, channels)
+    boxes = [view.box() for view in views]
+    widths = [right - left for left, right, _, _ in boxes]
+    tallest = max(high - low for _, _, low, high in boxes)
     figure = _page(len(rows) * tallest, sum(widths), title)
     grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=widths)
     for (name, channel), row in zip(rows.items(), grid, strict=True):
-        for (plane, box), axes in zip(boxes.items(), row, strict=True):
-            index = _largest(view, plane) if center is None else _turned(center, plane, view)
+        for plane, view, box, axes in zip(PLANES, views, boxes, row, strict=True):
+            index = view.largest() if center is None else _turned(center, case, plane)
             words = f"{name}  {plane}" if plane == "axial" else plane
-            _show(axes, view, channel, plane, index, _sized(box, tall=tallest), words)
-            _labels(axes, view, view.label, plane, index)
-    _legend(figure, task, [view.label])
+            _show(axes, view, channel, index, _sized(box, tall=tallest), words)
+            _labels(axes, view.label[index], view.edges)
+    _legend(figure, task, [views[0].label])
     return figure
 
 
@@ -90,18 +99,18 @@ def compare_cases(
     mm, each at the slice where its labels are largest. Raises ContractError for an unknown plane
     or channel.
     """
-    views, columns = [_view(case) for case in cases], _channels(task, channels)
+    views, columns = [_views(case, plane)[0] for case in cases], _channels(task, channels)
     titles = [case.id for case in cases] if titles is None else titles
-    boxes = [_box([view.brain], view, plane) for view in views]
+    boxes = [view.box() for view in views]
     wide = max(right - left for left, right, _, _ in boxes)
     tall = max(high - low for _, _, low, high in boxes)
     figure = _page(len(views) * tall, len(columns) * wide, title)
     grid = figure.subplots(len(views), len(columns), squeeze=False)
     for view, name, box, row in zip(views, titles, boxes, grid, strict=True):
+        index = view.largest()
         for (channel_name, channel), axes in zip(columns.items(), row, strict=True):
-            index = _largest(view, plane)
-            _show(axes, view, channel, plane, index, _sized(box, wide, tall), channel_name)
-            _labels(axes, view, view.label, plane, index)
+            _show(axes, view, channel, index, _sized(box, wide, tall), channel_name)
+            _labels(axes, view.label[index], view.edges)
         row[0].set_ylabel(name)
     _legend(figure, task, [view.label for view in views])
     return figure
@@ -131,22 +140,27 @@ def segmentation(
             raise ContractError(
                 f"shape of prediction {name}", prediction.shape, case.image.shape[1:], "resample it"
             )
-    view = _view(case)
+    (view,) = _views(case, plane)
     picked = next(iter(_channels(task, None if channel is None else [channel]).values()))
-    at = _largest(view, plane) if index is None else _turned((index,) * 3, plane, view)
+    at = view.largest() if index is None else _turned((index,) * 3, case, plane)
     volumes = {"truth": view.label}
-    volumes |= {name: _oriented(each.astype(int), view.turn) for name, each in predictions.items()}
-    box = _box(volumes.values(), view, plane, at) if zoom else _box([view.brain], view, plane)
+    volumes |= {name: _cut(each.astype(int), case, plane) for name, each in predictions.items()}
+    seen = np.any([volume[at] > 0 for volume in volumes.values()], axis=0)
+    box = _box(seen, view.edges) if zoom else view.box()
+    if zoom and seen.any():  # a square, so that panels do not change shape by case
+        side = max(box[1] - box[0], box[3] - box[2])
+        box = _sized(box, side, side)
     columns = min(len(volumes), 3 if len(volumes) in (5, 6) else 4)
     rows = -(-len(volumes) // columns)
     figure = _page(rows * (box[3] - box[2]), columns * (box[1] - box[0]), title, 0.25 * rows)
-    for axes, (name, volume) in zip(
-        page.panels(figure, len(volumes), columns), volumes.items(), strict=True
-    ):
-        _show(axes, view, picked, plane, at, box)
-        if name != "truth":
-            _labels(axes, view, view.label, plane, at, dotted=True)
-        _labels(axes, view, volume, plane, at)
+    grid = page.panels(figure, len(volumes), columns)
+    for axes, (name, volume) in zip(grid, volumes.items(), strict=True):
+        _show(axes, view, picked, at, box)
+        if name != "truth" and view.label[at].any():
+            line = {"linewidths": 1.3, "linestyles": [DOTS]}
+            drawn = page.outline(axes, view.label[at] > 0, view.edges, "white", **line)
+            drawn.set_path_effects([withStroke(linewidth=2.0, foreground="black")])
+        _labels(axes, volume[at], view.edges)
         axes.set_title(name)
     halo = BRIGHT["path_effects"]
     truth = Line2D([], [], color="white", linestyle=DOTS, label="truth", path_effects=halo)
@@ -154,31 +168,45 @@ def segmentation(
     return figure
 
 
-def _view(case: Case) -> View:
+def _views(case: Case, *planes: str) -> list[View]:
+    # Skull-stripped images are exactly 0 outside the brain, in every channel.
+    brain = (case.image != 0).any(axis=0)
+    image = [_window(channel.astype(np.float64), brain) for channel in case.image]
+    label = np.zeros(brain.shape, int) if case.label is None else case.label.astype(int)
+    views = []
+    for plane in planes:
+        cut = _cut(brain, case, plane)
+        spacing_mm = np.array(case.spacing_mm)[np.argsort(_turn(case)[:, 0])]
+        wide, tall = np.delete(spacing_mm, PLANES[plane]) * (cut.shape[2], cut.shape[1]) / 2
+        edges, letter = (-wide, wide, -tall, tall), "A" if plane == "sagittal" else "R"
+        channels = np.stack([_cut(channel, case, plane) for channel in image])
+        views.append(View(channels, _cut(label, case, plane), cut, edges, letter))
+    return views
+
+
+def _turn(case: Case) -> np.ndarray:
+    """The axis to the patient's right, front and top of every axis of a case, and its direction."""
     from nibabel.orientations import io_orientation
 
-    turn = io_orientation(case.affine)
-    image = np.stack([_oriented(channel, turn) for channel in case.image]).astype(np.float64)
-    label = np.zeros(image.shape[1:], int) if case.label is None else _oriented(case.label, turn)
-    spacing = tuple(float(case.spacing_mm[i]) for i in np.argsort(turn[:, 0]))
-    # Skull-stripped images are exactly 0 outside the brain, in every channel.
-    brain = (image != 0).any(axis=0)
-    window = np.stack([_window(channel, brain) for channel in image])
-    return View(window, label.astype(int), brain, spacing, turn)
+    return io_orientation(case.affine)
 
 
-def _oriented(volume: np.ndarray, turn: np.ndarray) -> np.ndarray:
+def _cut(volume: np.ndarray, case: Case, plane: str) -> np.ndarray:
+    """The slices of a volume on the grid of a case."""
     from nibabel.orientations import apply_orientation
 
-    return apply_orientation(volume, turn)
+    if plane not in PLANES:
+        raise ContractError("plane", repr(plane), f"one of {list(PLANES)}", "plane='axial'")
+    turned = apply_orientation(volume, _turn(case))
+    return np.moveaxis(turned, PLANES[plane], 0).transpose(0, 2, 1)[:, :, ::-1]
 
 
-def _turned(center: Sequence[int], plane: str, view: View) -> int:
-    """The slice of a view through a voxel of its case."""
-    axis = _axis(plane)
-    source = int(np.flatnonzero(view.turn[:, 0] == axis)[0])
-    forward = view.turn[source, 1] > 0
-    return center[source] if forward else view.brain.shape[axis] - 1 - center[source]
+def _turned(center: Sequence[int], case: Case, plane: str) -> int:
+    """The slice through a voxel of the case."""
+    turn = _turn(case)
+    axis = int(np.flatnonzero(turn[:, 0] == PLANES[plane])[0])
+    forward = turn[axis, 1] > 0
+    return center[axis] if forward else case.image.shape[1 + axis] - 1 - center[axis]
 
 
 def _window(channel: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -190,18 +218,6 @@ def _window(channel: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return np.where(brain, scaled, 0)
 
 
-def _largest(view: View, plane: str) -> int:
-    """The slice where the labels are largest, or the brain where there is none."""
-    seen = view.label > 0 if (view.label > 0).any() else view.brain
-    return int(np.moveaxis(seen, _axis(plane), 0).sum(axis=(1, 2)).argmax())
-
-
-def _axis(plane: str) -> int:
-    if plane not in PLANES:
-        raise ContractError("plane", repr(plane), f"one of {list(PLANES)}", "plane='axial'")
-    return PLANES[plane]
-
-
 def _channels(task: Task, names: Sequence[str] | None) -> dict[str, int]:
     names = task.channels if names is None else names
     for name in names:
@@ -210,59 +226,29 @@ def _channels(task: Task, names: Sequence[str] | None) -> dict[str, int]:
     return {name: task.channels.index(name) for name in names}
 
 
-def _plate(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """A slice as an image with rows upwards: right to left, or anterior to posterior."""
-    return np.take(volume, index, axis=_axis(plane)).T[:, ::-1]
-
-
-def _edges(view: View, plane: str) -> Edges:
-    wide, tall = np.delete(np.multiply(view.brain.shape, view.spacing_mm), _axis(plane)) / 2
-    return -wide, wide, -tall, tall
-
-
-def _show(
-    axes: Axes, view: View, channel: int, plane: str, index: int, box: Edges, words: str = ""
-) -> None:
+def _show(axes: Axes, view: View, channel: int, index: int, box: Edges, words: str = "") -> None:
     """A slice with the letter of its left side, and words in the upper corner."""
     smooth = {"interpolation": "bilinear", "interpolation_stage": "data"}
-    plate, extent = _plate(view.image[channel], plane, index), _edges(view, plane)
-    page.picture(axes, plate, cmap="gray", vmin=0, vmax=1, extent=extent, **smooth)
+    plate = view.image[channel, index]
+    page.picture(axes, plate, cmap="gray", vmin=0, vmax=1, extent=view.edges, **smooth)
     axes.set(xlim=box[:2], ylim=box[2:], facecolor="black")
-    letter = "A" if plane == "sagittal" else "R"
-    axes.text(0.02, 0.5, letter, transform=axes.transAxes, va="center", **BRIGHT)
+    axes.text(0.02, 0.5, view.letter, transform=axes.transAxes, va="center", **BRIGHT)
     axes.text(0.02, 0.97, words, transform=axes.transAxes, va="top", **BRIGHT)
 
 
-def _labels(
-    axes: Axes, view: View, volume: np.ndarray, plane: str, index: int, *, dotted: bool = False
-) -> None:
-    """The contours of every label of a slice, or dotted in white that of all labels together."""
-    plate, edges = _plate(volume, plane, index), _edges(view, plane)
-    if dotted:
-        if plate.any():
-            line = page.outline(axes, plate > 0, edges, "white", linewidths=1.3, linestyles=[DOTS])
-            line.set_path_effects([withStroke(linewidth=2.0, foreground="black")])
-        return
+def _labels(axes: Axes, plate: np.ndarray, edges: Edges) -> None:
     for value in np.unique(plate[plate > 0]):
         page.outline(axes, plate == value, edges, _color(int(value)))
 
 
-def _box(volumes: Iterable[np.ndarray], view: View, plane: str, index: int | None = None) -> Edges:
-    """Edges 5 mm around everything nonzero: in any slice, or, as a square, in slice `index`."""
-    axis, edges = _axis(plane), _edges(view, plane)
-    flat = [(v > 0).max(axis, keepdims=True) if index is None else v > 0 for v in volumes]
-    seen = np.any([_plate(volume, plane, index or 0) for volume in flat], axis=0)
+def _box(seen: np.ndarray, edges: Edges) -> Edges:
+    """Edges 5 mm around everything that is marked."""
     if not seen.any():
         return edges
-    sides = []
-    for across, start, stop in ((0, *edges[:2]), (1, *edges[2:])):
-        marked = np.flatnonzero(seen.any(axis=across))
-        step = (stop - start) / seen.shape[1 - across]
-        sides += [start + step * marked[0] - 5.0, start + step * (marked[-1] + 1) + 5.0]
-    if index is None:
-        return tuple(sides)
-    side = max(sides[1] - sides[0], sides[3] - sides[2])  # panels do not change shape by case
-    return _sized(sides, side, side)
+    (top, bottom), (first, last) = (np.flatnonzero(seen.any(axis=a))[[0, -1]] for a in (1, 0))
+    dy, dx = (edges[3] - edges[2]) / seen.shape[0], (edges[1] - edges[0]) / seen.shape[1]
+    left, right = edges[0] + dx * first - 5.0, edges[0] + dx * (last + 1) + 5.0
+    return left, right, edges[2] + dy * top - 5.0, edges[2] + dy * (bottom + 1) + 5.0
 
 
 def _sized(box: Sequence[float], wide: float = 0.0, tall: float = 0.0) -> Edges:
