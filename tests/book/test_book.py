@@ -105,12 +105,14 @@ def network(*channels: int) -> nn.Module:
 def test_the_example_of_using_the_loss_runs(tmp_path: Path) -> None:
     from nnunet import network_of, write
 
+    from dcd_core.train import segmentation_loss
+
     training, wrapping, planning, pair = blocks(prose("howto/use-the-loss"), "python")
     torch.manual_seed(0)
     space: dict[str, Any] = {
         "epochs": 12,
-        "batches": [(torch.randn(1, 1, 32, 32, 32), torch.randint(0, 2, (1, 32, 32, 32)))],
-        "segmentation_loss": nn.functional.cross_entropy,
+        "batches": [(torch.randn(1, 1, 32, 32, 32), torch.randint(0, 2, (1, 1, 32, 32, 32)))],
+        "segmentation_loss": segmentation_loss(),
     }
     for name, channels in {"teacher": (32, 64, 128), "student": (8, 16, 32)}.items():
         space["network"] = network(*channels)

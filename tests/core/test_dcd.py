@@ -499,7 +499,7 @@ def test_options_out_of_range_are_refused(options, message):
     ("arguments", "options", "message"),
     [
         (([1, 2], [1]), {}, "2 in the student, 1 in the teacher"),
-        (([1], [1]), {"stages": [1]}, "indices 0 to 0"),
+        (([1], [1]), {"stages": [1]}, "indices from 0 to 0"),
         (([1], [1]), {"stages": []}, "stages: got"),
         (([2], [3]), {"projection": "none"}, "2 student and 3 teacher channels"),
     ],
