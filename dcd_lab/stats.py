@@ -193,10 +193,10 @@ def interval(d: np.ndarray, *, level: float = 0.95) -> Interval:
         seed_ms = n * ((seeds - grand) ** 2).sum(axis=(-2, -1)) / (k - 1)
         error_ms = ((d - seeds - cases + grand) ** 2).sum(axis=(-2, -1)) / ((k - 1) * (n - 1))
     seed_part, case_part = np.maximum(seed_ms, error_ms), np.maximum(case_ms - error_ms, 0)
-    mean, (error, df) = grand[..., 0, 0], _error(seed_part, case_part, k, n)
+    mean, (error, df) = d.mean(axis=(-2, -1)), _error(seed_part, case_part, k, n)
     half = distributions.t.ppf((1 + level) / 2, df) * error
     with np.errstate(divide="ignore", invalid="ignore"):  # no spread at all
-        p = np.where(mean == 0, 1.0, 2 * distributions.t.sf(np.abs(mean) / error, df))
+        p = np.where(mean == 0, 1.0, 2 * distributions.t.sf(np.abs(mean) / error, df))[()]
     sds = [np.sqrt(x) for x in ((seed_part - error_ms) / n, case_part / k, error_ms)]
     if k == 1:
         sds[0] = sds[2] = np.full_like(sds[1], math.nan)

@@ -87,7 +87,7 @@ def brats2024(
 
 def _whole(pred: Mask, true: Mask, spacing: Triple, voxels: int) -> dict[str, float]:
     distances = surfaces(pred, true, spacing)
-    both, p, t = (np.count_nonzero(mask) for mask in (pred & true, pred, true))
+    both, p, t = (int(np.count_nonzero(mask)) for mask in (pred & true, pred, true))
     neither, absent = voxels - (p + t - both), voxels - t
     return {
         "dice": dice(pred, true),

@@ -44,13 +44,13 @@ def dice(pred: np.ndarray, true: np.ndarray) -> float:
     """
     p, t, _ = checked(masks.UNIT_MM, pred=pred, true=true)
     total = np.count_nonzero(p) + np.count_nonzero(t)
-    return 2 * np.count_nonzero(p & t) / total if total else 1.0
+    return float(2 * np.count_nonzero(p & t) / total) if total else 1.0
 
 
 def volume_ml(mask: np.ndarray, spacing_mm: Spacing) -> float:
     """Volume in ml of a mask (i, j, k). Raises ContractError for another array or spacing."""
     m, spacing = checked(spacing_mm, mask=mask)
-    return np.count_nonzero(m) * (float(np.prod(spacing)) / 1000)
+    return float(np.count_nonzero(m) * (np.prod(spacing) / 1000))
 
 
 def boundary_dice(

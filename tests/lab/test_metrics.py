@@ -220,6 +220,7 @@ def test_score_is_the_single_functions_region_by_region(label):
             **{f"lesion_dice_{name}": value for name, value in classes.items()},
         }
         assert list(row) == list(expected)
+        assert {type(value) for value in row.values()} == {bool, float}  # a table takes them all
         assert row == pytest.approx(expected, nan_ok=True)
 
 
