@@ -62,6 +62,12 @@ def test_no_file_collects_odds_and_ends() -> None:
     assert not names & {"utils", "util", "common", "helpers", "helper", "misc", "core", "lib"}
 
 
+def test_a_file_is_read_in_one_sitting() -> None:
+    lengths = {name: len((PROJECT / name).read_text("utf-8").splitlines()) for name in FILES}
+    most = {"dcd_core/dcd.py": 250}
+    assert {name: n for name, n in lengths.items() if n > most.get(name, 300)} == {}
+
+
 def test_importing_the_method_stays_light() -> None:
     """Of what [lab] and [dev] install nothing is loaded, and so nothing is needed."""
     code = "import sys, dcd_core.train, dcd_core.models, dcd_core.methods, dcd_core.infer; "
