@@ -145,19 +145,10 @@ class DCD(StageMethod):
 
     def per_stage(self, student: Output, teacher: Output) -> list[StageDistance]:
         """The loss of every aligned stage, unreduced, with the number of levels it used."""
-        result = []
-        for index, s, t in self.pairs(student, teacher):
-            adapter = self.adapters[index]
-            width = adapter.out_channels if isinstance(adapter, nn.Conv3d) else s.shape[1]
-            if width != t.shape[1]:
-                raise ContractError(
-                    f"channels of encoder stage {self.stages[index]}",
-                    f"student {tuple(s.shape)}, projected to {width}, teacher {tuple(t.shape)}",
-                    "once projected, as many in both",
-                    "DCD(student_channels, teacher_channels) of these two networks",
-                )
-            result.append(_stage(s, t.detach(), adapter, self.selection))
-        return result
+        return [
+            _stage(s, t.detach(), self.adapters[index], self.selection)
+            for index, s, t in self.pairs(student, teacher)
+        ]
 
     def forward(
         self, student: Output, teacher: Output, target: Tensor | None = None
