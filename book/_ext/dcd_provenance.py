@@ -49,8 +49,8 @@ def _line(css: str, *parts: str | nodes.Node) -> nodes.paragraph:
 
 def _short(made: dict[str, Any]) -> nodes.paragraph:
     profile = nodes.inline("", f"profile {made.get('profile', '?')}", classes=["dcd-chip"])
-    # Cells may be given new names after a run whose outputs are kept.
-    later = ["; names in its cells are newer than its outputs"] if made.get("renamed") else []
+    # Cells may be rewritten after a run whose outputs are kept.
+    later = ["; its cells are newer than its outputs"] if made.get("renamed") else []
     return _line("dcd-run", profile, " commit ", nodes.literal("", commit(made)), *later)
 
 
