@@ -1,7 +1,7 @@
 # make reproduce   the experiment and the book, from a fresh checkout
 # make test        everything CI checks
 # make quick       what to run at every edit
-# Both may be interrupted and run again: what is done is kept and nothing is left half written.
+# All may be interrupted and run again: what is done is kept and nothing is left half written.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
