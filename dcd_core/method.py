@@ -1,14 +1,11 @@
 """What all methods share: stages and their adapters, targets, precision, bounded memory.
 
-A method compares a student with its teacher and returns one number. All are called alike,
-`method(student: Output, teacher: Output, target) -> scalar`, compute in float32 outside autocast,
-read the teacher without a gradient, and own every tensor they train, so that a Distiller gives
-those to the optimizer and to the checkpoint.
+All methods are called alike, `method(student: Output, teacher: Output, target) -> scalar`, compute
+in float32 outside autocast, read the teacher without a gradient, and own every tensor they train.
 
-The docstring of a method has its formula, its source, what three dimensions changed, what is not as
-in the authors' code, its options, and the reduction that `weight` belongs to. In formulas s and t
-are features of student and teacher, a the adapted student, b samples, c channels of the teacher, k
-classes, v voxels; mean is the one over all that is not named. Stages in use are averaged.
+In the formulas of their docstrings s and t are features of student and teacher, a the adapted
+student, b samples, c channels of the teacher, k classes, v voxels; mean is the one over all that is
+not named. Stages in use are averaged. `weight` belongs to the reduction that is written.
 """
 
 from __future__ import annotations
@@ -37,11 +34,11 @@ Adapters: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 class Method(nn.Module):
     """A distillation loss; subclasses say what they compare in `distance`.
 
-    Declared are `needs_teacher`: it cannot do without one; `needs_logits`: the teacher's decoder
-    must run as well; `regions`: it reads logits as overlapping regions (True), as classes (False)
-    or either way (None); `weight`: the published one in this code's reduction, NaN if unknown;
-    `adapter_option`: the option that says how adapters are made; `decided`: options of a base that
-    the class sets itself; `chunk`: numbers of a volume worked on at once, 64 MiB in float32.
+    `needs_teacher`: it cannot do without one; `needs_logits`: the teacher's decoder must run as
+    well; `regions`: it reads logits as overlapping regions (True), as classes (False) or either way
+    (None); `weight`: the published one, NaN if unknown; `adapter_option`: the option that says how
+    adapters are made; `decided`: options of a base that the class sets itself; `chunk`: numbers of
+    a volume worked on at once, 64 MiB in float32.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -55,16 +52,12 @@ class Method(nn.Module):
     def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Learn from the teacher alone what is needed, if any; called before the first step.
 
-        `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w), all of them used.
-        What is learnt is a buffer, so that a checkpoint holds it. A second call, as after a
-        restart, changes nothing. The teacher stays as it is.
+        `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w). What is learnt is a
+        buffer, so that a checkpoint holds it; a second call, as after a restart, changes nothing.
         """
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
-        """The loss of a batch, a scalar; `target`: integer labels (b, 1, d, h, w), if needed.
-
-        Raises ContractError for any other target.
-        """
+        """The loss of a batch; ContractError unless `target` is None or labels (b, 1, d, h, w)."""
         check_target(target, student)
         with torch.autocast(student.logits.device.type, enabled=False):
             return self.distance(_in_float32(student), _in_float32(teacher, detach=True), target)
@@ -84,8 +77,8 @@ class Method(nn.Module):
     ) -> list[Result]:
         """What `function` makes of every chunk of volumes along `dim`, `chunk` numbers at most.
 
-        The volumes (b, c, d, h, w) are equally long along `dim`. Where gradients are wanted a chunk
-        is computed again in the backward pass, so only what `function` returns is kept.
+        Where gradients are wanted a chunk is computed again in the backward pass, so only what
+        `function` returns is kept.
         """
         size = volumes[0].shape[dim]
         step = max(1, self.chunk * size // max(v.numel() for v in volumes))

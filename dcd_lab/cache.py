@@ -6,14 +6,36 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
+from dcd_core.types import ContractError
 from dcd_lab.records.identity import fingerprint
 from dcd_lab.records.places import plain, root
+
+Policy = Literal["use", "only", "ignore"]
+
+
+def record_policy() -> Policy:
+    """What the environment variable DCD_RECORD says about recorded runs; "use" when it is not set.
+
+    "use" trains what the record lacks, "only" refuses to train, "ignore" trains everything anew.
+    """
+    match os.environ.get("DCD_RECORD", "use"):
+        case "use" | "only" | "ignore" as policy:
+            return policy
+        case other:
+            raise ContractError("DCD_RECORD", repr(other), "use, only or ignore", "unset it")
+
+
+def runs() -> Path:
+    """The folder of all that is computed once; one of its own for runs made without the record."""
+    folder = root() / "runs"
+    return folder / "recomputed" if record_policy() == "ignore" else folder
 
 
 def run_dir(label: str, *key: object) -> Path:
     """Return the folder `runs/<label>-<fingerprint of key>`; it is not created here."""
-    return root() / "runs" / f"{plain(label)}-{fingerprint(*key)}"
+    return runs() / f"{plain(label)}-{fingerprint(*key)}"
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> bool:

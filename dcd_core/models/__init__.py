@@ -9,7 +9,7 @@ after the deepest one, because a teacher's decoder teaches nothing to a loss of 
 """
 
 from dcd_core.models.channels import channel_axis, cut
-from dcd_core.models.files import ARCHITECTURES, build, load, pruned, save
+from dcd_core.models.files import ARCHITECTURES, build, halve, load, pruned, save
 from dcd_core.models.nnunet import from_nnunet, planned
 from dcd_core.models.segmenter import Segmenter, evaluating, parameters
 from dcd_core.models.unets import BLOCKS, dynunet, resenc, shrink, swin
@@ -24,6 +24,7 @@ __all__ = [
     "dynunet",
     "evaluating",
     "from_nnunet",
+    "halve",
     "load",
     "parameters",
     "planned",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcd_core.models.channels import cut
 from dcd_core.models.nnunet import planned
 from dcd_core.models.segmenter import Segmenter, recorded, refuse_not_finite
@@ -50,10 +52,22 @@ def build(architecture: str, in_channels: int, classes: int, **options: Any) -> 
     return ARCHITECTURES[architecture](in_channels, classes, **options)
 
 
-def save(model: Segmenter, path: str | Path) -> Path:
+@torch.no_grad()
+def halve(model: Segmenter) -> None:
+    """Round all weights to half precision, in place; their type stays float32.
+
+    A model is rounded before it is tested, so that what is scored is what is stored.
+    """
+    for weight in model.state_dict().values():
+        if weight.is_floating_point():
+            weight.copy_(weight.half())
+
+
+def save(model: Segmenter, path: str | Path, *, half: bool = False) -> Path:
     """Write weights (safetensors) with the architecture in the file's own header; atomic.
 
-    Equal models make equal bytes, so a file can be known by its checksum.
+    Equal models make equal bytes, so a file can be known by its checksum. With `half` weights are
+    written in half precision, which loses nothing of a model that `halve` has rounded.
     Raises ContractError for a segmenter without `spec`, which could not be built again.
     """
     from safetensors.torch import save_file
@@ -66,6 +80,8 @@ def save(model: Segmenter, path: str | Path) -> Path:
     names = dict([*model.named_parameters(), *model.named_buffers()])
     # safetensors refuses channels_last weights.
     weights = {name: w.contiguous() for name, w in model.state_dict().items() if name in names}
+    if half:
+        weights = {n: w.half() if w.is_floating_point() else w for n, w in weights.items()}
     with atomic(path) as temporary:
         save_file(weights, temporary, metadata={"spec": json.dumps(model.spec)})
     return Path(path)

@@ -6,10 +6,10 @@ trained; `fit` is the loop, resumable batch for batch.
 
 from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller, segmentation_loss
-from dcd_core.train.loop import Fit, diverged, fit, read_fit, training_device
+from dcd_core.train.loop import Fit, diverged, first_steps, fit, read_fit, training_device
 from dcd_core.train.recipe import EMA, Recipe
 
-VERSION = 1
+VERSION = 2
 """Number of the training code. Raise it by hand when the same recipe trains to other weights.
 
 It is part of what names a run. tests/core/test_golden.py fails when it should have been raised.
@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "diverged",
     "equal_weight",
+    "first_steps",
     "fit",
     "read_fit",
     "segmentation_loss",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,10 +38,10 @@ BALANCE_EVERY = 20
 class Fit(NamedTuple):
     """A finished training run.
 
-    `student`: the averaged weights in eval mode; `threshold` and `val_dice`: the decision and its
-    mean foreground Dice on the val cases; `history`: one row per logged step; `seconds` of
-    training; `method`: the state dict of the distillation method, its adapters for example, as the
-    last step left it (not averaged); empty where there is none.
+    `student`: the averaged weights, rounded to half precision, in eval mode; `threshold` and
+    `val_dice`: the decision and its mean foreground Dice on the val cases; `history`: one row per
+    logged step; `seconds` of training; `method`: the state dict of the distillation method, its
+    adapters for example, as the last step left it (not averaged); empty where there is none.
     """
 
     student: Segmenter
@@ -82,24 +83,34 @@ def fit(
     if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", OFFENDING):
             (folder / name).unlink(missing_ok=True)
-    if recipe.channels_last:
-        distiller.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    run = _Run(distiller.to(training_device()), recipe, folder)
+    run = _Run(distiller, recipe, folder)
     run.restore()
     if val:  # one patch before step 1: a bug in prediction shows in the first minute
         crop = val[0].image[:, : recipe.patch[0], : recipe.patch[1], : recipe.patch[2]]
         predict(distiller.student, crop, patch=recipe.patch, overlap=0, precision=recipe.precision)
-    # What the two losses are compared on; nothing where there is one loss.
-    encoder = [] if distiller.method is None else encoder_parameters(distiller.student, train[0][0])
-    distiller.train()
-    state = run.state
+    state = run.start(train)
     while state.step < recipe.steps:
-        run.advance(train, encoder)
+        run.advance(train)
         note = f"loss {state.rows[-1]['segmentation']:.3f}" if state.rows else ""
         progress(folder.name, state.step, recipe.steps, note)
         if state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
             run.save()
     return run.finish(val)
+
+
+def first_steps(distiller: Distiller, train: Batches, recipe: Recipe, steps: int) -> pd.DataFrame:
+    """The history of the first steps of a run, trained as `fit` does; nothing is kept.
+
+    Raises FloatingPointError as `fit` does.
+    """
+    import pandas as pd
+
+    with TemporaryDirectory() as folder:
+        run = _Run(distiller, recipe, Path(folder))
+        state = run.start(train)
+        while state.step < steps:
+            run.advance(train)
+    return pd.DataFrame(state.rows)
 
 
 def read_fit(run_dir: str | Path) -> Fit:
@@ -142,13 +153,25 @@ class _Run:
     """A run under way: what is trained, what trains it, and where it stands."""
 
     def __init__(self, distiller: Distiller, recipe: Recipe, folder: Path) -> None:
-        self.distiller, self.recipe, self.folder = distiller, recipe, folder
+        if recipe.channels_last:
+            distiller.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.distiller, self.recipe, self.folder = distiller.to(training_device()), recipe, folder
         self.optimizer = recipe.build_optimizer(distiller.trainable())
         self.ema = EMA(distiller.student, recipe.ema)
         self.device = next(distiller.student.parameters()).device
+        self.encoder: Sequence[nn.Parameter] = ()
         self.state = _State()
 
-    def advance(self, train: Batches, encoder: Sequence[nn.Parameter]) -> None:
+    def start(self, train: Batches) -> _State:
+        """Make ready for the first step, or for the next one of a run that is restored."""
+        student = self.distiller.student
+        # What the two losses are compared on; nothing where there is one loss.
+        alone = self.distiller.method is None
+        self.encoder = [] if alone else encoder_parameters(student, train[0][0])
+        self.distiller.train()
+        return self.state
+
+    def advance(self, train: Batches) -> None:
         """One step of the optimizer."""
         started = time.perf_counter()
         state, recipe, step = self.state, self.recipe, self.state.step
@@ -171,7 +194,7 @@ class _Run:
         total = losses.segmentation
         if losses.distillation is not None:
             if state.ratio == 0 or step % BALANCE_EVERY == 0:
-                state.ratio = smoothed(state.ratio, gradient_ratio(losses, encoder))
+                state.ratio = smoothed(state.ratio, gradient_ratio(losses, self.encoder))
             if recipe.kd_balance == "gradient":
                 weight *= state.ratio
             total = total + weight * losses.distillation
@@ -257,13 +280,14 @@ class _Run:
         student = self.ema.model
         assert isinstance(student, Segmenter)
         student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        models.halve(student)
         threshold, dice = choose_threshold(
             student, val, patch=recipe.patch, overlap=recipe.overlap, precision=recipe.precision
         )
         if dice == 0:
             progress(folder.name, state.step, recipe.steps, "val Dice 0 at all thresholds: kept .5")
         history = pd.DataFrame(state.rows)
-        models.save(student, folder / "student.safetensors")
+        models.save(student, folder / "student.safetensors", half=True)
         plain: Any = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
         state_dict = {} if method is None else method.state_dict()
         kept = {name: value.to(**plain) for name, value in state_dict.items()}

@@ -8,9 +8,10 @@ DCD_DATA). Both are read by the same readers.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from dcd_core.progress import progress
 from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
@@ -32,7 +33,8 @@ class Cohort:
 
     `folder` holds the files in the layout of `task`; `train`, `val`, `test` are case ids, no
     patient in two of them; `spacing_mm` is the grid they are prepared on (None: their own);
-    `identity` names the content, not the folder, so that results of two machines can be compared.
+    `identity` names the content, not the folder, so that results of two machines can be compared;
+    `origin` holds the arguments of `cohort` that make it again, empty for a cohort made by hand.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Cohort:
     test: tuple[str, ...]
     spacing_mm: float | None
     identity: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def scans(self, split: Split) -> list[Scan]:
         """The files of one split, in order; raises ContractError when a case is not there."""
@@ -117,7 +120,10 @@ def synthetic(
         write([case], folder, task=TASKS[task])
         progress(f"{kind} phantoms", done, len(absent))
     splits = tuple(ids[:train]), tuple(ids[train : train + val]), tuple(ids[train + val :])
-    return Cohort(task, folder, *splits, None, fingerprint(*key, VERSION, train, val, test))
+    origin = {"source": "synthetic", "task": task, "train": train, "val": val, "test": test}
+    origin |= {"seed": seed, "spacing_mm": spacing_mm}
+    identity = fingerprint(*key, VERSION, train, val, test)
+    return Cohort(task, folder, *splits, None, identity, origin)
 
 
 def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Cohort:

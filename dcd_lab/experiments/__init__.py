@@ -6,8 +6,10 @@ are trained at a time. A `Study` is one cohort, one teacher and the arms that ar
 """
 
 from dcd_lab.experiments.calibration import measure
+from dcd_lab.experiments.description import enter
 from dcd_lab.experiments.evaluation import Evaluation, evaluate
-from dcd_lab.experiments.job import Job, check_teacher, run, run_all
+from dcd_lab.experiments.job import Job
+from dcd_lab.experiments.running import check_teacher, run, run_all
 from dcd_lab.experiments.study import Study, histories, lesions, scores
 from dcd_lab.experiments.sweep import Sweep, arms
 
@@ -18,6 +20,7 @@ __all__ = [
     "Sweep",
     "arms",
     "check_teacher",
+    "enter",
     "evaluate",
     "histories",
     "lesions",

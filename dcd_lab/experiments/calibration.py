@@ -8,7 +8,9 @@ import torch
 
 from dcd_core.train import Distiller, equal_weight, training_device
 from dcd_lab.cache import run_dir
-from dcd_lab.experiments.job import Job, build_method, check_teacher, patches_of
+from dcd_lab.experiments import record
+from dcd_lab.experiments.job import Job
+from dcd_lab.experiments.running import build_method, check_teacher, patches_of
 from dcd_lab.records.places import write_json
 
 
@@ -21,7 +23,7 @@ def measure(job: Job, warmed: Job, *, batches: int = 50) -> float:
     """
     folder = run_dir(f"weight-of-{job.label}", job.identity, warmed.identity, batches)
     file = folder / "weight.json"
-    if not file.is_file():
+    if not (file.is_file() or record.restore(folder)):
         write_json(file, {"weight": _measured(job, warmed, batches)})
     return float(json.loads(file.read_text("utf-8"))["weight"])
 

@@ -25,7 +25,8 @@ from dcd_core.progress import progress
 from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab.experiments.calibration import measure
-from dcd_lab.experiments.job import Job, run, run_all, run_each
+from dcd_lab.experiments.job import Job
+from dcd_lab.experiments.running import run, run_all, run_each
 from dcd_lab.experiments.study import Study
 from dcd_lab.pool import each
 

@@ -32,10 +32,10 @@ from dcd_lab.experiments import (
     measure,
     run,
     run_all,
+    running,
     scores,
     study,
 )
-from dcd_lab.experiments import job as job_module
 from dcd_lab.metrics import score
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "experiments"
@@ -189,7 +189,7 @@ def test_equal_seeds_start_every_method_from_the_same_student_and_batches(taught
     for other in others:
         pairs = zip(first, other, strict=True)
         assert all(torch.allclose(a, b, rtol=0, atol=1e-20) for a, b in pairs)
-    batches = [job_module.patches_of(job)[0][0] for job in (plain, taught)]
+    batches = [running.patches_of(job)[0][0] for job in (plain, taught)]
     assert torch.equal(*batches)
 
 

@@ -1,0 +1,165 @@
+"""Running jobs: each is restored from the record or trained, then tested; several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from dcd_core import methods, models, train
+from dcd_core.models import Segmenter
+from dcd_core.progress import progress
+from dcd_core.storage import atomic
+from dcd_core.train import Distiller, Fit, fit, read_fit, training_device
+from dcd_core.types import TASKS, ContractError
+from dcd_lab.compress import ReweightedGroupLasso
+from dcd_lab.data import Patches
+from dcd_lab.experiments import evaluation, record
+from dcd_lab.experiments.job import PENALTY, Job, versions
+from dcd_lab.pool import each
+from dcd_lab.records.places import write_json
+
+
+def run(job: Job) -> Path:
+    """Train and evaluate one job, as far as it is not done or recorded; returns its folder.
+
+    Raises ContractError when it must be trained and the teacher's job is not done, or failed its
+    check, and as `record.restore` does.
+    """
+    if not (job.trained or record.restore(job.folder)):
+        fitted = _train(job)
+        _keep_threshold(job, fitted.threshold, fitted.val_dice)
+    elif not job.threshold_file.is_file():
+        student = read_fit(job.folder).student.to(training_device())
+        _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
+    if not job.done:
+        _test(job)
+    return job.folder
+
+
+def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
+    """Run jobs and the teachers they need, `workers` processes at a time; returns the jobs.
+
+    Finished jobs are skipped; on an error the others are stopped and keep their checkpoints.
+    """
+    jobs = list(jobs)
+    teachers = [job.teacher for job in jobs if job.teacher is not None]
+    for batch in (teachers, jobs):
+        run_each(batch, run, workers=workers, what="training runs")
+    return jobs
+
+
+def run_each(jobs: Iterable[Job], run: Callable[[Job], object], *, workers: int, what: str) -> None:
+    """Call `run` on every job that is not done, `workers` at a time.
+
+    Jobs that share a folder take turns, because two workers in one folder would overwrite each
+    other's checkpoints: tests of one run on several sets of cases, for example.
+    """
+    waiting = [job for job in jobs if not job.done]
+    while waiting:
+        turn = {job.folder: job for job in waiting}
+        for count, _ in enumerate(each(run, turn.values(), workers=workers), start=1):
+            progress(what, count, len(turn))
+        waiting = [job for job in waiting if job != turn[job.folder] and not job.done]
+
+
+def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
+    """The teacher of a finished job; refuses one whose Dice on the val cases is below `floor`.
+
+    A student can only learn detail from a teacher that has some.
+    """
+    result = job.result()
+    if not result.val_dice >= floor:
+        raise ContractError(
+            f"teacher {job.label}",
+            f"Dice {result.val_dice:.3f} on the val cases",
+            f"at least {floor}",
+            "more steps, a lower learning rate, or another seed for the teacher",
+        )
+    return result
+
+
+def build_method(
+    job: Job, student: Segmenter, teacher: Segmenter | None, patches: Patches
+) -> nn.Module | None:
+    """The job's method for these networks, with new adapters.
+
+    What it learns from the teacher alone it learns now, on the first `kd_prepare` of `patches`.
+    """
+    if job.method == PENALTY:
+        example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
+        return ReweightedGroupLasso(student, example, **job.options)
+    if teacher is None or job.method == "none":
+        return None
+    method = methods.build(job.method, student.channels, teacher.channels, **job.options)
+    method.to(next(teacher.parameters()).device)
+    method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
+    return method
+
+
+def patches_of(job: Job) -> Patches:
+    """The batches a job trains on."""
+    recipe = job.recipe
+    return Patches(
+        job.cohort.cases("train"),
+        patch=recipe.patch,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        foreground=recipe.foreground,
+    )
+
+
+def first_steps(job: Job, steps: int) -> pd.DataFrame:
+    """The history of the first steps of a job, trained as `run` does; nothing is kept.
+
+    Raises ContractError as `run` does.
+    """
+    distiller, patches = _prepared(job)
+    return train.first_steps(distiller, patches, job.recipe, steps)
+
+
+def _train(job: Job) -> Fit:
+    distiller, patches = _prepared(job)
+    write_json(job.folder / "versions.json", versions())
+    return fit(distiller, patches, job.cohort.cases("val"), job.recipe, run_dir=job.folder)
+
+
+def _prepared(job: Job) -> tuple[Distiller, Patches]:
+    if job.method not in ("none", PENALTY) and job.teacher is None:
+        raise ContractError(
+            f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
+        )
+    task, recipe = TASKS[job.cohort.task], job.recipe
+    teacher = None
+    if job.teacher is not None:
+        teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
+        teacher.to(training_device())  # the method may learn from it before `fit` moves the rest
+    patches = patches_of(job)
+    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if job.start is not None:
+            student = models.load(job.start)
+        else:
+            student = models.build(
+                in_channels=len(task.channels), classes=len(task.labels), **job.model
+            )
+        method = build_method(job, student, teacher, patches)
+    return Distiller(student, teacher, method, deep_weights=recipe.deep_weights), patches
+
+
+def _keep_threshold(job: Job, threshold: float, val_dice: float) -> None:
+    write_json(job.threshold_file, {"threshold": threshold, "val_dice": val_dice})
+
+
+def _test(job: Job) -> None:
+    fitted = job.result()
+    student = fitted.student.to(training_device())  # a run that is read back is on the CPU
+    scored = evaluation.evaluate(student, fitted.threshold, job.cohort, job.recipe)
+    # The scores come last: their presence says that the job is done.
+    for name, table in (("lesions", scored.lesions), ("scores", scored.scores)):
+        with atomic(job.table(name)) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")

@@ -1,0 +1,174 @@
+"""The record: runs that are read instead of trained, and what verification finds in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from dcd_core.types import ContractError
+from dcd_lab.experiments import Study, enter, record, run, run_all
+from dcd_lab.experiments.description import describe, made_again
+from dcd_lab.experiments.verify import verify
+
+pytestmark = pytest.mark.slow
+
+PAGE = {
+    "data_source": "synthetic",
+    "cohort_seed": 0,
+    "stroke_spacing_mm": 4.0,
+    "stroke_split": [2, 1, 2],
+    "stroke_steps": 6,
+    "stroke_patch": [16, 16, 16],
+    "batch": 2,
+    "learning_rate": 0.003,
+    "ema": 0.9,
+    "teacher_channels": [4, 8, 8],
+    "student_channels": [2, 4, 8],
+    "architecture": "dynunet",
+    "network": {},
+    "training": {"kd_start": 0.2, "precision": "32-true"},
+    "teacher_floor": 0.0,
+    "workers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A project whose record holds a teacher and a distilled student; runs/ has them, too."""
+    folder = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DCD_ROOT", str(folder))
+        jobs = made()
+        for job in run_all(jobs):
+            enter(job)
+    return folder
+
+
+def made():
+    study = Study.of("isles2022", **PAGE)
+    return [study.teacher(), study.student("DCD", 0, method="dcd", wavelet="haar")]
+
+
+@pytest.fixture
+def jobs(recorded, tmp_path, monkeypatch):
+    """The jobs in a copy of the project of which runs/ has the cases alone."""
+    shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path))
+    for folder in (tmp_path / "runs").glob("isles2022-*"):
+        shutil.rmtree(folder)
+    return made()
+
+
+def test_a_recorded_run_is_read_and_not_trained(jobs, monkeypatch):
+    monkeypatch.setenv("DCD_RECORD", "only")
+    teacher, student = run_all(jobs)
+    entry = record.home() / student.folder.name
+    assert student.done
+    assert student.result().student.spec["channels"] == [2, 4, 8]
+    assert (student.folder / "history.csv").read_bytes() == (entry / "history.csv").read_bytes()
+    assert len(student.read("scores")) == 2
+    assert teacher.done
+
+
+def test_what_is_scored_is_what_is_stored(jobs):
+    """Weights are kept in half precision, and their threshold and scores are those of halves."""
+    _, student = run_all(jobs)
+    weights = student.result().student.state_dict().values()
+    assert all((w == w.half().float()).all() for w in weights)
+
+
+def test_without_training_a_run_that_is_not_recorded_is_refused(jobs, monkeypatch):
+    monkeypatch.setenv("DCD_RECORD", "only")
+    other = replace(jobs[0], recipe=replace(jobs[0].recipe, seed=7))
+    with pytest.raises(ContractError, match=r"no isles2022-teacher.*--recompute"):
+        run(other)
+    assert not other.folder.exists()
+
+
+def test_recomputed_runs_lie_apart_and_equal_the_recorded_ones(jobs, monkeypatch):
+    monkeypatch.setenv("DCD_RECORD", "ignore")
+    again = run_all(made())[1]
+    assert again.folder.parent.name == "recomputed"
+    entry = record.home() / again.folder.name
+    for name in ("student.safetensors", again.table("scores").name):
+        assert (again.folder / name).read_bytes() == (entry / name).read_bytes()
+
+
+def test_a_job_is_made_again_from_its_description(jobs):
+    plain = json.loads(json.dumps(describe(jobs[1])))
+    assert made_again(plain).identity == jobs[1].identity
+
+
+def test_verification_passes_and_names_what_it_did(jobs):
+    checks = verify()
+    assert [check.note for check in checks if not check.passed] == []
+    assert [check.how for check in checks].count("recomputed") == 3
+    assert [check.how for check in checks].count("replayed") == 2
+    assert max(check.deviation for check in checks) < 1e-5  # this machine made them
+
+
+def change_score(entry, metric="dice"):
+    file = next(entry.glob("scores-*.csv"))
+    table = pd.read_csv(file)
+    table.loc[0, metric] += 0.05 * max(1, 4 * table[metric].mean())
+    table.to_csv(file, index=False)
+
+
+def change_distance(entry):
+    change_score(entry, "hd95_mm")
+
+
+def swap_cases(entry):
+    file = next(entry.parents[1].glob("cases-*.csv"))
+    table = pd.read_csv(file)
+    table.loc[[0, 1], "case"] = table.loc[[1, 0], "case"].to_numpy()
+    table.to_csv(file, index=False)
+
+
+def change_history(entry):
+    table = pd.read_csv(entry / "history.csv")
+    table.loc[2, "segmentation"] *= 1.02
+    table.to_csv(entry / "history.csv", index=False)
+
+
+def change_weights(entry):
+    other = next(e for e in record.entries() if e != entry)
+    shutil.copyfile(other / "student.safetensors", entry / "student.safetensors")
+
+
+def change_recipe(entry):
+    description = json.loads((entry / "run.json").read_text())
+    description["job"]["recipe"]["learning_rate"] = 0.004
+    (entry / "run.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (change_score, "scores of"),
+        (change_distance, "scores of"),
+        (swap_cases, "cases of"),
+        (change_history, "history of"),
+        (change_weights, "scores of"),
+        (change_recipe, "description of"),
+    ],
+)
+def test_verification_names_what_was_changed(jobs, change, named):
+    """Hashes alone would not do: who changes a file can change its hash."""
+    entry = record.home() / jobs[1].folder.name
+    change(entry)
+    found = [check for check in verify() if not check.passed]
+    hashed = [check for check in found if check.what.startswith("files")]
+    assert len(hashed) == (change not in (swap_cases, change_recipe))
+    description = record.read(entry)
+    for name in description["files"]:
+        description["files"][name] = hashlib.sha256((entry / name).read_bytes()).hexdigest()
+    (entry / "run.json").write_text(json.dumps(description))
+    (found,) = [check for check in verify() if not check.passed]
+    assert found.what.startswith(named)
+    assert entry.name in found.what or change is swap_cases
