@@ -1,21 +1,25 @@
 """Run the notebooks of a profile, each in a process of its own, and skip what is already done.
 
-    python notebooks/run.py --profile demo               all of them
-    python notebooks/run.py --profile demo 05 06         these, after the notebooks they need
-    python notebooks/run.py --profile demo 05 --set kd_peak=0.1
+    python notebooks/run.py --profile study              all of them
+    python notebooks/run.py --profile study 05 06        these, after the notebooks they need
+    python notebooks/run.py --profile paper 05 --set kd_peak=0.1
     python notebooks/run.py --profile study --workers 4
     python notebooks/run.py --profile study --chunk 2/8  the second of eight jobs of an array
-    python notebooks/run.py --profile demo --list        what there is, with its parameters
+    python notebooks/run.py --profile study --list       what there is, with its parameters
+    python notebooks/run.py --profile study --recompute  train every run anew, beside the record
+    python notebooks/run.py --profile study --import runs-01.tar   add runs to the record
 
-A notebook is done when its source, its parameters, the modules of the project it imports and the
-notebooks it needs are those of its last successful run. Executed copies of the profile demo become
-pages in book/notebooks; those of other profiles stay in runs/executed unless --publish is given.
+A notebook is done when its source, its parameters, the modules of the project it imports, the
+record and the notebooks it needs are those of its last successful run. In the profile study
+training runs are read from the record. Executed copies of this profile become pages in
+book/notebooks; those of other profiles stay in runs/executed unless --publish is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,10 +28,12 @@ from pathlib import Path
 # The modules that are hashed are the modules that run: those of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import study
+
 from dcd_core.types import ContractError
 from dcd_lab import records
 from runner.execution import run
-from runner.jobs import Job, plan
+from runner.jobs import BOOK_PROFILE, Job, plan
 from runner.parameters import assignments, profile, resolve
 from runner.screen import Screen, listing, results
 from runner.sources import chunk, discover, refuse, select, with_needs
@@ -40,13 +46,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="notebook", help="number or name; all if none")
-    add("--profile", required=True, help="smoke, demo, study or paper")
+    add("--profile", required=True, help="smoke, study or paper")
     overrides = "override a parameter in every notebook that declares it"
     add("--set", action="append", default=[], metavar="key=value", dest="assigned", help=overrides)
     add("--workers", type=int, default=1, metavar="N", help="notebooks at a time")
     add("--chunk", default="1/1", metavar="i/n", help="the i-th of n parts")
     add("--force", action="store_true", help="run what is done, too")
     add("--publish", action="store_true", help="make the copies pages of the book")
+    add("--recompute", action="store_true", help="train every run anew, beside the record")
+    add("--import", nargs="+", metavar="archive", dest="archives", help="add runs to the record")
     add("--list", action="store_true", help="show notebooks and parameters, run none")
     add("--results", action="store_true", help="show the final tables, run none")
     return parser.parse_args(argv)
@@ -75,10 +83,19 @@ def answer(options: argparse.Namespace) -> bool:
         profile(options.profile)
         print(results(options.profile))
         return True
+    if options.archives:
+        overrides = assignments(options.assigned)
+        names = study.enter_archives(options.archives, options.profile, overrides)
+        print(f"{len(names)} runs entered the record", *names, sep="\n")
+        return True
     jobs = prepare(options)
     if options.list:
         print(listing(jobs.values()))
         return True
+    if options.recompute:
+        os.environ["DCD_RECORD"] = "ignore"
+    elif options.profile == BOOK_PROFILE:
+        os.environ.setdefault("DCD_RECORD", "only")
     with Screen(sys.stdout, jobs.values()) as screen:
         asyncio.run(run(jobs, options.workers, screen))
     return all(job.state in ("run", "cached") for job in jobs.values())

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--profile", required=True, help="smoke, demo, study or paper")
+    parser.add_argument("--profile", required=True, help="smoke, study or paper")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="assigned")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="print the units as JSON")

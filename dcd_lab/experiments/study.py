@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -25,9 +25,9 @@ class Study:
     """What all arms of a comparison share: cohort, recipe, architecture and teacher.
 
     `name` labels the runs; channels per encoder stage, finest first; `network` holds further
-    arguments of the `architecture`, of teacher and students alike; `teacher_floor` is the Dice on
-    the val cases below which the teacher may not teach. Teacher and students train for equally
-    many steps.
+    arguments of the `architecture`, of teacher and students alike; `kd_peak` is the relative weight
+    of distilled students; `teacher_training` holds the fields of the recipe in which the teacher's
+    differs, and `teacher_floor` the Dice on the val cases below which it may not teach.
     """
 
     name: str
@@ -37,6 +37,8 @@ class Study:
     student_channels: tuple[int, ...]
     architecture: str = "dynunet"
     network: Mapping[str, Any] = field(default_factory=dict)
+    kd_peak: float = Recipe.kd_peak
+    teacher_training: Mapping[str, Any] = field(default_factory=dict)
     teacher_seed: int = 100
     teacher_floor: float = 0.3
 
@@ -61,25 +63,41 @@ class Study:
         sizes = dict(zip(("train", "val", "test"), split, strict=True))
         cases = cohort(source, task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
         teacher, student = _pick(page, "teacher_channels", "student_channels").values()
-        networks = _pick(page, "architecture", "network", "teacher_floor")
-        return cls(task, cases, recipe, tuple(teacher), tuple(student), **networks)
+        rest = _pick(page, "architecture", "network", "teacher_training", "teacher_floor")
+        rest["kd_peak"] = page.get("kd_peak", Recipe.kd_peak)
+        return cls(task, cases, recipe, tuple(teacher), tuple(student), **rest)
 
     def teacher(self, seed: int | None = None) -> Job:
         """The job that trains the teacher; another `seed` gives another teacher."""
         seed = self.teacher_seed if seed is None else seed
-        return self._job("teacher", self.teacher_channels, seed, self.recipe.steps)
+        job = self._job("teacher", self.teacher_channels, seed, self.recipe.steps)
+        return replace(job, recipe=replace(job.recipe, **self.teacher_training))
+
+    def arms(self, arms: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Job]:
+        """The students of all arms at all seeds; an arm's options are those of `student`."""
+        seeds = list(seeds)
+        return [self.student(arm, s, **options) for arm, options in arms.items() for s in seeds]
 
     def student(
-        self, arm: str, seed: int, *, method: str = "none", steps: int | None = None, **options: Any
+        self,
+        arm: str,
+        seed: int,
+        *,
+        method: str = "none",
+        steps: int | None = None,
+        channels: Sequence[int] = (),
+        **options: Any,
     ) -> Job:
         """One student: `arm` names it in tables, `method` and its `options` distil it.
 
-        Options that are fields of `Recipe` (kd_peak, kd_start, ...) go to the recipe. `steps` other
-        than the recipe's serve the compute-matched control. Raises ContractError for other options
-        where there is no method.
+        Options that are fields of `Recipe` (kd_peak, kd_start, ...) go to the recipe. `steps` and
+        `channels` other than the study's serve controls: of equal compute, of another width. Raises
+        ContractError for other options where there is no method.
         """
-        job = self._job(arm, self.student_channels, seed, steps or self.recipe.steps)
-        changes = {name: value for name, value in options.items() if name in _RECIPE}
+        width = tuple(channels) or self.student_channels
+        job = self._job(arm, width, seed, steps or self.recipe.steps)
+        changes: dict[str, Any] = {} if method == "none" else {"kd_peak": self.kd_peak}
+        changes |= {name: value for name, value in options.items() if name in _RECIPE}
         rest = {name: value for name, value in options.items() if name not in _RECIPE}
         job = replace(job, recipe=replace(job.recipe, **changes))
         if method != "none":

@@ -174,3 +174,19 @@ def _call(work: partial[Check]) -> Check:
         return Check(
             getattr(work.args[0], "label", "cases"), "read", "1", 1, 0, str(error).splitlines()[0]
         )
+
+
+def table(checks: Sequence[Check]) -> pd.DataFrame:
+    """The checks by kind, and those that failed one by one: the last table of `make reproduce`."""
+    frame = pd.DataFrame([(*c, c.passed) for c in checks], columns=[*Check._fields, "passed"])
+    frame["kind"] = frame.what.str.partition(" of ")[0]
+    rows = []
+    for (kind, how), some in frame.groupby(["kind", "how"], sort=False):
+        worst = some.iloc[int(some.deviation.fillna(math.inf).argmax())]
+        amount = worst.amount if len(some) == 1 else f"{len(some)} runs, {worst.amount} each"
+        verdict = "passed" if some.passed.all() else "FAILED"
+        rows.append((kind, how, amount, worst.deviation, worst.tolerance, verdict, ""))
+    for check in (check for check in checks if not check.passed):
+        rows.append((check.what, *check[1:5], "FAILED", check.note))
+    columns = ["what", "how", "amount", "deviation", "tolerance", "verdict", "note"]
+    return pd.DataFrame(rows, columns=columns)

@@ -15,11 +15,12 @@ from nbformat import NotebookNode
 
 import dcd_core
 from dcd_lab import records
+from dcd_lab.experiments import record
 from dcd_lab.records.places import write_json
 from runner.sources import Notebook, code, tags
 
 CHECKOUT = Path(dcd_core.__file__).parents[1]
-BOOK_PROFILE = "demo"
+BOOK_PROFILE = "study"
 
 
 def source_sha256(document: NotebookNode) -> str:
@@ -85,13 +86,14 @@ def plan(
 ) -> dict[str, Job]:
     """Return the jobs of `names`, needed ones first."""
     jobs: dict[str, Job] = {}
+    recorded = [record.read(entry) for entry in record.entries()]
     for name in names:
         hashes = {
             "source_sha256": source_sha256(known[name].document),
             "params_sha256": records.fingerprint(parameters[name]),
             "package_sha256": package_sha256(known[name].document),
         }
-        key = records.fingerprint(hashes, [jobs[need].key for need in known[name].needs])
+        key = records.fingerprint(hashes, recorded, [jobs[need].key for need in known[name].needs])
         jobs[name] = Job(
             known[name], profile, parameters[name], hashes, key, publish or profile == BOOK_PROFILE
         )

@@ -1,0 +1,157 @@
+"""The training runs of a profile: train what the record lacks, and add it to the record.
+
+    python notebooks/study.py list                         all runs, and where each of them is
+    python notebooks/study.py run --workers 2              train what is missing, in that order
+    python notebooks/study.py run --minutes 150            and stop after that time
+    python notebooks/study.py verify --workers 2           hold the record to what is computed here
+    python notebooks/study.py pack runs/lease --parts 16   finished runs and checkpoints as archives
+
+Teachers come first, then the students in the order of the pages. A run that is stopped goes on from
+its checkpoint at the next call. A finished run enters results/study at once. Archives are read on
+another machine by `run.py --import`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# The modules that run are those of this checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dcd_core.types import ContractError
+from dcd_lab import records
+from dcd_lab.cache import run_dir
+from dcd_lab.experiments import Job, Study, enter, record, run
+from dcd_lab.experiments.transport import pack, unpack
+from dcd_lab.experiments.verify import Check, table, verify
+from dcd_lab.pool import each
+from dcd_lab.records.places import write_json
+from runner.parameters import assignments, resolve
+from runner.sources import discover, refuse
+
+PAGES = {"06-isles": "isles2022", "05-brats": "brats2024"}
+"""Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
+
+
+def jobs(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) -> list[Job]:
+    """The runs of the pages, each once: teachers, then students."""
+    known = discover(records.root() / "notebooks")
+    for name in names:
+        refuse(name, PAGES, "page")
+    resolved = resolve(known, profile, overrides)
+    found: dict[Path, Job] = {}
+    for name in names or PAGES:
+        page = {**known[name].declared, **resolved[name]}
+        study = Study.of(PAGES[name], **page)
+        for job in (study.teacher(), *study.arms(page["arms"], page["seeds"])):
+            found.setdefault(job.folder, job)
+    return list(found.values())
+
+
+def train(todo: Sequence[Job], *, workers: int) -> None:
+    """Run jobs and enter each into the record, teachers before all others."""
+    teachers = [job for job in todo if job.arm == "teacher"]
+    for some in (teachers, [job for job in todo if job not in teachers]):
+        for count, line in enumerate(each(_one, some, workers=workers), start=1):
+            print(f"{time.strftime('%H:%M:%S')} {count}/{len(some)} {line}", flush=True)
+
+
+def _one(job: Job) -> str:
+    run(job)
+    enter(job)
+    fitted = job.result()
+    return f"{job.folder.name}: val Dice {fitted.val_dice:.3f}, {fitted.seconds:.0f} s"
+
+
+def enter_archives(archives: Sequence[str], profile: str, overrides: dict[str, Any]) -> list[str]:
+    """Add the runs in archives to `runs/` and the finished ones to the record; returns these."""
+    for archive in archives:
+        unpack(Path(archive))
+    finished = [job for job in jobs(profile, overrides) if state(job) == "trained"]
+    return [enter(job).name for job in finished]
+
+
+def verified(*, workers: int) -> list[Check]:
+    """The checks of the record; kept under `runs/` until a file of it, code or versions change."""
+    files = sorted(file for file in record.home().parent.rglob("*") if file.is_file())
+    content = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    folder = run_dir("verified", content, records.source_hash(), records.versions())
+    file = folder / "checks.json"
+    if not file.is_file():
+        checks = verify(workers=workers)
+        if not all(check.passed for check in checks):
+            return checks
+        write_json(file, checks)
+    return [Check(*values) for values in json.loads(file.read_text("utf-8"))]
+
+
+def state(job: Job) -> str:
+    """Where a run is: recorded, trained, begun or nowhere."""
+    if (record.home() / job.folder.name / record.DESCRIPTION).is_file():
+        return "recorded"
+    if job.done:
+        return "trained"
+    return "begun" if job.folder.is_dir() else "to do"
+
+
+def answer(options: argparse.Namespace) -> bool:
+    """Do what the command line says; return whether all is well."""
+    if options.command == "pack":
+        for file in pack(Path(options.target), mebibytes=options.parts):
+            print(file)
+        return True
+    if options.command == "verify":
+        checks = verified(workers=options.workers)
+        print(table(checks).to_string(index=False))
+        return all(check.passed for check in checks)
+    everything = jobs(options.profile, assignments(options.assigned), options.pages)
+    if options.command == "list":
+        for job in everything:
+            print(f"{state(job):9} {job.recipe.steps:6} steps  {job.folder.name}")
+        return True
+    if options.minutes:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes)
+    train([job for job in everything if state(job) != "recorded"], workers=options.workers)
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 all done, 1 a check failed, 2 a wrong request, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", default="study", help="study, or smoke to try it")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="assigned")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("list", "show all runs"), ("run", "train what the record lacks")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("pages", nargs="*", help=f"some of {', '.join(PAGES)}; all if none")
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time")
+    command.add_argument("--minutes", type=float, default=0, help="stop after this time")
+    command = commands.add_parser("verify", help="hold the record to what this machine computes")
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    command = commands.add_parser("pack", help="finished runs and checkpoints as archives")
+    command.add_argument("target", help="folder of the archives")
+    command.add_argument("--parts", type=int, default=16, metavar="MIB", help="largest archive")
+    options = parser.parse_args(argv)
+    try:
+        return 0 if answer(options) else 1
+    except ContractError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what is finished is in the record, run again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
