@@ -1,4 +1,4 @@
-# make reproduce   the experiment and the book, from a fresh checkout
+# make reproduce   the record checked, the pages and the book, from a fresh checkout
 # make test        everything CI checks
 # make quick       what to run at every edit
 # All may be interrupted and run again: what is done is kept and nothing is left half written.
@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test quick smoke demo study paper figures bench book serve clean
+.PHONY: help setup reproduce test quick smoke study paper record figures bench book serve clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,8 +14,8 @@ STAMP := $(VENV)/dcd-setup
 # Python compiles a module once, not in every process that starts.
 unexport PYTHONDONTWRITEBYTECODE
 PORT ?= 8000
-PROFILE ?= demo
-WORKERS ?= 1
+PROFILE ?= study
+WORKERS ?= 2
 ARGS ?=
 
 # Which Python makes .venv; empty: python3.11, or python3 or python where that is 3.11.
@@ -29,7 +29,8 @@ want = $$(cat pyproject.toml constraints.txt dcd_core/wavelet/fast/filterbank.c 
 # torch is named in the call itself: a looser range would bring gigabytes of CUDA libraries.
 torch = $$(grep '^torch==' constraints.txt)
 
-run = $(BIN)/python notebooks/run.py --workers $(WORKERS)
+run = $(BIN)/python notebooks/run.py
+runs = $(BIN)/python notebooks/study.py
 page = $(CURDIR)/book/_build/html/index.html
 
 help: ## show this list
@@ -58,11 +59,12 @@ setup: ## make .venv with python 3.11 and the tested versions (does nothing when
 		echo "make: pip could not install the packages; it needs a package index (check the network, or PIP_INDEX_URL). What was loaded is kept: run make again" >&2; exit 1; }; \
 	echo "$(want)" > $(STAMP)
 
-reproduce: ## the demo experiment, the book, a results table and the page to open
+reproduce: ## check the record, run the notebooks on it, build the book; a table of the checks
 	@$(MAKE) --no-print-directory setup
-	@$(MAKE) --no-print-directory demo
+	@$(runs) verify --workers $(WORKERS) --quiet
+	@$(MAKE) --no-print-directory study
 	@$(MAKE) --no-print-directory book
-	@$(run) --profile demo --results
+	@$(runs) verify
 	@echo "book: $(page)"
 
 # Two processes: the tests of a file stay together and share what its fixtures train and build.
@@ -81,8 +83,11 @@ quick: setup ## the fast checks, for every edit: ruff, and the tests that are no
 	$(BIN)/ruff format --check .
 	$(pytest) -m "not slow" tests $(ARGS)
 
-smoke demo study paper: setup ## run the notebooks of a profile: seconds, minutes, hours, days
+smoke study paper: setup ## run the notebooks of a profile: seconds, minutes from the record, days
 	$(run) --profile $@ $(ARGS)
+
+record: setup ## train the runs of the study that the record lacks: nights; it may be interrupted
+	nice $(runs) run --workers $(WORKERS) $(ARGS)
 
 figures: setup ## draw every figure of PROFILE again (finished training in runs/ is used, not repeated)
 	$(run) --profile $(PROFILE) --force $(ARGS)

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 # The modules that are hashed are the modules that run: those of this checkout.
@@ -32,10 +32,11 @@ import study
 
 from dcd_core.types import ContractError
 from dcd_lab import records
-from runner.execution import run
+from dcd_lab.experiments import record
+from runner.execution import papermill, run
 from runner.jobs import BOOK_PROFILE, Job, plan
-from runner.parameters import assignments, profile, resolve
-from runner.screen import Screen, listing, results
+from runner.parameters import assignments, resolve
+from runner.screen import Screen, listing
 from runner.sources import chunk, discover, refuse, select, with_needs
 
 
@@ -56,7 +57,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--recompute", action="store_true", help="train every run anew, beside the record")
     add("--import", nargs="+", metavar="archive", dest="archives", help="add runs to the record")
     add("--list", action="store_true", help="show notebooks and parameters, run none")
-    add("--results", action="store_true", help="show the final tables, run none")
     return parser.parse_args(argv)
 
 
@@ -71,7 +71,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Job]:
     for key in overrides:
         refuse(key, {key for name in names for key in known[name].declared}, "--set")
     parameters = resolve(known, options.profile, overrides)
-    jobs = plan(known, names, options.profile, parameters, options.publish)
+    entries = [] if options.recompute else record.entries()
+    jobs = plan(known, names, options.profile, parameters, entries, publish=options.publish)
     for name in chosen if options.force and not options.list else ():
         jobs[name].kept("state.json").unlink(missing_ok=True)
     return jobs
@@ -79,10 +80,6 @@ def prepare(options: argparse.Namespace) -> dict[str, Job]:
 
 def answer(options: argparse.Namespace) -> bool:
     """Do what the command line asks for; return whether all went well."""
-    if options.results:
-        profile(options.profile)
-        print(results(options.profile))
-        return True
     if options.archives:
         overrides = assignments(options.assigned)
         names = study.enter_archives(options.archives, options.profile, overrides)
@@ -92,12 +89,9 @@ def answer(options: argparse.Namespace) -> bool:
     if options.list:
         print(listing(jobs.values()))
         return True
-    if options.recompute:
-        os.environ["DCD_RECORD"] = "ignore"
-    elif options.profile == BOOK_PROFILE:
-        os.environ.setdefault("DCD_RECORD", "only")
+    policy = "ignore" if options.recompute else "only" if options.profile == BOOK_PROFILE else "use"
     with Screen(sys.stdout, jobs.values()) as screen:
-        asyncio.run(run(jobs, options.workers, screen))
+        asyncio.run(run(jobs, options.workers, screen, partial(papermill, record=policy)))
     return all(job.state in ("run", "cached") for job in jobs.values())
 
 

@@ -47,11 +47,15 @@ def jobs(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) -> 
     for name in names:
         refuse(name, PAGES, "page")
     resolved = resolve(known, profile, overrides)
+    ladder = {**known["04-teacher"].declared, **resolved["04-teacher"]}
     found: dict[Path, Job] = {}
     for name in names or PAGES:
         page = {**known[name].declared, **resolved[name]}
         study = Study.of(PAGES[name], **page)
-        for job in (study.teacher(), *study.arms(page["arms"], page["seeds"])):
+        runs = [study.teacher(), *study.arms(page["arms"], page["seeds"])]
+        if PAGES[name] == "isles2022":
+            runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
+        for job in runs:
             found.setdefault(job.folder, job)
     return list(found.values())
 
@@ -110,8 +114,10 @@ def answer(options: argparse.Namespace) -> bool:
         return True
     if options.command == "verify":
         checks = verified(workers=options.workers)
-        print(table(checks).to_string(index=False))
-        return all(check.passed for check in checks)
+        passed = all(check.passed for check in checks)
+        if not (passed and options.quiet):
+            print(table(checks).to_string(index=False))
+        return passed
     everything = jobs(options.profile, assignments(options.assigned), options.pages)
     if options.command == "list":
         for job in everything:
@@ -139,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--minutes", type=float, default=0, help="stop after this time")
     command = commands.add_parser("verify", help="hold the record to what this machine computes")
     command.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+    command.add_argument("--quiet", action="store_true", help="show the table if a check failed")
     command = commands.add_parser("pack", help="finished runs and checkpoints as archives")
     command.add_argument("target", help="folder of the archives")
     command.add_argument("--parts", type=int, default=16, metavar="MIB", help="largest archive")

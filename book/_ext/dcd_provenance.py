@@ -28,7 +28,7 @@ def provenance(notebook: Path) -> dict[str, Any]:
 def command(notebook: Path, made: dict[str, Any]) -> str:
     """Return the command that makes this page again."""
     number = notebook.stem.split("-")[0]
-    return f"python notebooks/run.py --profile {made.get('profile', 'demo')} {number}"
+    return f"python notebooks/run.py --profile {made.get('profile', 'study')} {number}"
 
 
 def commit(made: dict[str, Any]) -> str:
@@ -81,7 +81,7 @@ def _show(app: Sphinx, doctree: nodes.document) -> None:
     section = next(iter(doctree.findall(nodes.section)), None)
     made = provenance(file)
     if section is None or not made:
-        logger.warning("%s was not made by notebooks/run.py: run make demo", file.name, type="dcd")
+        logger.warning("%s was not made by notebooks/run.py: run make study", file.name, type="dcd")
         return
     title = section.next_node(nodes.title)
     section.insert(section.index(title) + 1 if title in section.children else 0, _short(made))

@@ -73,6 +73,16 @@ class Study:
         job = self._job("teacher", self.teacher_channels, seed, self.recipe.steps)
         return replace(job, recipe=replace(job.recipe, **self.teacher_training))
 
+    def ladder(self, steps: Iterable[int], seeds: Iterable[int]) -> list[Job]:
+        """The undistilled student and the teacher at several numbers of steps, untested.
+
+        Their Dice on the val cases says whether either has finished learning.
+        """
+        counts, seeds, teacher = list(steps), list(seeds), self.teacher()
+        jobs = [self.student("undistilled", seed, steps=n) for n in counts for seed in seeds]
+        jobs += [replace(teacher, recipe=replace(teacher.recipe, steps=n)) for n in counts]
+        return [replace(job, tested=False) for job in jobs]
+
     def arms(self, arms: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Job]:
         """The students of all arms at all seeds; an arm's options are those of `student`."""
         seeds = list(seeds)

@@ -37,10 +37,11 @@ papermill.execute_notebook(
 """
 
 
-async def papermill(job: Job, threads: int) -> int:
+async def papermill(job: Job, threads: int, *, record: str = "use") -> int:
     """Execute a notebook into `job.scratch` and return the exit status.
 
-    Cancelling it ends the process and everything that started from it.
+    `record` says what becomes of recorded runs (see `dcd_lab.cache.record_policy`). Cancelling this
+    ends the process and everything that started from it.
     """
     call = {
         "input_path": str(job.notebook.path),
@@ -61,6 +62,7 @@ async def papermill(job: Job, threads: int) -> int:
         "JUPYTER_DATA_DIR": str(job.scratch),
         "IPYTHONDIR": str(job.scratch),
         "DCD_ROOT": str(records.root()),
+        "DCD_RECORD": record,
         "DCD_PROGRESS": str(job.scratch / "progress"),
     }
     with job.kept("log").open("wb") as log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from modulefinder import ModuleFinder
@@ -82,11 +82,13 @@ def plan(
     names: Iterable[str],
     profile: str,
     parameters: Mapping[str, dict[str, Any]],
+    entries: Sequence[Path] = (),
+    *,
     publish: bool = False,
 ) -> dict[str, Job]:
-    """Return the jobs of `names`, needed ones first."""
+    """Return the jobs of `names`, needed ones first; they depend on `entries` of the record."""
     jobs: dict[str, Job] = {}
-    recorded = [record.read(entry) for entry in record.entries()]
+    recorded = [record.read(entry) for entry in entries]
     for name in names:
         hashes = {
             "source_sha256": source_sha256(known[name].document),

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a table of its notebooks, the list, the results."""
+"""What a person sees of a run: a table of its notebooks, and the list."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from dcd_core.types import ContractError
-from dcd_lab import records
-from runner.jobs import Job, is_done, relative
+from runner.jobs import Job, is_done
 
 QUIET_S = 15.0  # between two lines on a pipe or in a log
 
@@ -69,19 +67,3 @@ def listing(jobs: Iterable[Job]) -> str:
         values = job.notebook.declared | job.parameters
         lines += [f"  {key} = {value!r}" for key, value in values.items()]
     return "\n".join(lines)
-
-
-def results(profile: str) -> str:
-    """Return the tables of the last notebook of a profile, the ones that sum it up."""
-    import pandas
-
-    files = sorted((records.root() / "results" / profile).glob("*.csv"))
-    if not files:
-        where = f"tables in results/{profile}"
-        raise ContractError("results", "none", where, f"run.py --profile {profile}")
-    texts = []
-    for file in files:
-        if file.name[:3] == files[-1].name[:3]:
-            table = pandas.read_csv(file).to_string(index=False, na_rep="", max_rows=30)
-            texts.append(f"{relative(file)}\n{table}")
-    return "\n\n".join(texts)

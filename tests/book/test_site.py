@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The HTML of the book, built once and away from the checkout; warnings are errors."""
     missing = [page for page in NOTEBOOKS if not (BOOK / f"{page}.ipynb").is_file()]
-    assert missing == [], "never executed: run make demo"
+    assert missing == [], "never executed: run make study"
     out = tmp_path_factory.mktemp("book")
     program = str(Path(sys.executable).with_name("jupyter-book"))
     call = [program, "build", "book", "--config", "_config.yml", "--path-output", str(out)]

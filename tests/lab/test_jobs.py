@@ -412,12 +412,28 @@ def test_tables_of_a_study_are_one_long_table(cohort):
     assert histories(arms)[["seed", "step"]].values.tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
 
 
+def test_arms_and_ladder_of_a_study(cohort):
+    made = make_study(cohort, kd_peak=0.3, teacher_training={"steps": 9})
+    options = {"half": {"channels": [2, 2, 4]}, "DCD": {"method": "dcd"}}
+    half, other, dcd, _ = made.arms(options, [0, 1])
+    assert [half.recipe.seed, other.recipe.seed, half.arm] == [0, 1, "half"]
+    assert half.model["channels"] == [2, 2, 4]
+    assert (dcd.recipe.kd_peak, dcd.teacher.recipe.steps) == (0.3, 9)
+    rungs = made.ladder([3, 6], [0, 1])
+    assert [(job.arm, job.recipe.steps, job.recipe.seed) for job in rungs] == [
+        *(("undistilled", steps, seed) for steps in (3, 6) for seed in (0, 1)),
+        *(("teacher", steps, made.teacher_seed) for steps in (3, 6)),
+    ]
+    assert not any(job.tested for job in rungs)
+
+
 PAGE = {
     **{"data_source": "synthetic", "stroke_split": [3, 1, 2], "glioma_split": [9, 9, 9]},
     **{"stroke_spacing_mm": 4.0, "cohort_seed": 5, "workers": 2, "stroke_steps": 7, "batch": 3},
     **{"stroke_patch": [8, 8, 16], "learning_rate": 0.1, "ema": 0.5, "training": {"warmup": 1}},
     **{"teacher_channels": [6, 6, 8], "student_channels": [4, 4, 8], "teacher_floor": 0.2},
     **{"architecture": "resenc", "network": {"blocks": [1]}, "json": json, "patch": 0},
+    **{"teacher_training": {"steps": 9}, "kd_peak": 0.3},
 }
 
 
@@ -430,7 +446,8 @@ def test_a_study_is_made_of_the_parameters_of_a_page(cohort, monkeypatch):
     assert asked == [(("synthetic", "isles2022"), options)]
     recipe = train.Recipe(steps=7, batch=3, patch=(8, 8, 16), learning_rate=0.1, ema=0.5, warmup=1)
     expected = make_study(cohort, recipe=recipe, teacher_floor=0.2, architecture="resenc")
-    assert made == dataclasses.replace(expected, name="isles2022", network=PAGE["network"])
+    own = {name: PAGE[name] for name in ("network", "teacher_training", "kd_peak")}
+    assert made == dataclasses.replace(expected, name="isles2022", **own)
     for task, page, message in (
         ("isles", PAGE, "task: got 'isles'"),
         ("brats2024", PAGE, "no 'glioma_spacing_mm'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tarfile
 from dataclasses import replace
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from dcd_core.types import ContractError
 from dcd_lab.experiments import Study, enter, record, run, run_all
 from dcd_lab.experiments.description import describe, made_again
+from dcd_lab.experiments.transport import pack, unpack
 from dcd_lab.experiments.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -32,6 +34,7 @@ PAGE = {
     "architecture": "dynunet",
     "network": {},
     "training": {"kd_start": 0.2, "precision": "32-true"},
+    "teacher_training": {},
     "teacher_floor": 0.0,
     "workers": 1,
 }
@@ -172,3 +175,39 @@ def test_verification_names_what_was_changed(jobs, change, named):
     (found,) = [check for check in verify() if not check.passed]
     assert found.what.startswith(named)
     assert entry.name in found.what or change is swap_cases
+
+
+def test_archives_carry_runs_to_another_machine(jobs, tmp_path, monkeypatch):
+    run_all(jobs)
+    begun = jobs[0].folder.with_name("isles2022-begun-0")
+    begun.mkdir()
+    (begun / "checkpoint.pt").write_bytes(b"half way")
+    archives = pack(tmp_path / "packed", mebibytes=1)
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path / "other"))
+    found = [folder for archive in archives for folder in unpack(archive)]
+    assert {f.name for f in found} == {jobs[0].folder.name, jobs[1].folder.name, begun.name}
+    for folder in found:
+        for file in folder.iterdir():
+            assert file.read_bytes() == (begun.parent / folder.name / file.name).read_bytes()
+    assert [unpack(archive) for archive in archives]  # again: nothing is lost
+
+
+@pytest.mark.parametrize("name", ["../out/fit.json", "/run/fit.json", "fit.json", "run/.x"])
+def test_an_archive_that_leads_elsewhere_is_refused_whole(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCD_ROOT", str(tmp_path / "project"))
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        for member in ("run/history.csv", name):
+            archive.addfile(tarfile.TarInfo(member))
+    with pytest.raises(ContractError, match=r"bad\.tar.*a member"):
+        unpack(tmp_path / "bad.tar")
+    assert not (tmp_path / "project").exists()
+
+
+def test_a_cut_archive_is_refused_and_large_runs_are_named(jobs, tmp_path):
+    run_all(jobs)
+    (archive,) = pack(tmp_path / "packed")
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    with pytest.raises(ContractError, match="archive"):
+        unpack(archive)
+    with pytest.raises(ContractError, match="larger"):
+        pack(tmp_path / "packed", mebibytes=0)

@@ -43,7 +43,7 @@ def offenders(faults: Callable[[NotebookNode], Iterator[str]]) -> list[str]:
 
 
 def test_each_notebook_is_a_page() -> None:
-    assert sorted(path.stem for path in PAGES) == list(KNOWN), "run make demo"
+    assert sorted(path.stem for path in PAGES) == list(KNOWN), "run make study"
 
 
 # --- sources ------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_cells_are_short_and_plain() -> None:
 
 
 def test_profiles_set_declared_parameters_of_the_declared_type() -> None:
-    for profile in ("smoke", "demo", "study", "paper"):
+    for profile in ("smoke", "study", "paper"):
         resolved = parameters.resolve(KNOWN, profile, {})
         assert all(values["profile"] == profile for values in resolved.values())
 

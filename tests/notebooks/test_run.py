@@ -41,7 +41,7 @@ def notebook(folder: Path, name: str, *cells: str, needs: Sequence[str] = ()) ->
     return path
 
 
-def profile(folder: Path, text: str | bytes, name: str = "demo") -> None:
+def profile(folder: Path, text: str | bytes, name: str = "study") -> None:
     content = text if isinstance(text, bytes) else text.encode("utf-8")
     (folder / "notebooks" / "params" / f"{name}.yml").write_bytes(content)
 
@@ -107,9 +107,9 @@ def test_a_broken_notebook_is_refused_by_name(workspace: Path, cells: Any, said:
 
 
 def test_later_layers_win_and_numbers_take_the_declared_type(three: Mapping[str, Any]) -> None:
-    resolved = parameters.resolve(three, "demo", {"rate": 1, "steps": 1e3})
+    resolved = parameters.resolve(three, "study", {"rate": 1, "steps": 1e3})
     assert resolved == {
-        "01-waves": {"profile": "demo", "steps": 1000, "rate": 1.0},
+        "01-waves": {"profile": "study", "steps": 1000, "rate": 1.0},
         "02-loss": {"steps": 1000},
         "10-cost": {"size": 4},
     }
@@ -128,12 +128,12 @@ def test_later_layers_win_and_numbers_take_the_declared_type(three: Mapping[str,
         ("shared: {steps: true}", "int"),
         ("01-waves: {rate: true}", "float"),
         ("01-waves: {rate: [1]}", "float"),
-        ("", r"demo\.yml"),
-        ("- steps", r"demo\.yml"),
-        ("shared: 3", r"'shared' of.*demo\.yml"),
-        ("shared: {steps: 1}\nshared: {steps: 2}", r"demo\.yml.*line 2.*duplicate"),
-        ("shared: [", r"demo\.yml"),
-        (b"shared: {name: \xff}", r"demo\.yml.*utf-8"),
+        ("", r"study\.yml"),
+        ("- steps", r"study\.yml"),
+        ("shared: 3", r"'shared' of.*study\.yml"),
+        ("shared: {steps: 1}\nshared: {steps: 2}", r"study\.yml.*line 2.*duplicate"),
+        ("shared: [", r"study\.yml"),
+        (b"shared: {name: \xff}", r"study\.yml.*utf-8"),
     ],
 )
 def test_wrong_parameters_are_refused(
@@ -141,7 +141,7 @@ def test_wrong_parameters_are_refused(
 ) -> None:
     profile(workspace, text)
     with pytest.raises(ContractError, match=said):
-        parameters.resolve(three, "demo", {})
+        parameters.resolve(three, "study", {})
 
 
 def test_assignments() -> None:
@@ -222,7 +222,7 @@ def diamond(workspace: Path) -> dict[str, sources.Notebook]:
 def planned(known: Mapping[str, sources.Notebook], steps: int = 3) -> dict[str, jobs.Job]:
     """Plan all notebooks; `steps` is a parameter of the one called 03-c."""
     values = {name: {"steps": steps} if name == "03-c" else {} for name in known}
-    return jobs.plan(known, known, "demo", values)
+    return jobs.plan(known, known, "study", values)
 
 
 def run_all(plan: dict[str, jobs.Job], papermill: Papermill, workers: int = 1) -> list[str]:
@@ -240,7 +240,7 @@ def test_order_and_workers(diamond: Mapping[str, Any]) -> None:
 
 
 def test_done_is_not_done_again(workspace: Path, diamond: Mapping[str, Any]) -> None:
-    result = workspace / "results" / "demo" / "02-b-scores.csv"
+    result = workspace / "results" / "study" / "02-b-scores.csv"
     result.parent.mkdir(parents=True)
     result.write_text("a\n1\n", "utf-8")
     papermill = Papermill()
@@ -300,13 +300,12 @@ def test_mistakes_get_one_line(
     three: Mapping[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     mistakes = {
-        "--profile dmeo": "'demo'",
-        "--profile demo 99": "notebook: got '99'",
-        "--profile demo --set stepz=1": "'steps'",
-        "--profile demo 01 --set size=1": "--set: got 'size'",
-        "--profile demo --set steps=ten": "int",
-        "--profile demo --workers 0": "--workers",
-        "--profile demo --results": "results/demo",
+        "--profile sutdy": "'study'",
+        "--profile study 99": "notebook: got '99'",
+        "--profile study --set stepz=1": "'steps'",
+        "--profile study 01 --set size=1": "--set: got 'size'",
+        "--profile study --set steps=ten": "int",
+        "--profile study --workers 0": "--workers",
     }
     for words, said in mistakes.items():
         assert run.main(words.split()) == 2
@@ -315,19 +314,9 @@ def test_mistakes_get_one_line(
         assert error.count("\n") == 1
 
 
-def test_list_and_results(
-    workspace: Path, three: Mapping[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run.main(["--profile", "demo", "--list"]) == 0
+def test_list(three: Mapping[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--profile", "study", "--list"]) == 0
     assert "02-loss  to do  needs 01-waves\n  steps = 9" in capsys.readouterr().out
-    (workspace / "results" / "demo").mkdir(parents=True)
-    for name, method in (("05-brats-scores", "other"), ("11-results-summary", "DCD")):
-        file = workspace / "results" / "demo" / f"{name}.csv"
-        file.write_text(f"method,dice\n{method},0.1\n", "utf-8")
-    assert run.main(["--profile", "demo", "--results"]) == 0
-    text = capsys.readouterr().out
-    assert "DCD" in text
-    assert "other" not in text  # the tables of the last notebook alone
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -356,7 +345,7 @@ def test_the_screen(
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, run.__file__, "--profile", "demo", *arguments],
+        [sys.executable, run.__file__, "--profile", "study", *arguments],
         env={**os.environ, "DCD_ROOT": str(folder), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -380,7 +369,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     notebook(folder, "03-breaks", ONE, "1 + 1", "1 / 0")
     notebook(folder, "04-blocked", ONE, needs=["03-breaks"])
     profile(folder, "shared: {steps: 7, rate: 1e-5}\n")
-    profile(folder, "shared: {steps: 5}\n", "study")
+    profile(folder, "shared: {steps: 5}\n", "paper")
     # Another kernel called python3, first on the path of kernels, must not be the one that runs.
     other = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
     other.parent.mkdir(parents=True)
@@ -403,7 +392,7 @@ def test_each_notebook_ends_as_it_should(ended: SimpleNamespace) -> None:
         "04-blocked": "blocked",
     }
     assert "patch: got 3; expected even. Try: 4" in ended.out
-    failed = "runs/executed/demo/03-breaks.FAILED.ipynb"
+    failed = "runs/executed/study/03-breaks.FAILED.ipynb"
     assert f"ZeroDivisionError: division by zero (see [4] in {failed})" in ended.out
     assert (ended.folder / failed).is_file()
     pages = (ended.folder / "book" / "notebooks").iterdir()
@@ -417,11 +406,11 @@ def test_a_page_carries_its_provenance_and_no_chance(
     monkeypatch.setenv("DCD_ROOT", str(ended.folder))
     page = nbformat.read(ended.folder / "book" / "notebooks" / "01-good.ipynb", 4)
     known = sources.discover(ended.folder / "notebooks")
-    resolved = parameters.resolve(known, "demo", {})
-    job = jobs.plan(known, ["01-good"], "demo", resolved)["01-good"]
+    resolved = parameters.resolve(known, "study", {})
+    job = jobs.plan(known, ["01-good"], "study", resolved)["01-good"]
     made = page.metadata.dcd
     assert job.hashes.items() <= made.items()
-    assert (made.profile, made.parameters) == ("demo", resolved["01-good"])
+    assert (made.profile, made.parameters) == ("study", resolved["01-good"])
     assert set(page.metadata) == {"dcd", "kernelspec", "language_info"}
     tags = [sources.tags(cell) for cell in page.cells]
     assert tags[:2] == [["parameters", "remove-cell"], ["injected-parameters", "hide-input"]]
@@ -430,7 +419,7 @@ def test_a_page_carries_its_provenance_and_no_chance(
     assert not [cell for cell in page.cells if {"papermill", "execution"} & set(cell.metadata)]
     # This interpreter's kernel ran in the project's folder; pieces of a stream are joined.
     assert [o.text for o in page.cells[2].outputs] == [f"{sys.executable}\n{ended.folder}\n"]
-    assert page.cells[3].outputs[0].data["text/plain"] == "(7, 1e-05, 'demo')"
+    assert page.cells[3].outputs[0].data["text/plain"] == "(7, 1e-05, 'study')"
 
 
 @pytest.mark.slow
@@ -440,17 +429,17 @@ def test_the_same_run_gives_the_same_page_and_other_profiles_none(
     monkeypatch.setenv("DCD_ROOT", str(ended.folder))
     page = ended.folder / "book" / "notebooks" / "01-good.ipynb"
     before = page.read_bytes()
-    assert run.main(["--profile", "demo", "01"]) == 0
+    assert run.main(["--profile", "study", "01"]) == 0
     assert "cached" in capsys.readouterr().out
-    assert run.main(["--profile", "demo", "01", "--force"]) == 0
+    assert run.main(["--profile", "study", "01", "--force"]) == 0
     assert "cached" not in capsys.readouterr().out
-    asked = ["--profile", "study", "01", "--set", "rate=2"]
+    asked = ["--profile", "paper", "01", "--set", "rate=2"]
     assert run.main(asked) == 0
     assert page.read_bytes() == before
     assert run.main([*asked, "--publish"]) == 0
     assert "cached" in capsys.readouterr().out
     made = nbformat.read(page, 4).metadata.dcd
-    assert (made.profile, made.parameters.rate) == ("study", 2.0)
+    assert (made.profile, made.parameters.rate) == ("paper", 2.0)
 
 
 @pytest.mark.slow
