@@ -1,14 +1,11 @@
 """What all methods share: stages and their adapters, targets, precision, bounded memory.
 
-A method compares a student with its teacher and returns one number. All are called alike,
-`method(student: Output, teacher: Output, target) -> scalar`, compute in float32 outside autocast,
-read the teacher without a gradient, and own every tensor they train, so that a Distiller gives
-those to the optimizer and to the checkpoint.
+All methods are called alike, `method(student: Output, teacher: Output, target) -> scalar`, compute
+in float32 outside autocast, read the teacher without a gradient, and own every tensor they train.
 
-The docstring of a method has its formula, its source, what three dimensions changed, what is not as
-in the authors' code, its options, and the reduction that `weight` belongs to. In formulas s and t
-are features of student and teacher, a the adapted student, b samples, c channels of the teacher, k
-classes, v voxels; mean is the one over all that is not named. Stages in use are averaged.
+In the formulas of their docstrings s and t are features of student and teacher, a the adapted
+student, b samples, c channels of the teacher, k classes, v voxels; mean is the one over all that is
+not named. Stages in use are averaged. `weight` belongs to the reduction that is written.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dcd_core.errors import one_of
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.transform import at_least_float32
@@ -37,11 +35,11 @@ Adapters: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 class Method(nn.Module):
     """A distillation loss; subclasses say what they compare in `distance`.
 
-    Declared are `needs_teacher`: it cannot do without one; `needs_logits`: the teacher's decoder
-    must run as well; `regions`: it reads logits as overlapping regions (True), as classes (False)
-    or either way (None); `weight`: the published one in this code's reduction, NaN if unknown;
-    `adapter_option`: the option that says how adapters are made; `decided`: options of a base that
-    the class sets itself; `chunk`: numbers of a volume worked on at once, 64 MiB in float32.
+    `needs_teacher`: it cannot do without one; `needs_logits`: the teacher's decoder must run as
+    well; `regions`: it reads logits as overlapping regions (True), as classes (False) or either way
+    (None); `weight`: the published one, NaN if unknown; `adapter_option`: the option that says how
+    adapters are made; `decided`: options of a base that the class sets itself; `chunk`: numbers of
+    a volume worked on at once, 64 MiB in float32.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -55,16 +53,12 @@ class Method(nn.Module):
     def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Learn from the teacher alone what is needed, if any; called before the first step.
 
-        `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w), all of them used.
-        What is learnt is a buffer, so that a checkpoint holds it. A second call, as after a
-        restart, changes nothing. The teacher stays as it is.
+        `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w). What is learnt is a
+        buffer, so that a checkpoint holds it; a second call, as after a restart, changes nothing.
         """
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
-        """The loss of a batch, a scalar; `target`: integer labels (b, 1, d, h, w), if needed.
-
-        Raises ContractError for any other target.
-        """
+        """The loss of a batch; ContractError unless `target` is None or labels (b, 1, d, h, w)."""
         check_target(target, student)
         with torch.autocast(student.logits.device.type, enabled=False):
             return self.distance(_in_float32(student), _in_float32(teacher, detach=True), target)
@@ -84,8 +78,8 @@ class Method(nn.Module):
     ) -> list[Result]:
         """What `function` makes of every chunk of volumes along `dim`, `chunk` numbers at most.
 
-        The volumes (b, c, d, h, w) are equally long along `dim`. Where gradients are wanted a chunk
-        is computed again in the backward pass, so only what `function` returns is kept.
+        Where gradients are wanted a chunk is computed again in the backward pass, so only what
+        `function` returns is kept.
         """
         size = volumes[0].shape[dim]
         step = max(1, self.chunk * size // max(v.numel() for v in volumes))
@@ -120,9 +114,8 @@ class StageMethod(Method):
             raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
         self.stages = tuple(self.default_stages(count) if stages is None else stages)
         if not self.stages or any(not 0 <= i < count for i in self.stages):
-            raise ContractError(
-                "stages", self.stages, f"indices from 0 to {count - 1}", "stages=None"
-            )
+            expected = f"indices from 0 to {count - 1}"
+            raise ContractError("stages", self.stages, expected, "stages=None")
         # Channels of student and teacher, for each of the stages in use.
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
         self.adapters = nn.ModuleList(self.adapter(s, t, adapters) for s, t in self.channels)
@@ -159,20 +152,20 @@ class StageMethod(Method):
 
     def pairs(self, student: Output, teacher: Output) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Index, student features and teacher features of the stages in use, once checked."""
+        counts = len(student.stages), len(teacher.stages)
         for index, number in enumerate(self.stages):
-            counts = len(student.stages), len(teacher.stages)
             if number >= min(counts):
                 expected = f"at least {number + 1} in both"
                 raise ContractError("encoder stages", counts, expected, "stages=(0, ...) of them")
             s, t = student.stages[number], teacher.stages[number]
             wanted = [(len(t), width, *t.shape[2:]) for width in self.channels[index]]
             if [s.shape, t.shape] != wanted:
-                raise ContractError(
-                    f"features of encoder stage {number}",
-                    f"student {tuple(s.shape)}, teacher {tuple(t.shape)}",
-                    "{} and {} channels of one batch on one grid".format(*self.channels[index]),
-                    "the two networks it was built for, with the same strides, fed the same patch",
+                got = f"student {tuple(s.shape)}, teacher {tuple(t.shape)}"
+                expected = "{} and {} channels of one batch on one grid".format(
+                    *self.channels[index]
                 )
+                attempt = "the two networks it was built for, of equal strides, fed the same patch"
+                raise ContractError(f"features of encoder stage {number}", got, expected, attempt)
             yield index, s, t
 
     def compares(self, size: Sequence[int]) -> bool:
@@ -197,48 +190,30 @@ class UnadaptedMethod(StageMethod):
         return nn.Identity()
 
 
+def released_adapters(channels: Iterable[tuple[int, int]]) -> nn.ModuleList:
+    """Adapters as in the release of DCD: frozen, with a bias, none between equal channels."""
+    return nn.ModuleList(
+        nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
+        for s, t in channels
+    )
+
+
 def check_target(target: Tensor | None, output: Output) -> None:
     """Raise ContractError unless `target` is None or integer labels (b, 1, d, h, w) of a batch."""
-    batch = len((*output.stages, output.logits)[0])
-    if target is None or (
-        target.ndim == 5
-        and target.shape[:2] == (batch, 1)
-        and target.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    ):
+    if target is None:
         return
-    raise ContractError(
-        "target",
-        f"{tuple(target.shape)} of {target.dtype}",
-        f"integer labels ({batch}, 1, D, H, W)",
-        "target[:, None] where the axis of channels is missing, target.long() for other numbers",
-    )
+    batch = len((*output.stages, output.logits)[0])
+    whole = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if target.ndim != 5 or target.shape[:2] != (batch, 1) or target.dtype not in whole:
+        got, expected = f"{tuple(target.shape)} of {target.dtype}", f"({batch}, 1, D, H, W)"
+        attempt = "target[:, None] where channels are missing, target.long() for other numbers"
+        raise ContractError("target", got, f"integer labels {expected}", attempt)
 
 
 def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
     """Means of features over a grid of regions, at most `most` of them along an axis."""
     d, h, w = (min(most, n) for n in features.shape[2:])
     return nn.functional.adaptive_avg_pool3d(features, (d, h, w))
-
-
-def positive(what: str, value: float) -> float:
-    """Return `value`; ContractError unless it is a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
-    return value
-
-
-def at_least(what: str, value: int, least: int) -> int:
-    """Return `value`; ContractError if it is below `least`."""
-    if value < least:
-        raise ContractError(what, value, f"at least {least}", f"the default of `{what}`")
-    return value
-
-
-def one_of(what: str, value: str, *choices: str) -> str:
-    """Return `value`; ContractError unless it is one of `choices`."""
-    if value not in choices:
-        raise ContractError(what, repr(value), f"one of {choices}", repr(choices[0]))
-    return value
 
 
 def _in_float32(output: Output, *, detach: bool = False) -> Output:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, normalize
 
-from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, positive
+from dcd_core.errors import positive
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod
 from dcd_core.methods.logits import channelwise
 from dcd_core.types import Volume
 
@@ -23,12 +24,10 @@ class FeatureMSE(StageMethod):
 
     Source: the control of Fan et al., MICCAI 2026, arXiv 2605.26382, that keeps all bands: with an
     orthonormal wavelet, one level and all eight bands DCD is this number.
-    3D change: slabs along D are adapted and compared one by one, so that neither the adapted
-    student nor the difference ever exists whole.
+    3D change: slabs along D, so that neither the adapted student nor the difference exists whole.
     Differs from the authors' code: none was released; a sibling release regresses the last stage
     alone, by a convolution that is never trained.
-    Options: `stages`, `adapters`. `weight` 1 belongs to these means; as a control of DCD it takes
-    DCD's weight, stages, adapters and schedule instead.
+    Options: none of its own. `weight` 1; as a control of DCD it takes DCD's weight and schedule.
     """
 
     weight: ClassVar[float] = 1.0
@@ -49,8 +48,8 @@ class FitNets(FeatureMSE):
     3D change: as in FeatureMSE.
     Differs from the authors' code: one hint layer and a phase of its own there; here all stages,
     trained together with the segmentation, as in later comparisons.
-    Options: `standardise` (without it the channels of largest variance decide; with it a copy of
-    the teacher is made), `stages`, `adapters`. `weight` 1; published weights are 1 to 100.
+    Options: `standardise`; without it the channels of largest variance decide.
+    `weight` 1; published weights are 1 to 100.
     """
 
     def __init__(self, *channels: Sequence[int], standardise: bool = False, **shared: Any) -> None:
@@ -73,8 +72,8 @@ class ChannelWiseFeatures(StageMethod):
     Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
     3D change: all stages; a few of the teacher's channels are adapted and compared at a time.
     Differs from the authors' code: their adapter adds normalisation and ReLU. A well-known port
-    divides by the student's channels, which makes the loss larger by the width factor.
-    Options: `temperature` T, `stages`, `adapters`. `weight` 50 at T = 4, published for one map.
+    divides by the student's channels.
+    Options: `temperature` T. `weight` 50 at T = 4, published for one map.
     """
 
     weight: ClassVar[float] = 50.0
@@ -109,7 +108,7 @@ class AttentionTransfer(UnadaptedMethod):
     3D change: none but the voxels.
     Differs from the authors' code: theirs is the mean over voxels, which shrinks with their number.
     Its weight of 1000 on maps of 8^2 to 32^2 is 15.6 to 1 here.
-    Options: `stages`. `weight` 1 belongs to the sum over voxels.
+    Options: none of its own. `weight` 1 belongs to the sum over voxels.
     """
 
     weight: ClassVar[float] = 1.0

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from dcd_core.method import Narrow, Scalar, StageMethod, at_least
+from dcd_core.errors import at_least
+from dcd_core.method import Narrow, Scalar, StageMethod
 from dcd_core.methods.masks import overlap
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import ContractError, Output, Volume
@@ -30,10 +31,9 @@ class PromptFreeFreeKD(StageMethod):
 
     Source: the control of FreeKD that masks nothing.
     3D change: seven detail bands for three; J is 3, or fewer, so that 2^J is at most a quarter of
-    the shortest side, but 1 at least. Stages 1 to 4: stage 0 would need most of the memory. Few
-    channels are transformed at a time.
+    the shortest side, but 1 at least. Stages 1 to 4; few channels are transformed at a time.
     Differs from the authors' code: no mask, and no plain MSE of weight 5 beside it.
-    Options: `levels` at most, `stages`, `adapters`. `weight` 1 belongs to these means.
+    Options: `levels` at most. `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
@@ -47,7 +47,6 @@ class PromptFreeFreeKD(StageMethod):
         return range(min(1, count - 1), min(5, count))
 
     def usable_levels(self, size: Sequence[int]) -> int:
-        """How many levels are compared on a grid (D, H, W)."""
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
@@ -80,12 +79,12 @@ class FreeKD(PromptFreeFreeKD):
     task loss + diversity * mean_(two tokens) dice of their masks falls.
 
     Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, CVPR 2024, arXiv 2311.12079.
-    3D change: as in PromptFreeFreeKD. Later stages and the decoder read a masked stage.
+    3D change: as in PromptFreeFreeKD.
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
     levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
     it. The position-aware weights of the paper are in neither.
-    Options: `tokens`, `diversity` and learning `rate` of the prompts' training; `levels` at most,
-    `stages`, `adapters`. `weight` 1 belongs to these means.
+    Options: `tokens`, `diversity` and learning `rate` of the prompts' training; `levels` at most.
+    `weight` 1 belongs to these means.
     """
 
     def __init__(
@@ -116,10 +115,7 @@ class FreeKD(PromptFreeFreeKD):
         batches: Iterable[tuple[Tensor, Tensor]],
         task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> list[float]:
-        """Train the prompts on a teacher, a step of Adam per batch; the losses, step by step.
-
-        `batches` as in `prepare`; `task_loss(logits, target)`: `dice_and_cross_entropy` if None.
-        """
+        """Train the prompts by Adam, a step per batch of `prepare`; the losses, step by step."""
         task_loss = task_loss or dice_and_cross_entropy
         prompts = [p.clone().requires_grad_() for p in self.prompts()]
         optimizer = torch.optim.Adam(prompts, lr=self.rate)
@@ -182,10 +178,7 @@ def masks_of(features: Volume, prompts: Float[Tensor, "l t c"], levels: int) -> 
     Prompts act on channels and the transform on space, so few tokens are transformed, not channels.
     """
     asked = [torch.einsum("tc,bcdhw->btdhw", p, features) for p in prompts[:levels]]
-    return [
-        wavedec3(x, "haar", levels=level + 1).details[level].sigmoid()
-        for level, x in enumerate(asked)
-    ]
+    return [wavedec3(x, "haar", levels=i).details[-1].sigmoid() for i, x in enumerate(asked, 1)]
 
 
 def dice_and_cross_entropy(logits: Volume, target: Tensor) -> Scalar:

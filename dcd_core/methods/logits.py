@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from dcd_core.method import Method, Scalar, at_least, positive
+from dcd_core.errors import at_least, positive
+from dcd_core.method import Method, Scalar
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Wavelet, max_level, wavedec3
 
@@ -72,8 +73,8 @@ class LogitsKD(LogitMethod):
     Source: Hinton, Vinyals, Dean, NeurIPS workshop 2014, arXiv 1503.02531.
     3D change: every voxel is an example, in slabs along D.
     Differs from the authors' code: there is none. Public ones divide by voxels (this), by voxels
-    and classes, or by samples alone, which differ by k and by D * H * W.
-    Options: `temperature` T, `regions`, `ignore`. `weight` 1 belongs to the mean at T = 2.
+    and classes, or by samples alone.
+    Options: `temperature` T. `weight` 1 belongs to the mean at T = 2.
     """
 
     weight: ClassVar[float] = 1.0
@@ -109,7 +110,7 @@ class DIST(LogitMethod):
     Differs from the authors' code: voxels are related within a sample, there in the whole batch.
     With two classes the correlation between classes is +1 or -1 and has no gradient; with one
     region its term is left out. Where a row is constant r is 0, as there.
-    Options: `temperature` T, `beta`, `gamma`, `regions`, `ignore`. `weight` 1 of beta = gamma = 1.
+    Options: `temperature` T, `beta`, `gamma`. `weight` 1 of beta = gamma = 1.
     """
 
     weight: ClassVar[float] = 1.0
@@ -150,10 +151,10 @@ class WaveletOutputs(LogitMethod):
     3D change: probabilities stand for images, seven detail bands for three, three levels for four,
     or as many as the shortest axis allows.
     Differs from the authors' code: zero padding there; here patches are periodic, as in DCD, and an
-    odd axis repeats its last voxel first, so a constant has no detail. The difference is 0 at
-    ignored voxels, which stay in the mean.
-    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10 is a
-    start: the paper's was not recovered, and the mean over mostly empty bands is about 1e-3.
+    odd axis repeats its last voxel first. The difference is 0 at ignored voxels, which stay in the
+    mean.
+    Options: `wavelet` of PyWavelets, `levels` at most. `weight` 10 is a start: the paper's was not
+    recovered, and the mean over mostly empty bands is about 1e-3.
     """
 
     weight: ClassVar[float] = 10.0
@@ -185,7 +186,7 @@ class ChannelWiseLogits(LogitMethod):
     3D change: a few classes at a time.
     Differs from the authors' code: their scripts add adversarial and pixel-wise terms, and ignore
     no voxels. Classes absent from a patch count as any other, as there.
-    Options: `temperature` T, `ignore`. `weight` 3 belongs to T = 4 and the mean over classes.
+    Options: `temperature` T. `weight` 3 belongs to T = 4 and the mean over classes.
     """
 
     weight: ClassVar[float] = 3.0

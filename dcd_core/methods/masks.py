@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from dcd_core.method import Narrow, Scalar, StageMethod, at_least, averaged
+from dcd_core.errors import at_least
+from dcd_core.method import Narrow, Scalar, StageMethod, averaged
 from dcd_core.types import Volume
 
 TOKENS = 16
@@ -32,12 +33,10 @@ class ACAMKD(StageMethod):
     the voxels. Stages 2 to 4; errors in slabs along D.
     Differs from the authors' code: there is none. Our choices, where the paper leaves one: errors
     are divided by the sum of the mask, since a mask that minimises a plain masked error vanishes;
-    masks learn from the errors, but the student learns nothing from the masks, or it would be
-    driven off where it agrees; V keeps all channels, as the channel mask needs them; the student is
-    adapted first; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are
-    of encoder features, not of predicted maps; M is an option, not the number of classes.
-    Options: `masks` M, `diversity` (it adds up to 2 where networks agree), `stages`, `adapters`.
-    `weight` 1 belongs to these means.
+    the student learns nothing from the masks, or it would be driven off where it agrees; V keeps
+    all channels; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are of
+    encoder features, not of predicted maps; M is an option, not the number of classes.
+    Options: `masks` M, `diversity`. `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
