@@ -180,7 +180,7 @@ def _selection(
         raise ContractError("bands", tuple(bands), expected, "bands=PUBLISHED")
     if not 0 <= coarse_weight < math.inf or (coarse_weight and convention == "released"):
         expected = "a finite number >= 0, and 0 in the released convention"
-        raise ContractError("coarse_weight", coarse_weight, expected, "'aaa' among the bands")
+        raise ContractError("coarse_weight", coarse_weight, expected, "0.0, or band 'aaa'")
     return Selection(axis_names(wavelet), levels, tuple(bands), coarse_weight, convention)
 
 

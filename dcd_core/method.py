@@ -161,9 +161,8 @@ class StageMethod(Method):
             wanted = [(len(t), width, *t.shape[2:]) for width in self.channels[index]]
             if [s.shape, t.shape] != wanted:
                 got = f"student {tuple(s.shape)}, teacher {tuple(t.shape)}"
-                expected = "{} and {} channels of one batch on one grid".format(
-                    *self.channels[index]
-                )
+                narrow, wide = self.channels[index]
+                expected = f"{narrow} and {wide} channels of one batch on one grid"
                 attempt = "the two networks it was built for, of equal strides, fed the same patch"
                 raise ContractError(f"features of encoder stage {number}", got, expected, attempt)
             yield index, s, t

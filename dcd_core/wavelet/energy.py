@@ -10,8 +10,8 @@ reconstructions in place of coefficients. With S_b the synthesis of band b it is
 
     1/L sum_(l=1..L) mean( (sum_(b in B) S_b W_b x_(l-1))^2 ).
 
-Everything here is an operation of PyTorch, for any wavelet, size, precision and device, and can be
-differentiated any number of times. `dcd_core.wavelet.fast` computes the same numbers faster.
+This serves any wavelet, size, precision and device and can be differentiated any number of times.
+`dcd_core.wavelet.fast` computes the same numbers faster.
 """
 
 from __future__ import annotations
@@ -97,11 +97,7 @@ def energy(
 def grids(
     size: tuple[int, ...], names: tuple[str, ...], levels: int
 ) -> tuple[tuple[int, ...], ...]:
-    """The grids (D, H, W) of x_0, x_1, ... as far as `levels` are usable: `size` is the first.
-
-    An axis is split while it is at least as long as its filter, so that the filter does not wrap
-    onto itself. A shorter axis stays as it is. Levels end where no axis is left.
-    """
+    """The grids (D, H, W) of x_0, x_1, ... while `levels` are usable: while an axis is split."""
     result = [size]
     while len(result) <= levels and any(map(fits, result[-1], names)):
         axes = zip(result[-1], names, strict=True)
@@ -110,7 +106,7 @@ def grids(
 
 
 def fits(n: int, name: str) -> bool:
-    """Whether an axis of n samples is split once more by this wavelet."""
+    """Whether an axis of n samples is split once more: a filter must not wrap onto itself."""
     return n >= taps(name)
 
 
@@ -122,11 +118,8 @@ def usable_levels(size: Sequence[int], selection: Selection) -> int:
 
 
 def voxels(size: Sequence[int], selection: Selection) -> int:
-    """Voxels of a volume (D, H, W) over which its level is averaged.
-
-    The released synthesis returns an axis of odd length one sample short.
-    """
-    released = selection.convention == "released"
+    """Voxels of a volume (D, H, W) over which its level is averaged."""
+    released = selection.convention == "released"  # whose synthesis cuts odd axes by a sample
     return math.prod(n - n % 2 if released else n for n in size)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -123,61 +123,58 @@ def axis(n: int, name: str) -> Axis:
 def split(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """As `split` of the definition, for `join` alone: bands that are not selected are undefined."""
     axes = _released(x.shape[2:], selection.names, synthesis=False)
-    return _Split.apply(x, axes, selection.bands)
+    return _Split.apply(x, (axes, selection.bands))
 
 
 def join(bands: Tensor, size: Sequence[int], selection: Selection) -> Tensor:
     """As `join` of the definition. Bands that are not selected are not read."""
     axes = _released(size, selection.names, synthesis=True)
-    return _Join.apply(bands, None, axes, selection.bands)
+    return _Join.apply(bands, None, (axes, selection.bands))
+
+
+Bank: TypeAlias = tuple[Sequence[Axis], Sequence[str]]
+"""The axes that filter, and the names of the bands in use."""
 
 
 class _Split(torch.autograd.Function):
-    """Volumes (b, c, d, h, w) to their bands (b, c, 8, d', h', w') of these names, and to `aaa`."""
+    """Volumes (b, c, d, h, w) to their bands (b, c, 8, d', h', w') in use, and to `aaa`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *bank: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
         ctx.bank = axes, names = bank
         bands = x.new_empty(len(BANDS), *x.shape[:2], *(axis.coefficients for axis in axes))
         coarse = torch.empty_like(bands[0])
-        _filter(x.contiguous(), bands, coarse, axes, names, back=False)
+        _filter(x.contiguous(), bands, coarse, bank, back=False)
         if "aaa" in names:
             bands[0] = coarse
         return bands.movedim(0, 2), coarse
 
     @staticmethod
-    def backward(ctx: Any, bands: Tensor, coarse: Tensor) -> tuple[Tensor, None, None]:
-        return _Join.apply(bands, coarse, *ctx.bank), None, None
+    def backward(ctx: Any, bands: Tensor, coarse: Tensor) -> tuple[Tensor, None]:
+        return _Join.apply(bands, coarse, ctx.bank), None
 
 
 class _Join(torch.autograd.Function):
     """The transpose of `_Split`."""
 
     @staticmethod
-    def forward(ctx: Any, bands: Tensor, coarse: Tensor | None, *bank: Any) -> Tensor:
+    def forward(ctx: Any, bands: Tensor, coarse: Tensor | None, bank: Bank) -> Tensor:
         ctx.bank = axes, names = bank
         bands = bands.movedim(2, 0).contiguous()
         if coarse is not None:
             coarse = coarse + bands[0] if "aaa" in names else coarse.contiguous()
         x = bands.new_empty(*bands.shape[1:3], *(axis.samples for axis in axes))
-        _filter(x, bands, coarse, axes, names, back=True)
+        _filter(x, bands, coarse, bank, back=True)
         return x
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        bands, coarse = _Split.apply(gradient, *ctx.bank)
-        return bands, coarse if ctx.needs_input_grad[1] else None, None, None
+        bands, coarse = _Split.apply(gradient, ctx.bank)
+        return bands, coarse if ctx.needs_input_grad[1] else None, None
 
 
-def _filter(
-    x: Tensor,
-    bands: Tensor,
-    coarse: Tensor | None,
-    axes: Sequence[Axis],
-    names: Sequence[str],
-    *,
-    back: bool,
-) -> None:
+def _filter(x: Tensor, bands: Tensor, coarse: Tensor | None, bank: Bank, *, back: bool) -> None:
+    axes, names = bank
     pairs = zip(BANDS, bands, strict=True)
     pointers = [band.data_ptr() if name in names else None for name, band in pairs]
     if coarse is not None:
@@ -199,10 +196,9 @@ def _released(size: Sequence[int], names: Sequence[str], *, synthesis: bool) -> 
 
 
 def _axis(filters: np.ndarray, samples: int, coefficients: int, *rest: int) -> Axis:
-    step, lead, periodic = rest
     rounded = _rounded(filters)
     rows = (_FLOATS * 2)(*(row.ctypes.data_as(_FLOATS) for row in rounded))
-    result = Axis(samples, coefficients, filters.shape[1], step, lead, periodic, rows)
+    result = Axis(samples, coefficients, filters.shape[1], *rest, rows)
     result.kept = rounded  # the structure only points at it
     return result
 
