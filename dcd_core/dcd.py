@@ -107,18 +107,8 @@ class DCD(StageMethod):
         selection = _selection(wavelet, levels, bands, coarse_weight, convention)
         one_of("stage_reduction", stage_reduction, "mean", "sum")
         super().__init__(student_channels, teacher_channels, stages=stages, adapters=projection)
-        self.selection = selection
-        self.stage_reduction = stage_reduction
-
-    @property
-    def wavelet(self) -> tuple[str, str, str]:
-        """The wavelet of each axis (D, H, W)."""
-        return self.selection.names
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """The bands that are compared."""
-        return self.selection.bands
+        self.selection, self.stage_reduction = selection, stage_reduction
+        self.wavelet, self.bands = selection.names, selection.bands
 
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> DCD:

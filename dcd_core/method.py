@@ -93,11 +93,12 @@ class StageMethod(Method):
     """A loss of encoder features: the mean of `stage` over the stages in use.
 
     `student_channels`, `teacher_channels`: channels per stage, finest first; `stages`: indices of
-    those compared, None for `default_stages`. `adapters`: "learned", "frozen" or "orthogonal"
+    those compared, None for the `usual` ones. `adapters`: "learned", "frozen" or "orthogonal"
     1x1x1 convolutions without bias from student to teacher channels, or "none" for equal channels.
     """
 
     adapter_option: ClassVar[str | None] = "adapters"
+    usual: ClassVar[slice] = slice(None)  # where no stage is left, the deepest is compared
 
     def __init__(
         self,
@@ -112,7 +113,8 @@ class StageMethod(Method):
         if len(teacher_channels) != count:
             got = f"{count} in the student, {len(teacher_channels)} in the teacher"
             raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
-        self.stages = tuple(self.default_stages(count) if stages is None else stages)
+        usual = range(count)[self.usual] or range(count)[-1:]
+        self.stages = tuple(usual if stages is None else stages)
         if not self.stages or any(not 0 <= i < count for i in self.stages):
             expected = f"indices from 0 to {count - 1}"
             raise ContractError("stages", self.stages, expected, "stages=None")
@@ -120,16 +122,11 @@ class StageMethod(Method):
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
         self.adapters = nn.ModuleList(self.adapter(s, t, adapters) for s, t in self.channels)
 
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        """The stages compared unless told otherwise, of `count`."""
-        return range(count)
-
     def adapter(self, student: int, teacher: int, kind: Adapters) -> nn.Module:
         """What brings `student` channels to `teacher` channels."""
         one_of("adapters", kind, "learned", "frozen", "orthogonal", "none")
         if kind == "none":
-            if student != teacher:
+            if student != teacher and self.adapter_option:
                 got = f"{student} student and {teacher} teacher channels"
                 raise ContractError("adapters 'none'", got, "equal channels", "'learned'")
             return nn.Identity()
@@ -184,9 +181,6 @@ class UnadaptedMethod(StageMethod):
 
     def __init__(self, *channels: Sequence[int], **shared: Any) -> None:
         super().__init__(*channels, adapters="none", **shared)
-
-    def adapter(self, student: int, teacher: int, kind: Adapters) -> nn.Module:
-        return nn.Identity()
 
 
 def released_adapters(channels: Iterable[tuple[int, int]]) -> nn.ModuleList:

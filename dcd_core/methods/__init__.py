@@ -1,7 +1,7 @@
 """All methods of distillation: one class per paper, called alike, none tuned more than another.
 
-`METHODS` lists them by name and `build` makes one. DCD is among them, so that a comparison is a
-loop over names. What all share is in `dcd_core.method`; each family has a file.
+`METHODS` lists them by name, DCD among them, and `build` makes one. What all share is in
+`dcd_core.method`; each family has a file.
 """
 
 from __future__ import annotations
@@ -90,12 +90,5 @@ def adapter_option(name: str) -> str | None:
     return made.adapter_option if isinstance(made, type) and issubclass(made, Method) else None
 
 
-__all__ = [
-    "METHODS",
-    "LogitMethod",
-    "Method",
-    "StageMethod",
-    "adapter_option",
-    "build",
-    "options_of",
-]
+__all__ = ["METHODS", "LogitMethod", "Method", "StageMethod"]
+__all__ += ["adapter_option", "build", "options_of"]

@@ -37,14 +37,11 @@ class PromptFreeFreeKD(StageMethod):
     """
 
     weight: ClassVar[float] = 1.0
+    usual = slice(1, 5)
 
     def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
         super().__init__(*channels, **shared)
         self.levels = at_least("levels", levels, 1)
-
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        return range(min(1, count - 1), min(5, count))
 
     def usable_levels(self, size: Sequence[int]) -> int:
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))

@@ -40,6 +40,7 @@ class ACAMKD(StageMethod):
     """
 
     weight: ClassVar[float] = 1.0
+    usual = slice(2, 5)
 
     def __init__(
         self, *channels: Sequence[int], masks: int = 4, diversity: float = 1.0, **shared: Any
@@ -48,10 +49,6 @@ class ACAMKD(StageMethod):
         at_least("masks", masks, 2)
         self.diversity = diversity
         self.fusions = nn.ModuleList(Fusion(width, masks) for _, width in self.channels)
-
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        return range(min(2, count - 1), min(5, count))
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         adapter = self.adapters[index]

@@ -75,6 +75,7 @@ class ReCo(StageMethod):
     """
 
     weight: ClassVar[float] = 0.01
+    usual = slice(-1)
 
     def __init__(
         self,
@@ -102,10 +103,6 @@ class ReCo(StageMethod):
         loss = cls(*channels, masks="released", context="frozen", adapters="frozen")
         loss.adapters = released_adapters(loss.channels)
         return loss
-
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        return range(max(1, count - 1))
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         adapter, context = self.adapters[index], cast(Context, self.contexts[index])

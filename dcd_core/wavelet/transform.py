@@ -128,9 +128,7 @@ def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
     """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
     each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else tuple(wavelet)
     if len(each) != 3:
-        raise ContractError(
-            "wavelet", each, "one name, or three (D, H, W)", "('haar', 'db4', 'db4')"
-        )
+        raise ContractError("wavelet", each, "one or three names", "('haar', 'db4', 'db4')")
     d, h, w = (discrete(getattr(one, "name", one)).name for one in each)
     return d, h, w
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dcd_core.errors import nearest, require
-from dcd_core.models import Segmenter, channel_axis
+from dcd_core.models import Segmenter
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError, Volume
 from dcd_lab.deploy.export import IMAGE, LOGITS, quiet
@@ -169,7 +169,8 @@ def simulate_int8(
     kept = _layers_of(layers, keep_float)
     chosen = [layer for name, layer in layers.items() if name not in kept]
     for layer, (low, high) in _ranges(rounded, chosen, patches, percentile).items():
-        axis = channel_axis(layer, layer.weight, "out") or 0
+        # Output channels are the second axis of a transposed convolution, the first of others.
+        axis = int(isinstance(layer, nn.ConvTranspose3d))
         layer.weight.data = rounded_weights(layer.weight.data, axis)
         layer.register_forward_pre_hook(partial(_round_input, low, high))
     return rounded
