@@ -22,7 +22,7 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
     {
         "dcd": DCD,
         "dcd-released": DCD.released,
-        # outputs
+        # logits
         "logits": logits.LogitsKD,
         "dist": logits.DIST,
         "wavelet-outputs": logits.WaveletOutputs,

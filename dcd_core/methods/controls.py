@@ -20,15 +20,13 @@ from dcd_core.wavelet.transform import apply_separable, matrix
 
 
 class HighPass(FeatureMSE):
-    """FeatureMSE of what a low-pass filter along each axis takes from the features.
-
-    A linear filter commutes with an adapter without bias, so the narrow student is filtered.
-    """
+    """FeatureMSE of what a low-pass filter along each axis takes from the features."""
 
     lowpass: tuple[Callable[[int, float], np.ndarray], float]  # of an axis, and its own option
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         build, option = self.lowpass
+        # Filters commute with adapters, so the narrow student is filtered.
         filters = [matrix(build, n, option, like=teacher) for n in teacher.shape[2:]]
         s, t = (x - apply_separable(x, filters) for x in (student, teacher))
         return super().stage(index, s, t, target)
@@ -41,8 +39,7 @@ class GaussianHighPass(HighPass):
 
     Source: ours, as a control of Fan et al., MICCAI 2026, arXiv 2605.26382.
     3D change: one blur along each axis, in voxels, whatever the spacing.
-    Differs from the authors' code: there is none. The blur is `scipy.ndimage.gaussian_filter`, mode
-    "reflect", which ends at 4 sigma.
+    Differs from the authors' code: there is none. The blur is that of `scipy.ndimage`, "reflect".
     Options: `sigma` in voxels; 1 divides the frequencies about where a wavelet's first level does.
     `weight` 1 as in FeatureMSE.
     """

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv3d, normalize
 
 from dcd_core.errors import positive
@@ -25,8 +25,7 @@ class FeatureMSE(StageMethod):
     Source: the control of Fan et al., MICCAI 2026, arXiv 2605.26382, that keeps all bands: with an
     orthonormal wavelet, one level and all eight bands DCD is this number.
     3D change: slabs along D, so that neither the adapted student nor the difference exists whole.
-    Differs from the authors' code: none was released; a sibling release regresses the last stage
-    alone, by a convolution that is never trained.
+    Differs from the authors' code: none was released.
     Options: none of its own. `weight` 1; as a control of DCD it takes DCD's weight and schedule.
     """
 
@@ -83,18 +82,16 @@ class ChannelWiseFeatures(StageMethod):
         self.temperature = positive("temperature", temperature)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        adapter = self.adapters[index]
         divergence = partial(channelwise, self.temperature, None)
+        weight = getattr(self.adapters[index], "weight", None)
 
         def adapted(rows: Tensor, t: Tensor) -> Tensor:
             return divergence(conv3d(student, rows.transpose(0, 1)), t)
 
-        if isinstance(adapter, nn.Identity):
+        if weight is None:
             total = self.in_chunks(divergence, student, teacher, dim=1)
-        else:
-            # A channel of the adapted student is made by one row of the adapter.
-            rows = adapter.get_parameter("weight").transpose(0, 1)
-            total = self.in_chunks(adapted, rows, teacher, dim=1)
+        else:  # a channel of the adapted student is made by one row of the adapter
+            total = self.in_chunks(adapted, weight.transpose(0, 1), teacher, dim=1)
         return total / (teacher.shape[0] * teacher.shape[1])
 
 

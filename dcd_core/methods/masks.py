@@ -72,8 +72,8 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: int, masks: int) -> None:
         super().__init__()
-        self.query = nn.Linear(channels, max(1, channels // 2), bias=False)
-        self.key = nn.Linear(channels, max(1, channels // 2), bias=False)
+        half = max(1, channels // 2)
+        self.query, self.key = (nn.Linear(channels, half, bias=False) for _ in range(2))
         self.value = nn.Linear(channels, channels, bias=False)
         # Equal masks would stay equal: nothing but chance tells them apart at first.
         self.space = nn.Parameter(torch.randn(masks, channels) / channels**0.5)
@@ -90,7 +90,7 @@ class Fusion(nn.Module):
         return logits.flatten(2).sigmoid(), channels.sigmoid()
 
     def fused(self, student: Volume, teacher: Volume) -> Volume:
-        """Values of the student, put where the teacher asks for them."""
+        """The student's values, where the teacher asks for them."""
         s, t = student.flatten(2).mT, teacher.flatten(2).mT
         q, k, v = self.query(t), self.key(s), self.value(s)
         scale, more = q.shape[2] ** -0.5, v.shape[2] - q.shape[2]

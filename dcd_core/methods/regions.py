@@ -151,8 +151,7 @@ class ReCo(StageMethod):
 class Context(nn.Module):
     """What a block of global context adds to every voxel: U(sum_v softmax_v(k f) f).
 
-    U is a layer to half the channels, a normalisation of these without weights, ReLU and a layer
-    back. `trained`: otherwise frozen where training would have begun, at an output of 0.
+    U goes through half the channels, normalised. If not `trained`, its output is 0.
     """
 
     def __init__(self, channels: int, *, trained: bool) -> None:
@@ -169,7 +168,7 @@ class Context(nn.Module):
         self.requires_grad_(trained)
 
     def scores(self, features: Volume) -> Float[Tensor, "b 1 d h w"]:
-        """What the softmax is of, k f."""
+        """K f, of which the softmax is."""
         return torch.einsum("oc,bcdhw->bodhw", self.key.weight, features)
 
     def forward(self, attended: Float[Tensor, "b c 1 1 1"]) -> Float[Tensor, "b c 1 1 1"]:
@@ -191,10 +190,7 @@ def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Ten
 def labels_at(
     size: Sequence[int], target: Tensor | None, ignore: int | None
 ) -> tuple[Labels, Members]:
-    """Labels of the nearest voxels on a coarser grid, and which count: not `ignore`, not below 0.
-
-    Nearest as in the codes that are compared, although it drops lesions smaller than a voxel.
-    """
+    """Labels of the nearest voxels on a coarser grid, and which count: not `ignore`, not below 0."""
     if target is None:
         raise ContractError("target", None, "labels", "forward(student, teacher, target)")
     if target.shape[2:] != tuple(size):

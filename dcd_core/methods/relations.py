@@ -1,7 +1,7 @@
 """How places relate: the student keeps similarities, distances and angles, not the features.
 
-Relations of all voxels would be matrices of their square, so voxels are pooled to *nodes*: a coarse
-grid of regions, each the mean of its voxels. Relations are taken within one network.
+Voxels are too many for that, so they are pooled to *nodes*: a coarse grid of regions, each the mean
+of its voxels.
 """
 
 from __future__ import annotations
@@ -45,11 +45,9 @@ class PairwiseAffinity(RelationMethod):
         mean_stages mean_(b,i,j) (cos_ij(s) - cos_ij(t))^2,    cos_ij that of nodes i and j.
 
     Source: Liu, Chen, Liu, Qin, Luo, Wang, CVPR 2019, arXiv 1903.04197, and TPAMI 2020.
-    3D change: the paper's patches of 2 x 2 would leave matrices of 4 GiB of a 64^3 map; at most
-    8^3 = 512 nodes need 1 MiB each.
+    3D change: at most 8^3 nodes for the paper's patches of 2 x 2, which would need 4 GiB.
     Differs from the authors' code: there patches are pooled by the maximum and norms have no
-    gradient; here both are as in the paper's text. Its pixel-wise and adversarial terms are left
-    out.
+    gradient; here both are as in the paper's text. Its pixel-wise and adversarial terms are absent.
     Options: `nodes` per axis. `weight` 10 belongs to the mean over pairs.
     """
 
@@ -81,11 +79,7 @@ class RelationalKD(RelationMethod):
     weight: ClassVar[float] = 1.0
 
     def __init__(
-        self,
-        *channels: Sequence[int],
-        distance: float = 25.0,
-        angle: float = 50.0,
-        **shared: Any,
+        self, *channels: Sequence[int], distance: float = 25.0, angle: float = 50.0, **shared: Any
     ) -> None:
         super().__init__(*channels, **shared)
         self.distance_weight, self.angle_weight = distance, angle
@@ -106,8 +100,7 @@ class CrossImage(RelationMethod):
     Source: Yang, Zhou, An, Jiang, Xu, Zhang, CVPR 2022, arXiv 2204.06986.
     3D change: regions stand for pixels. A single patch is related to itself.
     Differs from the authors' code (CIRKD): the mini-batch term alone, without their memory bank.
-    Options: `temperature` T, `nodes` per axis. `weight` 0.1 at T = 0.1, of the mean over rows and
-    pairs of patches.
+    Options: `temperature` T, `nodes` per axis. `weight` 0.1 belongs to T = 0.1.
     """
 
     weight: ClassVar[float] = 0.1
