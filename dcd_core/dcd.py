@@ -6,12 +6,8 @@ the *directional detail* bands together. The coarse band stays free, so the stud
 global semantics. The loss acts in training alone: what is deployed is the undistilled network.
 
 With student features s, teacher features t and a 1x1x1 projection P, everything after P is linear.
-So one tensor is transformed, x_0 = P(s) - t. With x_l = W_aaa x_(l-1), the loss of a stage is
-
-    1/L * sum_l  1/|x_(l-1)| * sum_(b in bands) ||W_b x_(l-1)||^2.
-
-`dcd_core.wavelet.energy.energy` is this double sum; `dcd_core.wavelet.fast` computes it faster.
-Stages are averaged, and `kd_weight` is the weight of their mean beside the segmentation loss.
+So one tensor is transformed, x_0 = P(s) - t; `dcd_core.wavelet.energy` has the double sum over its
+levels and bands. Stages are averaged, and `kd_weight` is the weight of their mean.
 
 Source: Fan, Geng, Xiao, Wang, Mei, Che, Jiang, Lan, "Detail Consistent Stage-Wise Distillation for
 Efficient 3D MRI Segmentation", MICCAI 2026, arXiv 2605.26382. Where the authors' release (commit
@@ -61,8 +57,7 @@ def detail_distance(
     `student`, `teacher` (b, c, d, h, w), equal shapes; computed in float32 or better even inside
     autocast. `bands` are names out of `BANDS`; `coarse_weight` adds the coarse band of the last
     level. Convention "orthonormal" compares periodized wavelet coefficients: with all bands and one
-    level it is the MSE. Convention "released" repeats commit 7cf0ca6, whose synthesis does not
-    invert its analysis: it compares masked reconstructions on a zero-padded grid.
+    level it is the MSE. "released" compares the masked reconstructions of commit 7cf0ca6.
     Raises ContractError for unequal shapes, unknown names, or a grid too small for a single level.
     """
     selection = _selection(wavelet, levels, bands, coarse_weight, convention)

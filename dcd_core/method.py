@@ -51,10 +51,9 @@ class Method(nn.Module):
     chunk: int = 1 << 24
 
     def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learn from the teacher alone what is needed, if any; called before the first step.
+        """Learn from the teacher what is needed before the first step, and keep it in buffers.
 
-        `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w). What is learnt is a
-        buffer, so that a checkpoint holds it; a second call, as after a restart, changes nothing.
+        `batches`: images (b, c, d, h, w), labels (b, 1, d, h, w). A second call changes nothing.
         """
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:

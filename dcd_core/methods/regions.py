@@ -168,7 +168,7 @@ class Context(nn.Module):
         self.requires_grad_(trained)
 
     def scores(self, features: Volume) -> Float[Tensor, "b 1 d h w"]:
-        """K f, of which the softmax is."""
+        """Return k f, of which the softmax is taken."""
         return torch.einsum("oc,bcdhw->bodhw", self.key.weight, features)
 
     def forward(self, attended: Float[Tensor, "b c 1 1 1"]) -> Float[Tensor, "b c 1 1 1"]:
@@ -190,7 +190,7 @@ def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Ten
 def labels_at(
     size: Sequence[int], target: Tensor | None, ignore: int | None
 ) -> tuple[Labels, Members]:
-    """Labels of the nearest voxels on a coarser grid, and which count: not `ignore`, not below 0."""
+    """Labels of the nearest voxels of a grid, and which count: not `ignore`, not below 0."""
     if target is None:
         raise ContractError("target", None, "labels", "forward(student, teacher, target)")
     if target.shape[2:] != tuple(size):

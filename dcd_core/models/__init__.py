@@ -1,11 +1,9 @@
 """Teacher and student: one wrapper around any U-Net, so that every method sees the same thing.
 
-Distillation needs the features of each encoder stage, finest first, and nothing else about a
-network. `Segmenter` collects them from named submodules during the forward pass; `encode` stops
-after the deepest one, because a teacher's decoder teaches nothing to a loss of features.
-
-`unets` has the networks that come wrapped, `nnunet` those that nnU-Net planned and trained;
-`files` builds them by name, saves and loads them.
+`Segmenter` collects the features of each encoder stage during the forward pass; its `encode` stops
+after the deepest one, because a teacher's decoder teaches nothing to a loss of features. `unets`
+has the networks that come wrapped, `nnunet` those that nnU-Net planned and trained; `files` builds
+them by name, saves and loads them.
 """
 
 from dcd_core.models.files import ARCHITECTURES, build, load, save

@@ -31,8 +31,7 @@ def build(architecture: str, in_channels: int, classes: int, **options: Any) -> 
 def save(model: Segmenter, path: str | Path) -> Path:
     """Write weights (safetensors) with the architecture in the file's own header; atomic.
 
-    Equal models make equal bytes, so a file can be known by its checksum.
-    Raises ContractError for a segmenter without `spec`, which could not be built again.
+    Equal models make equal bytes. Raises ContractError for a segmenter without `spec`.
     """
     from safetensors.torch import save_file
 
@@ -48,11 +47,7 @@ def save(model: Segmenter, path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Segmenter:
-    """Read what `save` wrote; every weight must match.
-
-    Raises ContractError when the file is missing, cut short, or of another architecture, and when a
-    weight is not finite.
-    """
+    """Read what `save` wrote; ContractError unless every weight matches and is finite."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_model
 

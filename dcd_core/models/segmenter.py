@@ -20,12 +20,11 @@ _Arguments = ParamSpec("_Arguments")
 class Segmenter(nn.Module):
     """Any U-Net, made to return an `Output`.
 
-    `network`: maps (b, c, d, h, w) to logits. Under deep supervision it returns a sequence of
-    logits, finest first, or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules
-    whose outputs are the encoder stages, finest first. `channels`: channels of each stage. `spec`:
-    what `load` needs to build the network again. `regions`: the logits are those of overlapping
-    regions, a sigmoid each, and not those of classes. Raises ContractError for stages that the
-    network does not have, or that do not run, and for a network that returns anything else.
+    `network`: maps (b, c, d, h, w) to logits, or under deep supervision to several, finest first,
+    or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules whose outputs are the
+    encoder stages, finest first; `channels`: of each stage. `spec`: what `load` needs to build the
+    network again. `regions`: the logits are those of overlapping regions, a sigmoid each. Raises
+    ContractError for stages that do not exist or run, and for a network that returns anything else.
     """
 
     def __init__(

@@ -72,10 +72,9 @@ def energy(
     split: Callable[..., tuple[Tensor, Tensor]] = split,
     join: Callable[..., Tensor] = join,
 ) -> Float[Tensor, ""]:
-    """The loss of differences `x` (b, c, d, h, w), a scalar in the precision of `x`.
+    """The loss of differences `x` (b, c, d, h, w), a scalar; all levels must be usable.
 
-    All levels of `selection` must be usable on the grid of `x`. `split` and `join` may be replaced
-    by two that together do the same.
+    `split` and `join` may be replaced by two that together do the same.
     """
     total = x.new_zeros(())
     for level in range(1, selection.levels + 1):

@@ -44,9 +44,8 @@ def dwt3(
 ) -> Float[Tensor, "b c 8 _ _ _"]:
     """Split volumes into their eight bands, one level.
 
-    `x` (b, c, d, h, w) -> (b, c, 8, d', h', w'), equal to `pywt.dwtn` along the last three axes.
-    Half precision is computed and returned in float32. Raises ContractError for an unknown wavelet
-    or mode, and where (anti)reflect meets an axis of one voxel.
+    `x` (b, c, d, h, w) -> (b, c, 8, d', h', w'), equal to `pywt.dwtn`, in float32 or better. Raises
+    ContractError for an unknown wavelet or mode, and where (anti)reflect meets one voxel.
     """
     return to_bands(_transform(analysis, x, x.shape[2:], wavelet, mode))
 
@@ -113,8 +112,7 @@ def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
     """How many levels a volume can be split before the filters outgrow it (`pywt.dwtn_max_level`).
 
     `size` is one extent or (D, H, W), in voxels; the shortest axis decides. Returns 0 when not one
-    level fits. Boundary effects then reach every coefficient. Periodization allows it, so the
-    distillation loss goes on a little further (`dcd_core.wavelet.energy.grids`).
+    level fits. The loss, which is periodic, goes further (`dcd_core.wavelet.energy.grids`).
     """
     extents = (size,) * 3 if isinstance(size, int) else tuple(size)
     axes = zip(extents, axis_names(wavelet), strict=True)

@@ -1,8 +1,4 @@
-"""The loss by filters on a CPU in float32: the compiled code in `filterbank.c`.
-
-It is built when the package is installed and a C compiler with OpenMP is found. Without it
-`matrices` computes the same numbers.
-"""
+"""The loss by filters on a CPU in float32: `filterbank.c`, compiled where there is a C compiler."""
 
 from __future__ import annotations
 
@@ -85,10 +81,7 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=256)
 def levels(size: tuple[int, ...], selection: Selection) -> ctypes.Array[Level]:
-    """The levels of the loss on a grid (D, H, W).
-
-    A level adds up its bands, or takes the other bands away from the whole if those are fewer.
-    """
+    """The levels of the loss. Each adds up its bands, or subtracts the others if fewer."""
     result = []
     every = grids(size, selection.names, selection.levels)
     # The weight of the last level beside that of the first.
@@ -204,15 +197,12 @@ def _axis(filters: np.ndarray, samples: int, coefficients: int, *rest: int) -> A
 
 
 def _rounded(filters: np.ndarray) -> np.ndarray:
-    """In float32, with the sums over every second tap, by which a constant differs from detail.
-
-    The smallest tap takes the correction, because its own digits are the finest.
-    """
+    """In float32, with the sums over every second tap, by which a constant differs from detail."""
     single = filters.astype(np.float32)
     for half, exact in zip(single, filters, strict=True):
         for parity in (slice(0, None, 2), slice(1, None, 2)):
             row = half[parity]
-            if row.any():
+            if row.any():  # the smallest tap is corrected: its own digits are the finest
                 least = np.abs(np.where(row, row, np.inf)).argmin()
                 row[least] += (exact[parity] - row).sum()
     return single

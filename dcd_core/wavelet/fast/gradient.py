@@ -1,7 +1,6 @@
-"""The loss of one stage and its gradient in one pass, a few channels at a time.
+"""The loss of one stage and its gradient in one pass: they are made of the same bands.
 
-Loss and gradient are made of the same bands, so both are computed in the forward pass. Neither the
-projected student nor the difference of the features ever exists as a whole.
+A few channels at a time: neither the projected student nor the difference ever exists as a whole.
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ def distance(
     bias: Tensor | None,
     selection: Selection,
 ) -> Tensor:
-    """The loss of one stage, a scalar; `weight` and `bias`, if any, project the student first.
-
-    Shapes as in `Inputs`. The levels of `selection` must be usable.
-    """
+    """The loss of one stage, a scalar, of `Inputs`; the levels of `selection` must be usable."""
     measure = _Distance.apply
     if torch.compiler.is_compiling():  # it leaves nothing to fuse; a decorator imports the compiler
         measure = torch.compiler.disable(measure)
@@ -94,8 +90,7 @@ class _Distance(torch.autograd.Function):
             value = by_definition(inputs, ctx.selection)
             results = iter(torch.autograd.grad(value, wanted, upstream, create_graph=True))
             return tuple(next(results) if need else None for need in needed)
-        # Scaling in place spares a tensor of the features' size. The gradients are then given away,
-        # so a second backward pass (retain_graph) measures them again.
+        # Scaled in place the gradients are given away: a second pass (retain_graph) measures again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, gradients = _measure(inputs, ctx.selection, needed)
@@ -106,10 +101,7 @@ class _Distance(torch.autograd.Function):
 def _measure(
     inputs: Inputs, selection: Selection, needed: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss, and by every input that needs it half the gradient, before it is scaled.
-
-    Without a projection the difference is written into the student's gradient, if there is one.
-    """
+    """The loss, and by every input that needs it half the gradient, before it is scaled."""
     student, teacher, weight, _ = inputs
     dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
     create = torch.empty if weight is None else torch.zeros
@@ -117,7 +109,7 @@ def _measure(
         create(x.shape, dtype=dtype, device=x.device) if x is not None and need else None
         for x, need in zip(inputs, needed, strict=False)
     ]
-    buffer = gradients[0] if weight is None else None
+    buffer = gradients[0] if weight is None else None  # of the difference: its gradient replaces it
     values = []
     with torch.autocast(teacher.device.type, enabled=False):
         for block in blocks(teacher, dtype):
@@ -140,15 +132,13 @@ Block: TypeAlias = tuple[slice, slice]
 
 
 def blocks(features: Tensor, dtype: torch.dtype) -> Iterator[Block]:
-    """Cut features (b, c, d, h, w) into blocks of at most `BLOCK_BYTES`, or one channel each.
-
-    A stage that is not tiny has three blocks at least. Threads share a block's channels evenly.
-    """
+    """Cut features (b, c, d, h, w) into blocks of at most `BLOCK_BYTES`, or one channel each."""
     batch, width, *size = features.shape
     volume = math.prod(size) * dtype.itemsize
     device = features.device.type
     threads = torch.get_num_threads() if device == "cpu" else 1
     limit = threads * BLOCK_BYTES.get(device, 256 << 20)
+    # A stage that is not tiny has three blocks at least. Threads share a block's channels evenly.
     limit = min(limit, max(limit // 4, batch * width * volume * 2 // 5))
     count = max(1, limit // volume)
     count -= count % min(threads, count)

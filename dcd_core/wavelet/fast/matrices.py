@@ -1,9 +1,9 @@
 """The loss by matrix products, all levels at once, where all axes are orthonormal.
 
-Let T be the whole transform of one axis, down to its last level. Along D, H and W together it leads
-to the fully separable basis. The coarse space of every level and each of its bands are spanned by
-vectors of that basis, so the loss is a weighted sum of squares of the coefficients y = (T x T x T)
-x. A coefficient belongs to the first level at which one of its axes is high. For any number b,
+Let T be the whole transform of one axis, down to its last level. The bands of every level are
+spanned by vectors of the fully separable basis T x T x T, so the loss is a weighted sum of squares
+of the coefficients y in it. Each belongs to the first level at which one of its axes is high. For
+any number b,
 
     value = <y, w y>,    half its gradient = T' w y = b x + T' (w - b) y.
 
@@ -29,8 +29,7 @@ from dcd_core.wavelet.energy import Selection, fits, grids
 from dcd_core.wavelet.transform import BANDS, analysis, taps
 
 HEAVIEST = 8.0**4
-"""Largest weight for b = 1 in float32. What deeper levels add to the norm of the gradient is taken
-off the value again; with this weight that costs four of seven digits at worst."""
+"""Largest weight for b = 1 in float32, where a difference costs four of seven digits at worst."""
 
 
 class BandPlan(NamedTuple):
@@ -57,16 +56,14 @@ def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """L |x_0| times the loss of differences (c, d, h, w), and half the gradient of that.
+    """As `gradient.energy`, where levels are usable and the grid `is_diagonal`.
 
-    |x_0| counts the voxels of one channel. The levels must be usable and the grid `is_diagonal`.
     The gradient takes the place of `x`.
     """
     volumes = x.view(-1, _depth(x.shape[1], selection), *x.shape[2:])
     base, (d, h, w), change, weights = _plan(tuple(volumes.shape), selection, x.dtype, x.device)
-    # D is multiplied first and stays first. W comes to the front by its product. This makes H the
-    # last axis, and there it stays. So the coefficients lie in the order (w, d, h), and no copy is
-    # transposed.
+    # The product of W brings it to the front, and H becomes the last axis. So the coefficients lie
+    # in the order (w, d, h), and no copy is transposed.
     volumes = volumes.view(len(d), d.shape[2], -1)
     y = torch.bmm(d, volumes)
     y = torch.bmm(w, y.view(len(w), -1, w.shape[2]).mT)
@@ -121,9 +118,9 @@ def _plan(
 
 
 def _axis(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """All levels of one axis: rows (n, n), and the level at which each row is high.
+    """All levels of one axis: rows (n, n), coarse ones first, and the level at which each is high.
 
-    The coarse rows come first. They are high at no level: theirs is `levels` + 1.
+    The coarse rows are high at no level: theirs is `levels` + 1.
     """
     rows, level = np.eye(n), np.full(n, levels + 1)
     for i in range(1, levels + 1):
