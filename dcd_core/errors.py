@@ -41,7 +41,8 @@ def at_least(what: str, value: int, least: int) -> int:
 def one_of(what: str, value: str, *choices: str) -> str:
     """Return `value`; ContractError unless it is one of `choices`."""
     if value not in choices:
-        raise ContractError(what, repr(value), f"one of {choices}", repr(choices[0]))
+        expected = "{!r} or {!r}".format(*choices) if len(choices) == 2 else f"one of {choices}"
+        raise ContractError(what, repr(value), expected, repr(choices[0]))
     return value
 
 

@@ -19,32 +19,10 @@ from dcd_lab.data.scans import Scan, brats2024, isles2022, patient
 from dcd_lab.data.splits import Fold, folds, shared, write_splits
 from dcd_lab.data.store import prepared
 
-__all__ = [
-    "Augment",
-    "Cohort",
-    "Fold",
-    "Patches",
-    "Scan",
-    "audit",
-    "brats2024",
-    "clinical",
-    "cohort",
-    "export",
-    "folds",
-    "isles2022",
-    "patient",
-    "predict_case",
-    "prepare",
-    "prepared",
-    "read",
-    "read_label",
-    "resample",
-    "shared",
-    "synthetic",
-    "to_native",
-    "write",
-    "write_splits",
-]
+__all__ = ["Augment", "Cohort", "Fold", "Patches", "Scan", "audit", "brats2024", "clinical"]
+__all__ += ["cohort", "export", "folds", "isles2022", "patient", "predict_case", "prepare"]
+__all__ += ["prepared", "read", "read_label", "resample", "shared", "synthetic", "to_native"]
+__all__ += ["write", "write_splits"]
 
 
 def __getattr__(name: str) -> Any:

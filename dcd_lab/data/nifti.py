@@ -67,8 +67,7 @@ def read_label(scan: Scan) -> Case:
     Raises ContractError when the scan has no label, and as `read` does for these two files.
     """
     if scan.label is None:
-        attempt = "score labelled scans only"
-        raise ContractError(f"case {scan.id}", "no label", "a labelled case", attempt)
+        raise ContractError(f"case {scan.id}", "no label", "a label", "score labelled scans only")
     first = load(scan.channels[0])
     label = _label(scan, scan.label, first, first)
     image = np.empty((0, *label.shape), np.float32)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.errors import nearest, require
+from dcd_core.errors import nearest, one_of, require
 from dcd_core.models import Segmenter
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError, Volume
@@ -49,8 +49,7 @@ def quantize(
     1806.08342, 2018; Neural Network Compression Framework, arXiv 2002.08679.
     """
     exported, path = Path(exported), Path(path)
-    if path.suffix not in (".xml", ".onnx"):
-        raise ContractError("ending of the path", path.suffix, ".xml or .onnx", "student-int8.xml")
+    one_of("ending of the path", path.suffix, ".xml", ".onnx")
     batches = [patch.float().cpu().numpy() for patch in _calibration(patches)]
     require("deploy", "nncf", "onnx", "onnxruntime", "openvino")
     floats = _floats(exported, keep_float)

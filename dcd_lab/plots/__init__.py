@@ -12,26 +12,6 @@ from dcd_lab.plots.features import bands, features, gallery, subbands
 from dcd_lab.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
 from dcd_lab.plots.volumes import compare_cases, segmentation, slices
 
-__all__ = [
-    "LABEL_COLORS",
-    "PALETTE",
-    "Page",
-    "axis_label",
-    "bands",
-    "by_stage",
-    "by_volume",
-    "colors",
-    "compare_cases",
-    "curves",
-    "features",
-    "forest",
-    "gallery",
-    "growth",
-    "matrix",
-    "schedule",
-    "seeds",
-    "segmentation",
-    "slices",
-    "subbands",
-    "tradeoff",
-]
+__all__ = ["LABEL_COLORS", "PALETTE", "Page", "axis_label", "bands", "by_stage", "by_volume"]
+__all__ += ["colors", "compare_cases", "curves", "features", "forest", "gallery", "growth"]
+__all__ += ["matrix", "schedule", "seeds", "segmentation", "slices", "subbands", "tradeoff"]

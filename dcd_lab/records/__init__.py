@@ -10,16 +10,5 @@ from dcd_lab.records.places import real_cases, root
 from dcd_lab.records.results import load, published, save, save_figure
 from dcd_lab.records.shown import glue
 
-__all__ = [
-    "facts",
-    "fingerprint",
-    "glue",
-    "load",
-    "published",
-    "real_cases",
-    "root",
-    "save",
-    "save_figure",
-    "source_hash",
-    "versions",
-]
+__all__ = ["facts", "fingerprint", "glue", "load", "published", "real_cases", "root", "save"]
+__all__ += ["save_figure", "source_hash", "versions"]
