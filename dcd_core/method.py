@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -119,7 +119,8 @@ class StageMethod(Method):
             raise ContractError("stages", self.stages, expected, "stages=None")
         # Channels of student and teacher, for each of the stages in use.
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
-        self.adapters = nn.ModuleList(self.adapter(s, t, adapters) for s, t in self.channels)
+        kind = adapters if self.adapter_option else "none"
+        self.adapters = nn.ModuleList(self.adapter(s, t, kind) for s, t in self.channels)
 
     def adapter(self, student: int, teacher: int, kind: Adapters) -> nn.Module:
         """What brings `student` channels to `teacher` channels."""
@@ -177,9 +178,6 @@ class UnadaptedMethod(StageMethod):
 
     adapter_option: ClassVar[str | None] = None
     decided: ClassVar[tuple[str, ...]] = ("adapters",)
-
-    def __init__(self, *channels: Sequence[int], **shared: Any) -> None:
-        super().__init__(*channels, adapters="none", **shared)
 
 
 def released_adapters(channels: Iterable[tuple[int, int]]) -> nn.ModuleList:

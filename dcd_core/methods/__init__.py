@@ -63,10 +63,9 @@ def build(
     if name not in METHODS:
         raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
     known = options_of(name)
-    for option in options:
-        if option not in known:
-            attempt = nearest(option, known) if known else "no options"
-            raise ContractError(f"option of {name}", repr(option), f"one of {known}", attempt)
+    for option in {*options} - {*known}:
+        attempt = nearest(option, known) if known else "no options"
+        raise ContractError(f"option of {name}", repr(option), f"one of {known}", attempt)
     return METHODS[name](student_channels, teacher_channels, **options)
 
 

@@ -1,8 +1,8 @@
 """The U-Nets of teachers and students: plain, with a residual encoder, with a transformer encoder.
 
-Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain U-Net); Isensee et al., nnU-Net
-Revisited, MICCAI 2024, arXiv 2404.09556 (residual encoder); Hatamizadeh et al., Swin UNETR,
-BrainLes 2021, arXiv 2201.01266 (transformer); blocks from Cardoso et al., MONAI, arXiv 2211.02701.
+Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain), and MICCAI 2024, arXiv 2404.09556
+(residual encoder); Hatamizadeh et al., Swin UNETR, arXiv 2201.01266; Cardoso et al., MONAI, arXiv
+2211.02701 (blocks).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def resenc(
 ) -> Segmenter:
     """The residual-encoder U-Net of nnU-Net's ResEnc presets, from MONAI's residual blocks.
 
-    `blocks`: residual blocks per stage, `BLOCKS` by default. The stem is not a stage, as in the
-    release of DCD. With `deep_supervision` the decoder stages return logits while training.
+    `blocks`: residual blocks per stage, `BLOCKS` by default. The stem is no stage. With
+    `deep_supervision` the decoder stages return logits while training.
     """
     _check_channels(channels)
     counts = tuple(BLOCKS[: len(channels)] if blocks is None else blocks)

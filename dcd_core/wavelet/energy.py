@@ -17,7 +17,7 @@ This serves any wavelet, size, precision and device and can be differentiated an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -66,16 +66,8 @@ def join(bands: Tensor, size: Sequence[int], selection: Selection) -> Tensor:
     return apply_separable(from_bands(bands), matrices)
 
 
-def energy(
-    x: Volume,
-    selection: Selection,
-    split: Callable[..., tuple[Tensor, Tensor]] = split,
-    join: Callable[..., Tensor] = join,
-) -> Float[Tensor, ""]:
-    """The loss of differences `x` (b, c, d, h, w), a scalar; all levels must be usable.
-
-    `split` and `join` may be replaced by two that together do the same.
-    """
+def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
+    """The loss of differences `x` (b, c, d, h, w), a scalar; all levels must be usable."""
     total = x.new_zeros(())
     for level in range(1, selection.levels + 1):
         size = x.shape[2:]
@@ -87,9 +79,6 @@ def energy(
         if level == selection.levels and selection.coarse_weight:
             total = total + selection.coarse_weight * x.square().sum() / count
     return total / selection.levels
-
-
-# --- grids ----------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=512)
@@ -120,9 +109,6 @@ def voxels(size: Sequence[int], selection: Selection) -> int:
     """Voxels of a volume (D, H, W) over which its level is averaged."""
     released = selection.convention == "released"  # whose synthesis cuts odd axes by a sample
     return math.prod(n - n % 2 if released else n for n in size)
-
-
-# --- matrices -------------------------------------------------------------------------------------
 
 
 def _selected(bands: Sequence[str]) -> np.ndarray:

@@ -119,9 +119,6 @@ def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
     return min(int(pywt.dwt_max_level(n, taps(name))) for n, name in axes)
 
 
-# --- wavelets by name -----------------------------------------------------------------------------
-
-
 def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
     """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
     each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else tuple(wavelet)
@@ -145,9 +142,6 @@ def discrete(name: str) -> pywt.Wavelet:
         expected = "a discrete wavelet of PyWavelets such as 'haar', 'db4', 'bior2.2'"
         attempt = "pywt.wavelist(kind='discrete') lists them all"
         raise ContractError("wavelet", repr(name), expected, attempt) from None
-
-
-# --- matrices of one axis -------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=512)

@@ -46,18 +46,17 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     filtered = filters.serves(x)
     if matrices.is_diagonal(x.shape[1:], selection):
         return (filters if filtered else matrices).energy(x, selection)
-    return by_autograd(x, selection, filtered=filtered and selection.convention == "released")
+    if filtered and selection.convention == "released":
+        return filters.released(x, selection)
+    return by_autograd(x, selection)
 
 
-def by_autograd(
-    x: Tensor, selection: Selection, *, filtered: bool = False
-) -> tuple[Tensor, Tensor]:
+def by_autograd(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """The same for any wavelet, size and convention: the definition, differentiated."""
-    steps = filters if filtered else definition
     with torch.inference_mode(False), torch.enable_grad():
         leaf = (x.clone() if x.is_inference() else x)[None].detach().requires_grad_()
         units = selection.levels * len(x) * voxels(x.shape[1:], selection)
-        value = units * definition.energy(leaf, selection, steps.split, steps.join)
+        value = units * definition.energy(leaf, selection)
         (gradient,) = torch.autograd.grad(value / 2, leaf)
     return value.detach(), gradient[0]
 
