@@ -50,31 +50,18 @@ class Selection(NamedTuple):
     convention: Convention
 
 
-def split(x: Volume, selection: Selection) -> tuple[Tensor, Tensor]:
-    """One level of `x`: the bands (b, c, 8, d', h', w'), those not selected zero, and `aaa`."""
-    axes = zip(x.shape[2:], selection.names, strict=True)
-    matrices = [matrix(_analysis, *axis, selection.convention, like=x) for axis in axes]
-    bands = to_bands(apply_separable(x, matrices))
-    selected = matrix(_selected, selection.bands, like=x)
-    return bands * selected[..., None, None], bands[:, :, 0]
-
-
-def join(bands: Tensor, size: Sequence[int], selection: Selection) -> Tensor:
-    """The released reconstruction (b, c, d, h, w) of the bands of a volume of this size."""
-    axes = zip(size, selection.names, strict=True)
-    matrices = [matrix(_synthesis, *axis, like=bands) for axis in axes]
-    return apply_separable(from_bands(bands), matrices)
-
-
 def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
     """The loss of differences `x` (b, c, d, h, w), a scalar; all levels must be usable."""
-    total = x.new_zeros(())
+    total, selected = x.new_zeros(()), matrix(_selected, selection.bands, like=x)[..., None, None]
     for level in range(1, selection.levels + 1):
-        size = x.shape[2:]
-        count = len(x) * x.shape[1] * voxels(size, selection)
-        compared, x = split(x, selection)
+        count = len(x) * x.shape[1] * voxels(x.shape[2:], selection)
+        axes = [*zip(x.shape[2:], selection.names, strict=True)]
+        split = [matrix(_analysis, *axis, selection.convention, like=x) for axis in axes]
+        bands = to_bands(apply_separable(x, split))
+        compared, x = bands * selected, bands[:, :, 0]
         if selection.convention == "released":
-            compared = join(compared, size, selection)
+            join = [matrix(_synthesis, *axis, like=x) for axis in axes]
+            compared = apply_separable(from_bands(compared), join)
         total = total + compared.square().sum() / count
         if level == selection.levels and selection.coarse_weight:
             total = total + selection.coarse_weight * x.square().sum() / count

@@ -1,8 +1,7 @@
 """Cohorts: the cases of one experiment, split into train, val and test, with a name for the whole.
 
 The val split chooses thresholds and weights; the test split is looked at once. A cohort is
-synthetic (phantoms, written to disk in the layout of the real data) or clinical (the data under
-DCD_DATA). Both are read by the same readers.
+synthetic (phantoms, written in the layout of the real data) or clinical (the data under DCD_DATA).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Quantisation after training to 8-bit integers: of an exported network, or simulated in float.
 
 Weights get a scale per channel, activations one per tensor, from the values they take on training
-patches. Instance norms stay in float: their statistics are sums over whole volumes. The simulation
-shows what 8 bits do to accuracy on any machine; it is not faster.
+patches. Instance norms stay in float: their statistics are sums over whole volumes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.errors import nearest, one_of, require
+from dcd_core.errors import nearest, require
 from dcd_core.models import Segmenter
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError, Volume
@@ -49,7 +48,8 @@ def quantize(
     1806.08342, 2018; Neural Network Compression Framework, arXiv 2002.08679.
     """
     exported, path = Path(exported), Path(path)
-    one_of("ending of the path", path.suffix, ".xml", ".onnx")
+    if path.suffix not in (".xml", ".onnx"):
+        raise ContractError("ending of the path", path.suffix, ".xml or .onnx", "student-int8.xml")
     batches = [patch.float().cpu().numpy() for patch in _calibration(patches)]
     require("deploy", "nncf", "onnx", "onnxruntime", "openvino")
     floats = _floats(exported, keep_float)

@@ -100,9 +100,8 @@ def difficulty(cases: Sequence[Case]) -> pd.DataFrame:
     """How far one threshold on one channel gets: the best Dice over the whole cohort.
 
     Intensities are z-scored inside each brain; the target is the whole tumour (labels 1, 2, 3) or
-    the infarct. One row per channel and direction with columns channel, direction ("above" or
-    "below" the threshold), threshold_z and dice (mean over cases), best first:
-    `difficulty(cases).dice[0]` is the number to quote. Raises ContractError without labelled cases.
+    the infarct. Columns: channel, direction ("above" or "below" the threshold), threshold_z and
+    dice (mean over cases), best first. Raises ContractError without labelled cases.
     """
     if not cases or any(case.label is None for case in cases):
         raise ContractError("cases", f"{len(cases)} cases", "labelled cases", "phantom.cohort(...)")

@@ -1,9 +1,8 @@
 """Figures: volumes, predictions, curves and comparisons, drawn from arrays and tables.
 
-Every function takes what other modules computed and returns a Figure; nothing is tested, fitted or
+Every function takes what other modules computed and returns a Figure; nothing is fitted or
 concluded here. Axes carry units, colours are told apart by colour-blind readers, and panels of a
-brain are radiological: the patient's right is on the left. Figures live outside pyplot, so a
-notebook that draws hundreds keeps none of them.
+brain are radiological: the patient's right is on the left.
 """
 
 from dcd_lab.plots.comparisons import by_volume, forest, matrix, seeds, tradeoff

@@ -1,8 +1,7 @@
 """Records: results and figures with their provenance, and the names of what is kept.
 
-A notebook hands this module its tables and figures, and the book reads what was kept. Every file is
-written under a temporary name and then renamed, so that an interrupted run leaves either the old
-file or the new one, never half of one.
+A notebook hands this module its tables and figures, and the book reads what was kept. An
+interrupted run leaves either the old file or the new one, never half of one.
 """
 
 from dcd_lab.records.identity import facts, fingerprint, source_hash, versions
