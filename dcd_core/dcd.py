@@ -77,8 +77,7 @@ class DCD(StageMethod):
     Channels and `stages` as in `StageMethod`, options of the loss as in `detail_distance`.
     `projection` from student to teacher channels: "learned" (give `parameters()` to the optimizer),
     "frozen" (random, as in the release), "orthogonal" (random with orthonormal columns, frozen) or
-    "none" (equal channels). Stages whose grid is too small for a level drop out; ContractError is
-    raised only if none is left.
+    "none" (equal channels). Stages too small for a level drop out; ContractError if none is left.
 
     Source: Fan et al., MICCAI 2026, arXiv 2605.26382.
     """

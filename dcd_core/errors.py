@@ -19,8 +19,7 @@ class ContractError(ValueError):
         super().__init__(f"{what}: got {got}; expected {expected}. Try: {attempt}")
 
     def __reduce__(self) -> tuple[type[ContractError], tuple[str, object, object, str]]:
-        # The default pickling would call __init__ with the message alone, and errors of worker
-        # processes arrive pickled.
+        # Errors of worker processes arrive pickled, by default as a call with the message alone.
         return type(self), (self.what, self.got, self.expected, self.attempt)
 
 

@@ -207,7 +207,6 @@ def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
 
 
 def _in_float32(output: Output, *, detach: bool = False) -> Output:
-    def cast(x: Tensor) -> Tensor:
-        return at_least_float32(x.detach() if detach else x)
-
-    return Output(cast(output.logits), tuple(map(cast, output.stages)), ())
+    tensors = (x.detach() if detach else x for x in (output.logits, *output.stages))
+    logits, *stages = map(at_least_float32, tensors)
+    return Output(logits, tuple(stages))

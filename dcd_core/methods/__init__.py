@@ -22,17 +22,14 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
     {
         "dcd": DCD,
         "dcd-released": DCD.released,
-        # logits
         "logits": logits.LogitsKD,
         "dist": logits.DIST,
         "wavelet-outputs": logits.WaveletOutputs,
         "cwd-logits": logits.ChannelWiseLogits,
-        # features
         "feature-mse": features.FeatureMSE,
         "fitnets": features.FitNets,
         "at": features.AttentionTransfer,
         "cwd-features": features.ChannelWiseFeatures,
-        # relations, regions, sub-bands and masks
         "skd": relations.PairwiseAffinity,
         "rkd": relations.RelationalKD,
         "cirkd": relations.CrossImage,
@@ -42,7 +39,6 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "freekd": frequency.FreeKD,
         "freekd-prompt-free": frequency.PromptFreeFreeKD,
         "acam": masks.ACAMKD,
-        # controls
         "aaa-only": controls.CoarseBand,
         "ddd-only": controls.FinestBand,
         "random-bands": controls.RandomBands,

@@ -45,10 +45,8 @@ class FitNets(FeatureMSE):
 
     Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv 1412.6550.
     3D change: as in FeatureMSE.
-    Differs from the authors' code: one hint layer and a phase of its own there; here all stages,
-    trained together with the segmentation, as in later comparisons.
-    Options: `standardise`; without it the channels of largest variance decide.
-    `weight` 1; published weights are 1 to 100.
+    Differs from the authors' code: there one layer has a hint, and a phase of its own.
+    Options: `standardise`; else channels of large variance decide. `weight` 1; published 1 to 100.
     """
 
     def __init__(self, *channels: Sequence[int], standardise: bool = False, **shared: Any) -> None:
@@ -70,8 +68,7 @@ class ChannelWiseFeatures(StageMethod):
 
     Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
     3D change: all stages; a few of the teacher's channels are adapted and compared at a time.
-    Differs from the authors' code: their adapter adds normalisation and ReLU. A well-known port
-    divides by the student's channels.
+    Differs from the authors' code: their adapter adds normalisation and ReLU.
     Options: `temperature` T. `weight` 50 at T = 4, published for one map.
     """
 

@@ -79,8 +79,7 @@ class FreeKD(PromptFreeFreeKD):
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
     levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
     it. The position-aware weights of the paper are in neither.
-    Options: `tokens`, `diversity` and learning `rate` of the prompts' training; `levels` at most.
-    `weight` 1 belongs to these means.
+    Options: `tokens`, `diversity` and `rate` of the prompts' training; `levels`. `weight` 1.
     """
 
     def __init__(

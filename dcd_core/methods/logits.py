@@ -140,10 +140,8 @@ class WaveletOutputs(LogitMethod):
         p = softmax(logits), or sigmoid for `regions`; W their Haar transform.
 
     Source: Zhang, Chen, Tu, Wan, Xu, Ma, CVPR 2022, arXiv 2203.06321.
-    3D change: probabilities stand for images, seven detail bands for three, three levels for four,
-    or as many as the shortest axis allows.
-    Differs from the authors' code: zero padding there, periodic patches here, as in DCD. Ignored
-    voxels count as equal.
+    3D change: probabilities for images, seven detail bands for three, at most three levels.
+    Differs from the authors' code: zero padding there. Ignored voxels count as equal.
     Options: `wavelet` of PyWavelets, `levels` at most. `weight` 10 is a start: the paper's was not
     recovered, and the mean over mostly empty bands is about 1e-3.
     """
@@ -174,8 +172,7 @@ class ChannelWiseLogits(LogitMethod):
 
     Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
     3D change: a few classes at a time.
-    Differs from the authors' code: their scripts add adversarial and pixel-wise terms, and ignore
-    no voxels.
+    Differs from the authors' code: theirs adds adversarial and pixel-wise terms.
     Options: `temperature` T. `weight` 3 belongs to T = 4 and the mean over classes.
     """
 

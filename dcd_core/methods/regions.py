@@ -26,12 +26,10 @@ class IFVD(UnadaptedMethod):
         mu(f, v) the mean of the features f of the class of v in its sample.
 
     Source: Wang, Zhou, Jiang, Bai, Xu, ECCV 2020.
-    3D change: stages whose sides are at most `side` voxels; a stage has the labels of the nearest
-    voxels.
+    3D change: stages of at most `side` voxels a side, with the labels of the nearest voxels.
     Differs from the authors' code: ignored voxels, which add 0 there but are counted, leave the
     mean as well; the adversarial and pixel-wise terms are left out.
-    Options: `side` in voxels, `ignore`. `weight` 10 belongs to the mean over voxels; published
-    weights are 200 and 20, beside other terms.
+    Options: `side`, `ignore`. `weight` 10; published 200 and 20, beside other terms.
     """
 
     weight: ClassVar[float] = 10.0

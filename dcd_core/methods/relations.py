@@ -70,8 +70,7 @@ class RelationalKD(RelationMethod):
 
     Source: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068.
     3D change: nodes are the regions of all patches together, not the dozens of images of a batch.
-    Differs from the authors' code: theirs divides distances by the mean of those above 0, the same
-    unless two nodes coincide.
+    Differs from the authors' code: theirs divides distances by the mean of those above 0.
     Options: `nodes` per axis (triples of 4^3 in b patches are (64 b)^3 numbers), `distance` and
     `angle`, the weights of the two terms. `weight` 1 belongs to the published 25 and 50.
     """

@@ -51,13 +51,9 @@ def planned(
     if not network.endswith("UNet") or kind is None:
         known = sorted(name for name in vars(unet) if name.endswith("UNet"))
         raise ContractError("network", repr(network), f"one of {known}", "a U-Net of nnU-Net")
-    arguments = {
-        **{key: _named(value) for key, value in options.items()},
-        "input_channels": in_channels,
-        "num_classes": classes,
-        "features_per_stage": list(channels),
-        "deep_supervision": deep_supervision,
-    }
+    arguments = {key: _named(value) for key, value in options.items()}
+    arguments |= {"input_channels": in_channels, "num_classes": classes}
+    arguments |= {"features_per_stage": list(channels), "deep_supervision": deep_supervision}
     if arguments.get("conv_op") is not nn.Conv3d or arguments.get("n_stages") != len(channels):
         got = f"{options.get('conv_op')}, {options.get('n_stages')} stages"
         expected = f"Conv3d and {len(channels)} stages, as many as channels"

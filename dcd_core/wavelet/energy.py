@@ -10,8 +10,7 @@ reconstructions in place of coefficients. With S_b the synthesis of band b it is
 
     1/L sum_(l=1..L) mean( (sum_(b in B) S_b W_b x_(l-1))^2 ).
 
-This serves any wavelet, size, precision and device and can be differentiated any number of times.
-`dcd_core.wavelet.fast` computes the same numbers faster.
+This serves any wavelet and size and can be differentiated any number of times; `fast` is faster.
 """
 
 from __future__ import annotations

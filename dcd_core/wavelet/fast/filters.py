@@ -36,8 +36,7 @@ class Level(ctypes.Structure):
 
     _fields_ = (
         ("axes", Axis * 3),
-        ("base", ctypes.c_int),
-        ("coarse", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("base", "coarse")),
         ("reached", ctypes.c_int * len(BANDS)),
         ("deeper", ctypes.c_double),
     )
@@ -62,8 +61,8 @@ def serves(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and _library() is not None
 
 
-def _call(function: str, x: Tensor, volumes: int, *arguments: Any) -> None:
-    if getattr(_library(), function)(x.data_ptr(), volumes, *arguments, torch.get_num_threads()):
+def _call(function: str, x: Tensor, *arguments: Any) -> None:
+    if getattr(_library(), function)(x.data_ptr(), len(x), *arguments, torch.get_num_threads()):
         size = tuple(x.shape[-3:])
         raise MemoryError(f"no memory to filter volumes {size}; smaller patches need less")
 
@@ -72,7 +71,7 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """As `matrices.energy`, for the same grids; the gradient takes the place of `x`."""
     steps = levels(tuple(x.shape[1:]), selection)
     values = torch.empty(len(x), dtype=torch.float64)
-    _call("energies", x, len(x), steps, len(steps), values.data_ptr())
+    _call("energies", x, steps, len(steps), values.data_ptr())
     return values.sum().to(x.dtype), x
 
 
@@ -131,24 +130,24 @@ def released(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
 def _split(x: Tensor, axes: Sequence[Axis], names: Collection[str]) -> Tensor:
     """Volumes (c, d, h, w) to their bands (8, c, d', h', w'), those of other names undefined."""
     bands = x.new_empty(len(BANDS), len(x), *(axis.coefficients for axis in axes))
-    _filter(x, bands, axes, names, back=False)
+    _filter(x, bands, axes, names, False)
     return bands
 
 
 def _join(bands: Tensor, axes: Sequence[Axis], names: Collection[str]) -> Tensor:
     """The transpose of `_split`."""
     x = bands.new_empty(bands.shape[1], *(axis.samples for axis in axes))
-    _filter(x, bands, axes, names, back=True)
+    _filter(x, bands, axes, names, True)
     return x
 
 
 def _filter(
-    x: Tensor, bands: Tensor, axes: Sequence[Axis], names: Collection[str], *, back: bool
+    x: Tensor, bands: Tensor, axes: Sequence[Axis], names: Collection[str], back: bool
 ) -> None:
     named = zip(BANDS, bands, strict=True)
     pointers = (band.data_ptr() if name in names else None for name, band in named)
     addresses = (ctypes.c_void_p * len(BANDS))(*pointers)
-    _call("filter_volumes", x, len(x), (Axis * 3)(*axes), addresses, back)
+    _call("filter_volumes", x, (Axis * 3)(*axes), addresses, back)
 
 
 @lru_cache(maxsize=256)

@@ -62,7 +62,7 @@ def by_autograd(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
 
 
 def by_definition(inputs: Inputs, selection: Selection) -> Tensor:
-    """The loss of one stage as a graph of plain operations, which has derivatives of any order."""
+    """The loss of one stage as a graph, which has derivatives of any order."""
     student, teacher, weight, bias = inputs
     with torch.autocast(teacher.device.type, enabled=False):
         projected = at_least_float32(student)
@@ -126,8 +126,7 @@ def _scale(teacher: Tensor, selection: Selection) -> float:
     return 1 / (selection.levels * batch * width * voxels(size, selection))
 
 
-Block: TypeAlias = tuple[slice, slice]
-"""Some samples and some of their channels, contiguous in memory."""
+Block: TypeAlias = tuple[slice, slice]  # samples and channels, contiguous in memory
 
 
 def blocks(features: Tensor, dtype: torch.dtype) -> Iterator[Block]:

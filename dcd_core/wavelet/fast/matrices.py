@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,18 +29,6 @@ from dcd_core.wavelet.transform import BANDS, analysis, taps
 
 HEAVIEST = 8.0**4
 """Largest weight for b = 1 in float32, where a difference costs four of seven digits at worst."""
-
-
-class BandPlan(NamedTuple):
-    """The number b, and matrices (volumes, rows, samples) of D, H and W that lead to coefficients.
-
-    Of all coefficients of a channel, `change` is w - b and `value` is w - b w^2.
-    """
-
-    base: int
-    axes: tuple[Tensor, ...]
-    change: Tensor
-    value: Tensor
 
 
 @lru_cache(maxsize=256)
@@ -92,8 +79,11 @@ def _depth(depth: int, selection: Selection) -> int:
 @torch.inference_mode(False)  # what is kept may be used in a backward pass later
 def _plan(
     shape: tuple[int, ...], selection: Selection, dtype: torch.dtype, device: torch.device
-) -> BandPlan:
-    """The plan for volumes (c, d, h, w) that needs the fewest coefficients."""
+) -> tuple[int, list[Tensor], Tensor, Tensor]:
+    """The plan for volumes (c, d, h, w) that needs the fewest coefficients.
+
+    It has b, matrices of D, H and W that lead to the coefficients, w - b and w - b w^2 of these.
+    """
     count, *size = shape
     named = zip(size, selection.names, strict=True)
     matrices, levels = zip(*(_axis(n, name, selection.levels) for n, name in named), strict=True)
@@ -112,9 +102,9 @@ def _plan(
     ]
     stacks[0] = stacks[0].reshape(1, -1, size[0])  # along D both corners are one product
     kept = partial(torch.as_tensor, dtype=dtype, device=device)
-    d, h, w = (kept(np.tile(stack, (count, 1, 1))) for stack in stacks)
+    axes = [kept(np.tile(stack, (count, 1, 1))) for stack in stacks]
     known = np.stack([weights[rows].transpose(2, 0, 1) for rows in blocks]).ravel()
-    return BandPlan(base, (d, h, w), kept(known - base), kept(known - base * known**2))
+    return base, axes, kept(known - base), kept(known - base * known**2)
 
 
 def _axis(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
