@@ -26,7 +26,7 @@ class HighPass(FeatureMSE):
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         build, option = self.lowpass
-        # Filters commute with adapters, so the narrow student is filtered.
+        # A filter commutes with an adapter without bias, so the narrow student is filtered.
         filters = [matrix(build, n, option, like=teacher) for n in teacher.shape[2:]]
         s, t = (x - apply_separable(x, filters) for x in (student, teacher))
         return super().stage(index, s, t, target)
