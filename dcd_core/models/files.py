@@ -22,9 +22,8 @@ ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
 def build(architecture: str, in_channels: int, classes: int, **options: Any) -> Segmenter:
     """A segmenter by the name of its architecture, as written in params files and checkpoints."""
     if architecture not in ARCHITECTURES:
-        expected = f"one of {sorted(ARCHITECTURES)}"
-        attempt = "'dynunet', or importing the package that adds it: dcd_lab.compress for 'pruned'"
-        raise ContractError("architecture", repr(architecture), expected, attempt)
+        expected = f"one of {sorted(ARCHITECTURES)}; importing dcd_lab.compress adds 'pruned'"
+        raise ContractError("architecture", repr(architecture), expected, "'dynunet'")
     return ARCHITECTURES[architecture](in_channels, classes, **options)
 
 
