@@ -6,12 +6,8 @@ the *directional detail* bands together. The coarse band stays free, so the stud
 global semantics. The loss acts in training alone: what is deployed is the undistilled network.
 
 With student features s, teacher features t and a 1x1x1 projection P, everything after P is linear.
-So one tensor is transformed, x_0 = P(s) - t. With x_l = W_aaa x_(l-1), the loss of a stage is
-
-    1/L * sum_l  1/|x_(l-1)| * sum_(b in bands) ||W_b x_(l-1)||^2.
-
-`dcd_core.wavelet.energy.energy` is this double sum; `dcd_core.wavelet.fast` computes it faster.
-Stages are averaged, and `kd_weight` is the weight of their mean beside the segmentation loss.
+So one tensor is transformed, x_0 = P(s) - t; `dcd_core.wavelet.energy` has the double sum over its
+levels and bands. Stages are averaged, and `kd_weight` is the weight of their mean.
 
 Source: Fan, Geng, Xiao, Wang, Mei, Che, Jiang, Lan, "Detail Consistent Stage-Wise Distillation for
 Efficient 3D MRI Segmentation", MICCAI 2026, arXiv 2605.26382. Where the authors' release (commit
@@ -28,7 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.method import Adapters, StageMethod, check_target
+from dcd_core.errors import at_least, one_of
+from dcd_core.method import Adapters, StageMethod, check_target, released_adapters
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.energy import Convention, Selection, usable_levels, voxels
 from dcd_core.wavelet.fast import distance
@@ -60,18 +57,14 @@ def detail_distance(
     `student`, `teacher` (b, c, d, h, w), equal shapes; computed in float32 or better even inside
     autocast. `bands` are names out of `BANDS`; `coarse_weight` adds the coarse band of the last
     level. Convention "orthonormal" compares periodized wavelet coefficients: with all bands and one
-    level it is the MSE. Convention "released" repeats commit 7cf0ca6, whose synthesis does not
-    invert its analysis: it compares masked reconstructions on a zero-padded grid.
+    level it is the MSE. "released" compares the masked reconstructions of commit 7cf0ca6.
     Raises ContractError for unequal shapes, unknown names, or a grid too small for a single level.
     """
     selection = _selection(wavelet, levels, bands, coarse_weight, convention)
     if student.shape != teacher.shape:
-        raise ContractError(
-            "teacher features",
-            tuple(teacher.shape),
-            f"the student's shape {tuple(student.shape)}",
-            "DCD(...), which projects channels, on stages of the same grid",
-        )
+        expected = f"the student's shape {tuple(student.shape)}"
+        attempt = "DCD(...), which projects channels, on stages of the same grid"
+        raise ContractError("teacher features", tuple(teacher.shape), expected, attempt)
     stage = _stage(student, teacher, nn.Identity(), selection)
     if stage.levels == 0:
         raise _too_small(tuple(student.shape[2:]), selection)
@@ -81,11 +74,10 @@ def detail_distance(
 class DCD(StageMethod):
     """The distillation loss over all encoder stages, with the projections it trains.
 
-    `student_channels`, `teacher_channels`: channels per stage, finest first. `stages`: indices of
-    the stages to align, None for all. `projection` from student to teacher channels: "learned"
-    (train it: give `parameters()` to the optimizer), "frozen" (random, as in the release),
-    "orthogonal" (random with orthonormal columns, frozen) or "none" (equal channels). Stages whose
-    grid is too small for a level drop out; an error is raised only if none is left.
+    Channels and `stages` as in `StageMethod`, options of the loss as in `detail_distance`.
+    `projection` from student to teacher channels: "learned" (give `parameters()` to the optimizer),
+    "frozen" (random, as in the release), "orthogonal" (random with orthonormal columns, frozen) or
+    "none" (equal channels). Stages too small for a level drop out; ContractError if none is left.
 
     Source: Fan et al., MICCAI 2026, arXiv 2605.26382.
     """
@@ -107,23 +99,10 @@ class DCD(StageMethod):
         convention: Convention = "orthonormal",
     ) -> None:
         selection = _selection(wavelet, levels, bands, coarse_weight, convention)
-        if stage_reduction not in ("mean", "sum"):
-            raise ContractError(
-                "stage_reduction", repr(stage_reduction), "'mean' or 'sum'", "'mean'"
-            )
+        one_of("stage_reduction", stage_reduction, "mean", "sum")
         super().__init__(student_channels, teacher_channels, stages=stages, adapters=projection)
-        self.selection = selection
-        self.stage_reduction = stage_reduction
-
-    @property
-    def wavelet(self) -> tuple[str, str, str]:
-        """The wavelet of each axis (D, H, W)."""
-        return self.selection.names
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """The bands that are compared."""
-        return self.selection.bands
+        self.selection, self.stage_reduction = selection, stage_reduction
+        self.wavelet, self.bands = selection.names, selection.bands
 
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> DCD:
@@ -135,12 +114,7 @@ class DCD(StageMethod):
             stage_reduction="sum",
             convention="released",
         )
-        loss.adapters = nn.ModuleList(
-            nn.Identity()
-            if s == t
-            else nn.Conv3d(s, t, kernel_size=1, bias=True).requires_grad_(False)
-            for s, t in zip(student_channels, teacher_channels, strict=True)
-        )
+        loss.adapters = released_adapters(loss.channels)
         return loss
 
     def per_stage(self, student: Output, teacher: Output) -> list[StageDistance]:
@@ -157,8 +131,7 @@ class DCD(StageMethod):
         check_target(target, student)
         used = [stage.distance for stage in self.per_stage(student, teacher) if stage.levels]
         if not used:
-            grids = [tuple(s.shape[2:]) for s in student.stages]
-            raise _too_small(grids, self.selection)
+            raise _too_small([tuple(s.shape[2:]) for s in student.stages], self.selection)
         total = torch.stack(used)
         return total.mean() if self.stage_reduction == "mean" else total.sum()
 
@@ -184,24 +157,15 @@ def _selection(
     convention: Convention,
 ) -> Selection:
     """What these options select; ContractError for one that is out of range."""
-    names = axis_names(wavelet)
-    if levels < 1:
-        raise ContractError("levels", levels, "an integer of at least 1", "levels=3")
+    at_least("levels", levels, 1)
+    one_of("convention", convention, "orthonormal", "released")
     if not bands or not {*bands} <= {*BANDS} or len({*bands}) < len(bands):
-        raise ContractError(
-            "bands", tuple(bands), f"distinct names out of {BANDS}", "bands=PUBLISHED"
-        )
-    if convention not in ("orthonormal", "released"):
-        raise ContractError(
-            "convention", repr(convention), "'orthonormal' or 'released'", "'orthonormal'"
-        )
-    if not 0 <= coarse_weight < math.inf:
-        raise ContractError("coarse_weight", coarse_weight, "a finite number >= 0", "0.0")
-    if convention == "released" and coarse_weight:
-        raise ContractError(
-            "coarse_weight", coarse_weight, "0 in the released convention", "'aaa' among the bands"
-        )
-    return Selection(names, levels, tuple(bands), coarse_weight, convention)
+        expected = f"distinct names out of {BANDS}"
+        raise ContractError("bands", tuple(bands), expected, "bands=PUBLISHED")
+    if not 0 <= coarse_weight < math.inf or (coarse_weight and convention == "released"):
+        expected = "a finite number >= 0, and 0 in the released convention"
+        raise ContractError("coarse_weight", coarse_weight, expected, "0.0, or band 'aaa'")
+    return Selection(axis_names(wavelet), levels, tuple(bands), coarse_weight, convention)
 
 
 def _stage(
@@ -210,12 +174,9 @@ def _stage(
     """The loss of one stage; a 1x1x1 convolution or the identity acts on the student first."""
     size = teacher.shape[2:]
     if not teacher.numel() or not voxels(size, selection):
-        raise ContractError(
-            "features to compare",
-            tuple(teacher.shape),
-            "at least one voxel, and in the released convention two along every axis",
-            "convention='orthonormal', or larger patches",
-        )
+        expected = "at least one voxel, and in the released convention two along every axis"
+        attempt = "convention='orthonormal', or larger patches"
+        raise ContractError("features to compare", tuple(teacher.shape), expected, attempt)
     levels = usable_levels(size, selection)
     if levels == 0:
         return StageDistance(teacher.new_zeros((), dtype=torch.float32), 0)
@@ -227,9 +188,7 @@ def _stage(
 
 
 def _too_small(grids: object, selection: Selection) -> ContractError:
-    return ContractError(
-        "wavelet levels",
-        f"grid {grids} with {selection.names}",
-        f"an axis of at least {min(map(taps, selection.names))} voxels",
-        "a larger patch, an earlier stage, or a shorter wavelet such as 'haar'",
-    )
+    got = f"grid {grids} with {selection.names}"
+    expected = f"an axis of at least {min(map(taps, selection.names))} voxels"
+    attempt = "a larger patch, an earlier stage, or a shorter wavelet such as 'haar'"
+    return ContractError("wavelet levels", got, expected, attempt)

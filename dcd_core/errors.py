@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from importlib.util import find_spec
 
@@ -18,9 +19,30 @@ class ContractError(ValueError):
         super().__init__(f"{what}: got {got}; expected {expected}. Try: {attempt}")
 
     def __reduce__(self) -> tuple[type[ContractError], tuple[str, object, object, str]]:
-        # The default pickling would call __init__ with the message alone, and errors of worker
-        # processes arrive pickled.
+        # Errors of worker processes arrive pickled, by default as a call with the message alone.
         return type(self), (self.what, self.got, self.expected, self.attempt)
+
+
+def positive(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
+    return value
+
+
+def at_least(what: str, value: int, least: int) -> int:
+    """Return `value`; ContractError if it is below `least`."""
+    if value < least:
+        raise ContractError(what, value, f"at least {least}", f"the default of `{what}`")
+    return value
+
+
+def one_of(what: str, value: str, *choices: str) -> str:
+    """Return `value`; ContractError unless it is one of `choices`."""
+    if value not in choices:
+        expected = "{!r} or {!r}".format(*choices) if len(choices) == 2 else f"one of {choices}"
+        raise ContractError(what, repr(value), expected, repr(choices[0]))
+    return value
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -36,9 +58,5 @@ def require(extra: str, *packages: str) -> None:
     """Raise ContractError, naming the `extra` to install, unless all `packages` can be imported."""
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
-        raise ContractError(
-            "packages",
-            f"no {', '.join(absent)}",
-            f"{', '.join(packages)} installed",
-            f"pip install 'dcd-core[{extra}]'",
-        )
+        got, expected = f"no {', '.join(absent)}", f"{', '.join(packages)} installed"
+        raise ContractError("packages", got, expected, f"pip install 'dcd-core[{extra}]'")

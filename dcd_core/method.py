@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dcd_core.errors import one_of
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.transform import at_least_float32
@@ -50,10 +51,9 @@ class Method(nn.Module):
     chunk: int = 1 << 24
 
     def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learn from the teacher alone what is needed, if any; called before the first step.
+        """Learn from the teacher what is needed before the first step, and keep it in buffers.
 
-        `batches`: images (b, c, d, h, w) with integer targets (b, 1, d, h, w). What is learnt is a
-        buffer, so that a checkpoint holds it; a second call, as after a restart, changes nothing.
+        `batches`: images (b, c, d, h, w), labels (b, 1, d, h, w). A second call changes nothing.
         """
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
@@ -92,11 +92,12 @@ class StageMethod(Method):
     """A loss of encoder features: the mean of `stage` over the stages in use.
 
     `student_channels`, `teacher_channels`: channels per stage, finest first; `stages`: indices of
-    those compared, None for `default_stages`. `adapters`: "learned", "frozen" or "orthogonal"
+    those compared, None for the `usual` ones. `adapters`: "learned", "frozen" or "orthogonal"
     1x1x1 convolutions without bias from student to teacher channels, or "none" for equal channels.
     """
 
     adapter_option: ClassVar[str | None] = "adapters"
+    usual: ClassVar[slice] = slice(None)  # where no stage is left, the deepest is compared
 
     def __init__(
         self,
@@ -111,25 +112,21 @@ class StageMethod(Method):
         if len(teacher_channels) != count:
             got = f"{count} in the student, {len(teacher_channels)} in the teacher"
             raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
-        self.stages = tuple(self.default_stages(count) if stages is None else stages)
+        usual = range(count)[self.usual] or range(count)[-1:]
+        self.stages = tuple(usual if stages is None else stages)
         if not self.stages or any(not 0 <= i < count for i in self.stages):
-            raise ContractError(
-                "stages", self.stages, f"indices from 0 to {count - 1}", "stages=None"
-            )
+            expected = f"indices from 0 to {count - 1}"
+            raise ContractError("stages", self.stages, expected, "stages=None")
         # Channels of student and teacher, for each of the stages in use.
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
-        self.adapters = nn.ModuleList(self.adapter(s, t, adapters) for s, t in self.channels)
-
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        """The stages compared unless told otherwise, of `count`."""
-        return range(count)
+        kind = adapters if self.adapter_option else "none"
+        self.adapters = nn.ModuleList(self.adapter(s, t, kind) for s, t in self.channels)
 
     def adapter(self, student: int, teacher: int, kind: Adapters) -> nn.Module:
         """What brings `student` channels to `teacher` channels."""
         one_of("adapters", kind, "learned", "frozen", "orthogonal", "none")
         if kind == "none":
-            if student != teacher:
+            if student != teacher and self.adapter_option:
                 got = f"{student} student and {teacher} teacher channels"
                 raise ContractError("adapters 'none'", got, "equal channels", "'learned'")
             return nn.Identity()
@@ -152,20 +149,19 @@ class StageMethod(Method):
 
     def pairs(self, student: Output, teacher: Output) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Index, student features and teacher features of the stages in use, once checked."""
+        counts = len(student.stages), len(teacher.stages)
         for index, number in enumerate(self.stages):
-            counts = len(student.stages), len(teacher.stages)
             if number >= min(counts):
                 expected = f"at least {number + 1} in both"
                 raise ContractError("encoder stages", counts, expected, "stages=(0, ...) of them")
             s, t = student.stages[number], teacher.stages[number]
             wanted = [(len(t), width, *t.shape[2:]) for width in self.channels[index]]
             if [s.shape, t.shape] != wanted:
-                raise ContractError(
-                    f"features of encoder stage {number}",
-                    f"student {tuple(s.shape)}, teacher {tuple(t.shape)}",
-                    "{} and {} channels of one batch on one grid".format(*self.channels[index]),
-                    "the two networks it was built for, with the same strides, fed the same patch",
-                )
+                got = f"student {tuple(s.shape)}, teacher {tuple(t.shape)}"
+                narrow, wide = self.channels[index]
+                expected = f"{narrow} and {wide} channels of one batch on one grid"
+                attempt = "the two networks it was built for, of equal strides, fed the same patch"
+                raise ContractError(f"features of encoder stage {number}", got, expected, attempt)
             yield index, s, t
 
     def compares(self, size: Sequence[int]) -> bool:
@@ -183,28 +179,25 @@ class UnadaptedMethod(StageMethod):
     adapter_option: ClassVar[str | None] = None
     decided: ClassVar[tuple[str, ...]] = ("adapters",)
 
-    def __init__(self, *channels: Sequence[int], **shared: Any) -> None:
-        super().__init__(*channels, adapters="none", **shared)
 
-    def adapter(self, student: int, teacher: int, kind: Adapters) -> nn.Module:
-        return nn.Identity()
+def released_adapters(channels: Iterable[tuple[int, int]]) -> nn.ModuleList:
+    """Adapters as in the release of DCD: frozen, with a bias, none between equal channels."""
+    return nn.ModuleList(
+        nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
+        for s, t in channels
+    )
 
 
 def check_target(target: Tensor | None, output: Output) -> None:
     """Raise ContractError unless `target` is None or integer labels (b, 1, d, h, w) of a batch."""
-    batch = len((*output.stages, output.logits)[0])
-    if target is None or (
-        target.ndim == 5
-        and target.shape[:2] == (batch, 1)
-        and target.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    ):
+    if target is None:
         return
-    raise ContractError(
-        "target",
-        f"{tuple(target.shape)} of {target.dtype}",
-        f"integer labels ({batch}, 1, D, H, W)",
-        "target[:, None] where the axis of channels is missing, target.long() for other numbers",
-    )
+    batch = len((*output.stages, output.logits)[0])
+    whole = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if target.ndim != 5 or target.shape[:2] != (batch, 1) or target.dtype not in whole:
+        got, expected = f"{tuple(target.shape)} of {target.dtype}", f"({batch}, 1, D, H, W)"
+        attempt = "target[:, None] where channels are missing, target.long() for other numbers"
+        raise ContractError("target", got, f"integer labels {expected}", attempt)
 
 
 def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
@@ -213,29 +206,7 @@ def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
     return nn.functional.adaptive_avg_pool3d(features, (d, h, w))
 
 
-def positive(what: str, value: float) -> float:
-    """Return `value`; ContractError unless it is a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
-    return value
-
-
-def at_least(what: str, value: int, least: int) -> int:
-    """Return `value`; ContractError if it is below `least`."""
-    if value < least:
-        raise ContractError(what, value, f"at least {least}", f"the default of `{what}`")
-    return value
-
-
-def one_of(what: str, value: str, *choices: str) -> str:
-    """Return `value`; ContractError unless it is one of `choices`."""
-    if value not in choices:
-        raise ContractError(what, repr(value), f"one of {choices}", repr(choices[0]))
-    return value
-
-
 def _in_float32(output: Output, *, detach: bool = False) -> Output:
-    def cast(x: Tensor) -> Tensor:
-        return at_least_float32(x.detach() if detach else x)
-
-    return Output(cast(output.logits), tuple(map(cast, output.stages)), ())
+    tensors = (x.detach() if detach else x for x in (output.logits, *output.stages))
+    logits, *stages = map(at_least_float32, tensors)
+    return Output(logits, tuple(stages))

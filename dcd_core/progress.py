@@ -27,14 +27,10 @@ def progress(label: str, done: int, total: int, note: str = "") -> None:
     if file:
         state = {"label": label, "done": done, "total": total, "note": note}
         with suppress(OSError):  # a full disk must not end a training run through its display
-            _write_progress(Path(file), json.dumps(state) + "\n")
+            temporary = Path(f"{file}.{os.getpid()}")
+            temporary.write_text(json.dumps(state) + "\n", "utf-8")
+            os.replace(temporary, file)
         return
     line = f"{label} {done}/{total} {note}".rstrip()[:100]
     sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if done >= total else ""))
     sys.stderr.flush()
-
-
-def _write_progress(file: Path, line: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(line, "utf-8")
-    os.replace(temporary, file)

@@ -13,8 +13,7 @@ from tempfile import mkstemp
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` which becomes `path` on success and is removed on error.
 
-    The temporary name keeps the suffix, since many writers choose the format by it. Parent folders
-    are made.
+    Its name keeps the suffix, by which many writers choose the format. Parent folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,14 +25,10 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        mask = os.umask(0)  # to read it is to set it
+        os.umask(mask)
         # mkstemp is private to the owner; a result is an ordinary file.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

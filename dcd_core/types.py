@@ -23,10 +23,9 @@ Size3: TypeAlias = tuple[int, int, int]
 
 
 class Output(NamedTuple):
-    """What every segmenter returns.
+    """What every segmenter returns: logits (b, k, d, h, w), encoder features, and `deep`.
 
-    `logits` (b, k, d, h, w); `stages` the encoder features, finest first; `deep` the logits of the
-    deep-supervision heads, finest first, empty when the network has none or is in eval mode.
+    That is the logits of the deep-supervision heads, finest first; empty in eval mode.
     """
 
     logits: Tensor
@@ -37,9 +36,8 @@ class Output(NamedTuple):
 class Case(NamedTuple):
     """One subject at one time point, all channels on one grid.
 
-    `image` (c, i, j, k) float32 in the file's own intensity units; `label` (i, j, k) uint8, or None
-    when the case is unlabelled; `spacing_mm` the voxel size along (i, j, k); `affine` (4, 4), voxel
-    index to scanner millimetres (RAS+), as nibabel has it.
+    `image` in the file's own intensity units; `label` None when the case is unlabelled;
+    `spacing_mm` along (i, j, k); `affine`: voxel index to scanner millimetres (RAS+).
     """
 
     id: str
@@ -68,21 +66,16 @@ class Task(NamedTuple):
 
 # BraTS 2024 GLI: label 4 is the resection cavity and belongs to neither WT nor TC
 # (de Verdier et al., arXiv 2405.18368, 2024).
+_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "NETC": (1,), "SNFH": (2,), "ET": (3,), "RC": (4,)}
 BRATS = Task(
     "brats2024",
     ("t1n", "t1c", "t2w", "t2f"),
     ("background", "NETC", "SNFH", "ET", "RC"),
-    MappingProxyType(
-        {"WT": (1, 2, 3), "TC": (1, 3), "NETC": (1,), "SNFH": (2,), "ET": (3,), "RC": (4,)}
-    ),
+    MappingProxyType(_REGIONS),
 )
 # ISLES 2022 (Hernandez Petzsche et al., Scientific Data, 2022).
-ISLES = Task(
-    "isles2022",
-    ("dwi", "adc", "flair"),
-    ("background", "lesion"),
-    MappingProxyType({"lesion": (1,)}),
-)
+_CHANNELS, _LABELS = ("dwi", "adc", "flair"), ("background", "lesion")
+ISLES = Task("isles2022", _CHANNELS, _LABELS, MappingProxyType({"lesion": (1,)}))
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BRATS, ISLES)})
 
 

@@ -69,13 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 def _audit(options: argparse.Namespace) -> int:
     from dcd_lab.audit import audit
 
-    result = audit(
-        options.root,
-        task=options.task,
-        edition=options.edition,
-        out=options.out,
-        workers=options.workers,
-    )
+    chosen = {name: getattr(options, name) for name in ("task", "edition", "out", "workers")}
+    result = audit(options.root, **chosen)
     if text := result.text():
         print(text)
     print(result.verdict())

@@ -2,8 +2,7 @@
 
 A loss trains an encoder by the gradient at each stage. That of the segmentation arrives through the
 skip connection of the stage and through the deeper encoder; that of a distillation term starts at
-its own stage and reaches finer ones through the encoder alone. Features and gradients are split
-into the same wavelet bands. Only `Output.stages` and the graph behind them are read.
+its own stage and reaches finer ones through the encoder alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """All methods of distillation: one class per paper, called alike, none tuned more than another.
 
-`METHODS` lists them by name and `build` makes one. DCD is among them, so that a comparison is a
-loop over names. What all share is in `dcd_core.method`; each family has a file.
+`METHODS` lists them by name, DCD among them, and `build` makes one. What all share is in
+`dcd_core.method`; each family has a file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
     {
         "dcd": DCD,
         "dcd-released": DCD.released,
-        # outputs
         "logits": logits.LogitsKD,
         "dist": logits.DIST,
         "wavelet-outputs": logits.WaveletOutputs,
         "cwd-logits": logits.ChannelWiseLogits,
-        # features
         "feature-mse": features.FeatureMSE,
         "fitnets": features.FitNets,
         "at": features.AttentionTransfer,
         "cwd-features": features.ChannelWiseFeatures,
-        # relations, regions, sub-bands and masks
         "skd": relations.PairwiseAffinity,
         "rkd": relations.RelationalKD,
         "cirkd": relations.CrossImage,
@@ -42,7 +39,6 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "freekd": frequency.FreeKD,
         "freekd-prompt-free": frequency.PromptFreeFreeKD,
         "acam": masks.ACAMKD,
-        # controls
         "aaa-only": controls.CoarseBand,
         "ddd-only": controls.FinestBand,
         "random-bands": controls.RandomBands,
@@ -63,10 +59,9 @@ def build(
     if name not in METHODS:
         raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
     known = options_of(name)
-    for option in options:
-        if option not in known:
-            attempt = nearest(option, known) if known else "no options"
-            raise ContractError(f"option of {name}", repr(option), f"one of {known}", attempt)
+    for option in {*options} - {*known}:
+        attempt = nearest(option, known) if known else "no options"
+        raise ContractError(f"option of {name}", repr(option), f"one of {known}", attempt)
     return METHODS[name](student_channels, teacher_channels, **options)
 
 
@@ -90,12 +85,5 @@ def adapter_option(name: str) -> str | None:
     return made.adapter_option if isinstance(made, type) and issubclass(made, Method) else None
 
 
-__all__ = [
-    "METHODS",
-    "LogitMethod",
-    "Method",
-    "StageMethod",
-    "adapter_option",
-    "build",
-    "options_of",
-]
+__all__ = ["METHODS", "LogitMethod", "Method", "StageMethod"]
+__all__ += ["adapter_option", "build", "options_of"]

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv3d, normalize
 
-from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, positive
+from dcd_core.errors import positive
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod
 from dcd_core.methods.logits import channelwise
 from dcd_core.types import Volume
 
@@ -23,12 +24,9 @@ class FeatureMSE(StageMethod):
 
     Source: the control of Fan et al., MICCAI 2026, arXiv 2605.26382, that keeps all bands: with an
     orthonormal wavelet, one level and all eight bands DCD is this number.
-    3D change: slabs along D are adapted and compared one by one, so that neither the adapted
-    student nor the difference ever exists whole.
-    Differs from the authors' code: none was released; a sibling release regresses the last stage
-    alone, by a convolution that is never trained.
-    Options: `stages`, `adapters`. `weight` 1 belongs to these means; as a control of DCD it takes
-    DCD's weight, stages, adapters and schedule instead.
+    3D change: slabs along D, so that neither the adapted student nor the difference exists whole.
+    Differs from the authors' code: none was released.
+    Options: none of its own. `weight` 1; as a control of DCD it takes DCD's weight and schedule.
     """
 
     weight: ClassVar[float] = 1.0
@@ -47,10 +45,8 @@ class FitNets(FeatureMSE):
 
     Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv 1412.6550.
     3D change: as in FeatureMSE.
-    Differs from the authors' code: one hint layer and a phase of its own there; here all stages,
-    trained together with the segmentation, as in later comparisons.
-    Options: `standardise` (without it the channels of largest variance decide; with it a copy of
-    the teacher is made), `stages`, `adapters`. `weight` 1; published weights are 1 to 100.
+    Differs from the authors' code: there one layer has a hint, and a phase of its own.
+    Options: `standardise`; else channels of large variance decide. `weight` 1; published 1 to 100.
     """
 
     def __init__(self, *channels: Sequence[int], standardise: bool = False, **shared: Any) -> None:
@@ -72,9 +68,8 @@ class ChannelWiseFeatures(StageMethod):
 
     Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
     3D change: all stages; a few of the teacher's channels are adapted and compared at a time.
-    Differs from the authors' code: their adapter adds normalisation and ReLU. A well-known port
-    divides by the student's channels, which makes the loss larger by the width factor.
-    Options: `temperature` T, `stages`, `adapters`. `weight` 50 at T = 4, published for one map.
+    Differs from the authors' code: their adapter adds normalisation and ReLU.
+    Options: `temperature` T. `weight` 50 at T = 4, published for one map.
     """
 
     weight: ClassVar[float] = 50.0
@@ -84,18 +79,16 @@ class ChannelWiseFeatures(StageMethod):
         self.temperature = positive("temperature", temperature)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        adapter = self.adapters[index]
         divergence = partial(channelwise, self.temperature, None)
+        weight = getattr(self.adapters[index], "weight", None)
 
         def adapted(rows: Tensor, t: Tensor) -> Tensor:
             return divergence(conv3d(student, rows.transpose(0, 1)), t)
 
-        if isinstance(adapter, nn.Identity):
+        if weight is None:
             total = self.in_chunks(divergence, student, teacher, dim=1)
-        else:
-            # A channel of the adapted student is made by one row of the adapter.
-            rows = adapter.get_parameter("weight").transpose(0, 1)
-            total = self.in_chunks(adapted, rows, teacher, dim=1)
+        else:  # a channel of the adapted student is made by one row of the adapter
+            total = self.in_chunks(adapted, weight.transpose(0, 1), teacher, dim=1)
         return total / (teacher.shape[0] * teacher.shape[1])
 
 
@@ -109,7 +102,7 @@ class AttentionTransfer(UnadaptedMethod):
     3D change: none but the voxels.
     Differs from the authors' code: theirs is the mean over voxels, which shrinks with their number.
     Its weight of 1000 on maps of 8^2 to 32^2 is 15.6 to 1 here.
-    Options: `stages`. `weight` 1 belongs to the sum over voxels.
+    Options: none of its own. `weight` 1 belongs to the sum over voxels.
     """
 
     weight: ClassVar[float] = 1.0

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from dcd_core.method import Narrow, Scalar, StageMethod, at_least
+from dcd_core.errors import at_least
+from dcd_core.method import Narrow, Scalar, StageMethod
 from dcd_core.methods.masks import overlap
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import ContractError, Output, Volume
@@ -30,24 +31,19 @@ class PromptFreeFreeKD(StageMethod):
 
     Source: the control of FreeKD that masks nothing.
     3D change: seven detail bands for three; J is 3, or fewer, so that 2^J is at most a quarter of
-    the shortest side, but 1 at least. Stages 1 to 4: stage 0 would need most of the memory. Few
-    channels are transformed at a time.
+    the shortest side, but 1 at least. Stages 1 to 4.
     Differs from the authors' code: no mask, and no plain MSE of weight 5 beside it.
-    Options: `levels` at most, `stages`, `adapters`. `weight` 1 belongs to these means.
+    Options: `levels` at most. `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
+    usual = slice(1, 5)
 
     def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
         super().__init__(*channels, **shared)
         self.levels = at_least("levels", levels, 1)
 
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        return range(min(1, count - 1), min(5, count))
-
     def usable_levels(self, size: Sequence[int]) -> int:
-        """How many levels are compared on a grid (D, H, W)."""
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
@@ -64,7 +60,6 @@ class PromptFreeFreeKD(StageMethod):
         return total / (levels * teacher.shape[0] * teacher.shape[1])
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
-        """Weights of the coefficients, level by level: 1."""
         return [teacher.new_ones((1, 1, 7, 1, 1, 1))] * levels
 
 
@@ -80,12 +75,11 @@ class FreeKD(PromptFreeFreeKD):
     task loss + diversity * mean_(two tokens) dice of their masks falls.
 
     Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, CVPR 2024, arXiv 2311.12079.
-    3D change: as in PromptFreeFreeKD. Later stages and the decoder read a masked stage.
+    3D change: as in PromptFreeFreeKD.
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
     levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
     it. The position-aware weights of the paper are in neither.
-    Options: `tokens`, `diversity` and learning `rate` of the prompts' training; `levels` at most,
-    `stages`, `adapters`. `weight` 1 belongs to these means.
+    Options: `tokens`, `diversity` and `rate` of the prompts' training; `levels`. `weight` 1.
     """
 
     def __init__(
@@ -99,9 +93,8 @@ class FreeKD(PromptFreeFreeKD):
         super().__init__(*channels, **shared)
         at_least("tokens", tokens, 2)
         self.diversity, self.rate = diversity, rate
-        for i, (_, width) in enumerate(self.channels):
-            prompts = torch.randn(self.levels, tokens, width) / width**0.5
-            self.register_buffer(f"prompts_{i}", prompts)
+        for i, (_, w) in enumerate(self.channels):
+            self.register_buffer(f"prompts_{i}", torch.randn(self.levels, tokens, w) / w**0.5)
         self.trained: Tensor
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
 
@@ -116,10 +109,7 @@ class FreeKD(PromptFreeFreeKD):
         batches: Iterable[tuple[Tensor, Tensor]],
         task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> list[float]:
-        """Train the prompts on a teacher, a step of Adam per batch; the losses, step by step.
-
-        `batches` as in `prepare`; `task_loss(logits, target)`: `dice_and_cross_entropy` if None.
-        """
+        """Train the prompts by Adam, a step per batch of `prepare`; the losses, step by step."""
         task_loss = task_loss or dice_and_cross_entropy
         prompts = [p.clone().requires_grad_() for p in self.prompts()]
         optimizer = torch.optim.Adam(prompts, lr=self.rate)
@@ -149,7 +139,7 @@ class FreeKD(PromptFreeFreeKD):
         return [m.mean(1, keepdim=True) for m in masks_of(teacher, self.prompts()[index], levels)]
 
     def prompts(self) -> list[Tensor]:
-        """The prompts (levels, tokens, channels) of each stage in use."""
+        """Those of each stage in use (levels, tokens, channels)."""
         return [self.get_buffer(f"prompts_{i}") for i in range(len(self.stages))]
 
     def masked(
@@ -164,8 +154,8 @@ class FreeKD(PromptFreeFreeKD):
             overlaps.extend(overlap(m.flatten(2)) for m in masks)
             coarse, details = wavedec3(features, "haar", levels=levels)
             kept = [d * m.mean(1, keepdim=True) for d, m in zip(details, masks, strict=True)]
-            size = features.shape[2:]
-            return waverec3(Pyramid(coarse, tuple(kept)), "haar", size=(size[0], size[1], size[2]))
+            d, h, w = features.shape[2:]
+            return waverec3(Pyramid(coarse, tuple(kept)), "haar", size=(d, h, w))
 
         with ExitStack() as stack:
             stack.enter_context(evaluating(teacher))
@@ -177,33 +167,26 @@ class FreeKD(PromptFreeFreeKD):
 
 
 def masks_of(features: Volume, prompts: Float[Tensor, "l t c"], levels: int) -> Masks:
-    """Masks (b, tokens, 7, d, h, w) of the detail bands of `levels` levels.
-
-    Prompts act on channels and the transform on space, so few tokens are transformed, not channels.
-    """
+    """Masks (b, tokens, 7, d, h, w) of the detail bands of `levels` levels."""
+    # Prompts act on channels and the transform on space: few tokens are transformed, not channels.
     asked = [torch.einsum("tc,bcdhw->btdhw", p, features) for p in prompts[:levels]]
-    return [
-        wavedec3(x, "haar", levels=level + 1).details[level].sigmoid()
-        for level, x in enumerate(asked)
-    ]
+    return [wavedec3(x, "haar", levels=i).details[-1].sigmoid() for i, x in enumerate(asked, 1)]
 
 
 def dice_and_cross_entropy(logits: Volume, target: Tensor) -> Scalar:
     """Cross-entropy plus 1 - mean Dice of the foreground classes over the batch.
 
-    `target` (b, 1, d, h, w) integer; voxels labelled below 0 do not count. Raises ContractError for
-    a label that is no class, as where the channels are overlapping regions.
+    Labels (b, 1, d, h, w) below 0 do not count. Raises ContractError for one that is no class.
     """
-    labels = target[:, 0].long()
+    labels, classes = target[:, 0].long(), logits.shape[1]
     counts = labels >= 0
-    classes = logits.shape[1]
     if labels.max() >= classes:
         expected = f"classes 0 to {classes - 1}, or below 0 where ignored"
         attempt = "train_prompts(teacher, batches, task_loss) with the teacher's own loss"
         raise ContractError("labels to train prompts on", int(labels.max()), expected, attempt)
     truth = one_hot(labels.clamp(min=0), classes).movedim(-1, 1) * counts[:, None]
     p = logits.softmax(1) * counts[:, None]
-    axes = (0, 2, 3, 4)
-    dice = (2 * (p * truth).sum(axes) + 1e-5) / (p.sum(axes) + truth.sum(axes) + 1e-5)
+    both, each = (x.sum((0, 2, 3, 4)) for x in (p * truth, p + truth))
+    dice = (2 * both + 1e-5) / (each + 1e-5)
     error = cross_entropy(logits, labels.masked_fill(~counts, -1), ignore_index=-1, reduction="sum")
     return error / counts.sum().clamp(min=1) + 1 - dice[1:].mean()

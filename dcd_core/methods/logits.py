@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from dcd_core.method import Method, Scalar, at_least, positive
+from dcd_core.errors import at_least, positive
+from dcd_core.method import Method, Scalar
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Wavelet, max_level, wavedec3
 
@@ -21,19 +22,14 @@ Counts = Bool[Tensor, "b d h w"]
 class LogitMethod(Method):
     """A loss of full-resolution logits (b, k, d, h, w), written in `logits`.
 
-    `regions`: the k channels are overlapping regions, each a sigmoid of its own, not classes of one
-    softmax. `ignore`: label of voxels that count neither in sums nor in means, None where all do.
+    `regions`: the k channels are overlapping regions, a sigmoid each, not classes of one softmax.
+    `ignore`: label of voxels that count neither in sums nor in means, None where all do.
     """
 
     needs_logits: ClassVar[bool] = True
 
     def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        regions: bool | None = False,
-        ignore: int | None = -1,
+        self, *channels: Sequence[int], regions: bool | None = False, ignore: int | None = -1
     ) -> None:
         super().__init__()
         self.regions, self.ignore = regions, ignore
@@ -58,7 +54,7 @@ class LogitMethod(Method):
         raise NotImplementedError
 
     def probabilities(self, logits: Volume) -> Volume:
-        """Probabilities (b, k, d, h, w): of k classes, or of k overlapping `regions`."""
+        """Probabilities (b, k, d, h, w) of k classes or regions."""
         return logits.sigmoid() if self.regions else logits.softmax(1)
 
 
@@ -71,9 +67,8 @@ class LogitsKD(LogitMethod):
 
     Source: Hinton, Vinyals, Dean, NeurIPS workshop 2014, arXiv 1503.02531.
     3D change: every voxel is an example, in slabs along D.
-    Differs from the authors' code: there is none. Public ones divide by voxels (this), by voxels
-    and classes, or by samples alone, which differ by k and by D * H * W.
-    Options: `temperature` T, `regions`, `ignore`. `weight` 1 belongs to the mean at T = 2.
+    Differs from the authors' code: there is none. Public ones divide by other counts as well.
+    Options: `temperature` T. `weight` 1 belongs to the mean at T = 2.
     """
 
     weight: ClassVar[float] = 1.0
@@ -90,10 +85,9 @@ class LogitsKD(LogitMethod):
 
     def _divergence(self, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         s, t = student / self.temperature, teacher / self.temperature
+        pairs = [(log_softmax(s, 1), log_softmax(t, 1))]
         if self.regions:
             pairs = [(logsigmoid(s), logsigmoid(t)), (logsigmoid(-s), logsigmoid(-t))]
-        else:
-            pairs = [(log_softmax(s, 1), log_softmax(t, 1))]
         return torch.stack([(weights * q.exp() * (q - p)).sum() for p, q in pairs]).sum()
 
 
@@ -107,9 +101,9 @@ class DIST(LogitMethod):
     Source: Huang, You, Wang, Qian, Xu, NeurIPS 2022, arXiv 2205.10536.
     3D change: none but the voxels.
     Differs from the authors' code: voxels are related within a sample, there in the whole batch.
-    With two classes the correlation between classes is +1 or -1 and has no gradient; with one
-    region its term is left out. Where a row is constant r is 0, as there.
-    Options: `temperature` T, `beta`, `gamma`, `regions`, `ignore`. `weight` 1 of beta = gamma = 1.
+    With two classes the correlation between classes is +1 or -1, without a gradient; with one
+    region its term is left out.
+    Options: `temperature` T, `beta`, `gamma`. `weight` 1 of beta = gamma = 1.
     """
 
     weight: ClassVar[float] = 1.0
@@ -129,14 +123,13 @@ class DIST(LogitMethod):
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         s, t = (self.probabilities(z / self.temperature).flatten(2) for z in (student, teacher))
         w = counts.flatten(1)[:, None].to(s.dtype)  # (b, 1, v)
-        voxels = w.sum().clamp(min=1)
         some = (w.amax(2) > 0).to(s.dtype)  # (b, 1): samples that have a voxel at all
         samples = (some.sum() * s.shape[1]).clamp(min=1)
         within = (some - some * _correlation(s, t, w, 2)).sum() / samples
         loss = self.gamma * within
         if s.shape[1] > 1:
             between = 1 - _correlation(s, t, torch.ones_like(s[:, :, :1]), 1)
-            loss = loss + self.beta * (between * w[:, 0]).sum() / voxels
+            loss = loss + self.beta * (between * w[:, 0]).sum() / w.sum().clamp(min=1)
         return self.temperature**2 * loss
 
 
@@ -147,13 +140,10 @@ class WaveletOutputs(LogitMethod):
         p = softmax(logits), or sigmoid for `regions`; W their Haar transform.
 
     Source: Zhang, Chen, Tu, Wan, Xu, Ma, CVPR 2022, arXiv 2203.06321.
-    3D change: probabilities stand for images, seven detail bands for three, three levels for four,
-    or as many as the shortest axis allows.
-    Differs from the authors' code: zero padding there; here patches are periodic, as in DCD, and an
-    odd axis repeats its last voxel first, so a constant has no detail. The difference is 0 at
-    ignored voxels, which stay in the mean.
-    Options: `wavelet` (a PyWavelets name), `levels` at most, `regions`, `ignore`. `weight` 10 is a
-    start: the paper's was not recovered, and the mean over mostly empty bands is about 1e-3.
+    3D change: probabilities for images, seven detail bands for three, at most three levels.
+    Differs from the authors' code: zero padding there. Ignored voxels count as equal.
+    Options: `wavelet` of PyWavelets, `levels` at most. `weight` 10 is a start: the paper's was not
+    recovered, and the mean over mostly empty bands is about 1e-3.
     """
 
     weight: ClassVar[float] = 10.0
@@ -168,8 +158,7 @@ class WaveletOutputs(LogitMethod):
         levels = min(self.levels, max_level(student.shape[2:], self.wavelet))
         if not levels:
             got = f"grid {tuple(student.shape[2:])} with {self.wavelet}"
-            expected = "one level at least along the shortest axis"
-            raise ContractError("levels", got, expected, "a larger patch, or wavelet='haar'")
+            raise ContractError("levels", got, "one at least", "a larger patch, or wavelet='haar'")
         # The transform is linear, so the difference is transformed, once.
         difference = self.probabilities(student) - self.probabilities(teacher)
         details = wavedec3(difference * counts[:, None], self.wavelet, levels=levels).details
@@ -183,9 +172,8 @@ class ChannelWiseLogits(LogitMethod):
 
     Source: Shu, Liu, Gao, Yan, Shen, ICCV 2021, arXiv 2011.13256.
     3D change: a few classes at a time.
-    Differs from the authors' code: their scripts add adversarial and pixel-wise terms, and ignore
-    no voxels. Classes absent from a patch count as any other, as there.
-    Options: `temperature` T, `ignore`. `weight` 3 belongs to T = 4 and the mean over classes.
+    Differs from the authors' code: theirs adds adversarial and pixel-wise terms.
+    Options: `temperature` T. `weight` 3 belongs to T = 4 and the mean over classes.
     """
 
     weight: ClassVar[float] = 3.0

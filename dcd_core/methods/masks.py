@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from dcd_core.method import Narrow, Scalar, StageMethod, at_least, averaged
+from dcd_core.errors import at_least
+from dcd_core.method import Narrow, Scalar, StageMethod, averaged
 from dcd_core.types import Volume
 
 TOKENS = 16
@@ -32,15 +33,14 @@ class ACAMKD(StageMethod):
     the voxels. Stages 2 to 4; errors in slabs along D.
     Differs from the authors' code: there is none. Our choices, where the paper leaves one: errors
     are divided by the sum of the mask, since a mask that minimises a plain masked error vanishes;
-    masks learn from the errors, but the student learns nothing from the masks, or it would be
-    driven off where it agrees; V keeps all channels, as the channel mask needs them; the student is
-    adapted first; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are
-    of encoder features, not of predicted maps; M is an option, not the number of classes.
-    Options: `masks` M, `diversity` (it adds up to 2 where networks agree), `stages`, `adapters`.
-    `weight` 1 belongs to these means.
+    the student learns nothing from the masks, or it would be driven off where it agrees; V keeps
+    all channels; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are of
+    encoder features, not of predicted maps; M is an option, not the number of classes.
+    Options: `masks` M, `diversity`. `weight` 1 belongs to these means.
     """
 
     weight: ClassVar[float] = 1.0
+    usual = slice(2, 5)
 
     def __init__(
         self, *channels: Sequence[int], masks: int = 4, diversity: float = 1.0, **shared: Any
@@ -49,10 +49,6 @@ class ACAMKD(StageMethod):
         at_least("masks", masks, 2)
         self.diversity = diversity
         self.fusions = nn.ModuleList(Fusion(width, masks) for _, width in self.channels)
-
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        return range(min(2, count - 1), min(5, count))
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         adapter = self.adapters[index]
@@ -76,8 +72,8 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: int, masks: int) -> None:
         super().__init__()
-        self.query = nn.Linear(channels, max(1, channels // 2), bias=False)
-        self.key = nn.Linear(channels, max(1, channels // 2), bias=False)
+        half = max(1, channels // 2)
+        self.query, self.key = (nn.Linear(channels, half, bias=False) for _ in range(2))
         self.value = nn.Linear(channels, channels, bias=False)
         # Equal masks would stay equal: nothing but chance tells them apart at first.
         self.space = nn.Parameter(torch.randn(masks, channels) / channels**0.5)
@@ -94,7 +90,7 @@ class Fusion(nn.Module):
         return logits.flatten(2).sigmoid(), channels.sigmoid()
 
     def fused(self, student: Volume, teacher: Volume) -> Volume:
-        """Values of the student, put where the teacher asks for them."""
+        """The student's values, where the teacher asks for them."""
         s, t = student.flatten(2).mT, teacher.flatten(2).mT
         q, k, v = self.query(t), self.key(s), self.value(s)
         scale, more = q.shape[2] ** -0.5, v.shape[2] - q.shape[2]

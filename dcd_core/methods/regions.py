@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, one_hot
 
-from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, one_of, positive
+from dcd_core.errors import one_of, positive
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, released_adapters
 from dcd_core.types import ContractError, Volume
 
 Labels = Int[Tensor, "b v"]
@@ -25,13 +26,10 @@ class IFVD(UnadaptedMethod):
         mu(f, v) the mean of the features f of the class of v in its sample.
 
     Source: Wang, Zhou, Jiang, Bai, Xu, ECCV 2020.
-    3D change: stages whose sides are at most `side` voxels; a stage has the labels of the nearest
-    voxels, so a class smaller than a voxel is lost.
+    3D change: stages of at most `side` voxels a side, with the labels of the nearest voxels.
     Differs from the authors' code: ignored voxels, which add 0 there but are counted, leave the
-    mean as well; the adversarial and pixel-wise terms are left out. Gradients flow through the
-    centres, as there.
-    Options: `side` in voxels, `ignore`, `stages`. `weight` 10 belongs to the mean over voxels;
-    published weights are 200 and 20, beside other terms.
+    mean as well; the adversarial and pixel-wise terms are left out.
+    Options: `side`, `ignore`. `weight` 10; published 200 and 20, beside other terms.
     """
 
     weight: ClassVar[float] = 10.0
@@ -64,19 +62,18 @@ class ReCo(StageMethod):
 
     Source: Lan, Hsu, Khan, Jiang, ReCo-KD, 2026, arXiv 2601.08301, terms MS-SARD and MS-CA; blocks
     of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
-    3D change: none. Slabs along D are adapted twice, first for what is taken over a whole patch.
-    All stages but the deepest.
+    3D change: none. All stages but the deepest, in slabs along D.
     Differs from the authors' code: the public one is a port in a sibling of DCD's release
     (`released`). There the background counts as a class of the foreground, and only ignored voxels
     are background; adapters, with a bias, and blocks of context are never trained, and the latter
     begin at 0, so that g(f) = f. Here neither region has ignored voxels, both are trained, and one
-    block serves both networks: two could meet anywhere. It begins away from 0, where all of it
-    learns from the first step.
+    block serves both networks: two could meet anywhere.
     Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T;
-    `decay`; `ignore`, `stages`, `adapters`. `weight` 0.01 belongs to this sum.
+    `decay`; `ignore`. `weight` 0.01 belongs to this sum.
     """
 
     weight: ClassVar[float] = 0.01
+    usual = slice(-1)
 
     def __init__(
         self,
@@ -102,15 +99,8 @@ class ReCo(StageMethod):
         """The loss as it was run: its regions, adapters with bias and context, all of it frozen."""
         channels = student_channels, teacher_channels
         loss = cls(*channels, masks="released", context="frozen", adapters="frozen")
-        loss.adapters = nn.ModuleList(
-            nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
-            for s, t in loss.channels
-        )
+        loss.adapters = released_adapters(loss.channels)
         return loss
-
-    @classmethod
-    def default_stages(cls, count: int) -> Sequence[int]:
-        return range(max(1, count - 1))
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         adapter, context = self.adapters[index], cast(Context, self.contexts[index])
@@ -159,8 +149,7 @@ class ReCo(StageMethod):
 class Context(nn.Module):
     """What a block of global context adds to every voxel: U(sum_v softmax_v(k f) f).
 
-    U is a layer to half the channels, a normalisation of these without weights, ReLU and a layer
-    back. `trained`: otherwise frozen where training would have begun, at an output of 0.
+    U goes through half the channels, normalised. If not `trained`, its output is 0.
     """
 
     def __init__(self, channels: int, *, trained: bool) -> None:
@@ -177,7 +166,7 @@ class Context(nn.Module):
         self.requires_grad_(trained)
 
     def scores(self, features: Volume) -> Float[Tensor, "b 1 d h w"]:
-        """What the softmax is of, k f."""
+        """Return k f, of which the softmax is taken."""
         return torch.einsum("oc,bcdhw->bodhw", self.key.weight, features)
 
     def forward(self, attended: Float[Tensor, "b c 1 1 1"]) -> Float[Tensor, "b c 1 1 1"]:
@@ -199,10 +188,7 @@ def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Ten
 def labels_at(
     size: Sequence[int], target: Tensor | None, ignore: int | None
 ) -> tuple[Labels, Members]:
-    """Labels of the nearest voxels on a coarser grid, and which count: not `ignore`, not below 0.
-
-    Nearest as in the codes that are compared, although it drops lesions smaller than a voxel.
-    """
+    """Labels of the nearest voxels of a grid, and which count: not `ignore`, not below 0."""
     if target is None:
         raise ContractError("target", None, "labels", "forward(student, teacher, target)")
     if target.shape[2:] != tuple(size):

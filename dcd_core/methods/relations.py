@@ -1,7 +1,7 @@
 """How places relate: the student keeps similarities, distances and angles, not the features.
 
-Relations of all voxels would be matrices of their square, so voxels are pooled to *nodes*: a coarse
-grid of regions, each the mean of its voxels. Relations are taken within one network.
+Voxels are too many for that, so they are pooled to *nodes*: a coarse grid of regions, each the mean
+of its voxels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize, smooth_l1_loss
 
-from dcd_core.method import Narrow, Scalar, UnadaptedMethod, at_least, averaged, positive
+from dcd_core.errors import at_least, positive
+from dcd_core.method import Narrow, Scalar, UnadaptedMethod, averaged
 from dcd_core.types import Volume
 
 Nodes = Float[Tensor, "b n _"]
@@ -24,10 +25,7 @@ SMALL = 1e-6
 
 
 class RelationMethod(UnadaptedMethod):
-    """A loss of the relations among nodes; subclasses say which in `relations`.
-
-    `nodes`: regions along each axis, or as many as the axis has voxels, if fewer.
-    """
+    """A loss of the relations among nodes; `nodes`: how many along each axis, at most."""
 
     def __init__(self, *channels: Sequence[int], nodes: int = 4, **shared: Any) -> None:
         super().__init__(*channels, **shared)
@@ -47,12 +45,10 @@ class PairwiseAffinity(RelationMethod):
         mean_stages mean_(b,i,j) (cos_ij(s) - cos_ij(t))^2,    cos_ij that of nodes i and j.
 
     Source: Liu, Chen, Liu, Qin, Luo, Wang, CVPR 2019, arXiv 1903.04197, and TPAMI 2020.
-    3D change: the paper's patches of 2 x 2 would leave matrices of 4 GiB of a 64^3 map; at most
-    8^3 = 512 nodes need 1 MiB each.
+    3D change: at most 8^3 nodes for the paper's patches of 2 x 2, which would need 4 GiB.
     Differs from the authors' code: there patches are pooled by the maximum and norms have no
-    gradient; here, as in the paper's text, by the mean, and the cosine is differentiated as a
-    whole. The pixel-wise and adversarial terms are left out.
-    Options: `nodes` per axis, `stages`. `weight` 10 belongs to the mean over pairs.
+    gradient; here both are as in the paper's text. Its pixel-wise and adversarial terms are absent.
+    Options: `nodes` per axis. `weight` 10 belongs to the mean over pairs.
     """
 
     weight: ClassVar[float] = 10.0
@@ -73,22 +69,16 @@ class RelationalKD(RelationMethod):
         u_ij the unit vector from x_j to x_i, h the Huber loss with threshold 1.
 
     Source: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068.
-    3D change: there a sample is an image and a batch has dozens. A batch of one or two patches has
-    hardly a relation, so nodes are regions, those of all patches together.
-    Differs from the authors' code: theirs divides distances by the mean of those above 0, the same
-    unless two nodes coincide.
+    3D change: nodes are the regions of all patches together, not the dozens of images of a batch.
+    Differs from the authors' code: theirs divides distances by the mean of those above 0.
     Options: `nodes` per axis (triples of 4^3 in b patches are (64 b)^3 numbers), `distance` and
-    `angle`, the weights of the two terms, `stages`. `weight` 1 belongs to the published 25 and 50.
+    `angle`, the weights of the two terms. `weight` 1 belongs to the published 25 and 50.
     """
 
     weight: ClassVar[float] = 1.0
 
     def __init__(
-        self,
-        *channels: Sequence[int],
-        distance: float = 25.0,
-        angle: float = 50.0,
-        **shared: Any,
+        self, *channels: Sequence[int], distance: float = 25.0, angle: float = 50.0, **shared: Any
     ) -> None:
         super().__init__(*channels, **shared)
         self.distance_weight, self.angle_weight = distance, angle
@@ -108,10 +98,8 @@ class CrossImage(RelationMethod):
 
     Source: Yang, Zhou, An, Jiang, Xu, Zhang, CVPR 2022, arXiv 2204.06986.
     3D change: regions stand for pixels. A single patch is related to itself.
-    Differs from the authors' code (CIRKD): the mini-batch term alone. Their memory bank, with its
-    pixel and region queues over the whole data set, is left out.
-    Options: `temperature` T, `nodes` per axis, `stages`. `weight` 0.1 belongs to the mean over rows
-    and pairs of patches, at T = 0.1.
+    Differs from the authors' code (CIRKD): the mini-batch term alone, without their memory bank.
+    Options: `temperature` T, `nodes` per axis. `weight` 0.1 belongs to T = 0.1.
     """
 
     weight: ClassVar[float] = 0.1

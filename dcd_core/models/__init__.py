@@ -1,36 +1,15 @@
 """Teacher and student: one wrapper around any U-Net, so that every method sees the same thing.
 
-Distillation needs the features of each encoder stage, finest first, and nothing else about a
-network. `Segmenter` collects them from named submodules during the forward pass; `encode` stops
-after the deepest one, because a teacher's decoder teaches nothing to a loss of features.
-
-`unets` has the networks that come wrapped, `nnunet` those that nnU-Net planned and trained;
-`files` builds them by name, saves and loads them; `channels` cuts them for pruning.
+`Segmenter` collects the features of each encoder stage during the forward pass; its `encode` stops
+after the deepest one, because a teacher's decoder teaches nothing to a loss of features. `unets`
+has the networks that come wrapped, `nnunet` those that nnU-Net planned and trained; `files` builds
+them by name, saves and loads them.
 """
 
-from dcd_core.models.channels import channel_axis, cut
-from dcd_core.models.files import ARCHITECTURES, build, halve, load, pruned, save
+from dcd_core.models.files import ARCHITECTURES, build, halve, load, save
 from dcd_core.models.nnunet import from_nnunet, planned
 from dcd_core.models.segmenter import Segmenter, evaluating, parameters
 from dcd_core.models.unets import BLOCKS, dynunet, resenc, shrink, swin
 
-__all__ = [
-    "ARCHITECTURES",
-    "BLOCKS",
-    "Segmenter",
-    "build",
-    "channel_axis",
-    "cut",
-    "dynunet",
-    "evaluating",
-    "from_nnunet",
-    "halve",
-    "load",
-    "parameters",
-    "planned",
-    "pruned",
-    "resenc",
-    "save",
-    "shrink",
-    "swin",
-]
+__all__ = ["ARCHITECTURES", "BLOCKS", "Segmenter", "build", "dynunet", "evaluating", "from_nnunet"]
+__all__ += ["halve", "load", "parameters", "planned", "resenc", "save", "shrink", "swin"]

@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dcd_core.models.channels import cut
 from dcd_core.models.nnunet import planned
-from dcd_core.models.segmenter import Segmenter, recorded, refuse_not_finite
+from dcd_core.models.segmenter import Segmenter, refuse_not_finite
 from dcd_core.models.unets import dynunet, resenc, swin
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 
-
-@recorded
-def pruned(
-    in_channels: int,
-    classes: int,
-    *,
-    channels: Sequence[int],
-    base: Mapping[str, Any],
-    kept: Mapping[str, Mapping[str, Sequence[int]]],
-) -> Segmenter:
-    """A segmenter of which only some channels are left, as `compress.prune` makes them.
-
-    `base`: what `build` needs for the whole network, except `in_channels` and `classes`; `kept`:
-    for every layer that lost channels the indices left on its sides "in" and "out"; `channels`:
-    those left of the encoder stages, finest first.
-    """
-    whole = build(in_channels=in_channels, classes=classes, **base)
-    cut(whole.network, kept)
-    return Segmenter(whole.network, whole.stages, channels, regions=whole.regions)
-
-
 ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
-    made.__name__: made for made in (dynunet, resenc, swin, planned, pruned)
+    made.__name__: made for made in (dynunet, resenc, swin, planned)
 }
-"""Architectures by name; each takes the channel counts of the task, then its options."""
+"""Architectures by name, others may be added; each takes `in_channels`, `classes`, its options."""
 
 
 def build(architecture: str, in_channels: int, classes: int, **options: Any) -> Segmenter:
     """A segmenter by the name of its architecture, as written in params files and checkpoints."""
     if architecture not in ARCHITECTURES:
-        raise ContractError(
-            "architecture", repr(architecture), f"one of {sorted(ARCHITECTURES)}", "'dynunet'"
-        )
+        expected = f"one of {sorted(ARCHITECTURES)}; importing dcd_lab.compress adds 'pruned'"
+        raise ContractError("architecture", repr(architecture), expected, "'dynunet'")
     return ARCHITECTURES[architecture](in_channels, classes, **options)
 
 
@@ -66,16 +43,13 @@ def halve(model: Segmenter) -> None:
 def save(model: Segmenter, path: str | Path, *, half: bool = False) -> Path:
     """Write weights (safetensors) with the architecture in the file's own header; atomic.
 
-    Equal models make equal bytes, so a file can be known by its checksum. With `half` weights are
-    written in half precision, which loses nothing of a model that `halve` has rounded.
-    Raises ContractError for a segmenter without `spec`, which could not be built again.
+    Equal models make equal bytes. With `half` weights are written in half precision, which loses
+    nothing of a model that `halve` has rounded. Raises ContractError for a segmenter without `spec`.
     """
     from safetensors.torch import save_file
 
     if model.spec is None:
-        raise ContractError(
-            "model to save", "no `spec`", "a model that `build` makes", "build(...)"
-        )
+        raise ContractError("model to save", "no `spec`", "one that `build` makes", "build(...)")
     # DynUNet lists its blocks under two names; each weight is written once.
     names = dict([*model.named_parameters(), *model.named_buffers()])
     # safetensors refuses channels_last weights.
@@ -88,11 +62,7 @@ def save(model: Segmenter, path: str | Path, *, half: bool = False) -> Path:
 
 
 def load(path: str | Path) -> Segmenter:
-    """Read what `save` wrote; every weight must match.
-
-    Raises ContractError when the file is missing, cut short, or of another architecture, and when a
-    weight is not finite.
-    """
+    """Read what `save` wrote; ContractError unless every weight matches and is finite."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_model
 

@@ -39,11 +39,10 @@ def planned(
     """A U-Net as the plans of nnU-Net describe it, with new weights.
 
     `network`: "PlainConvUNet", "ResidualEncoderUNet" or another U-Net of the package
-    dynamic_network_architectures; `options`: its arguments as in plans.json, `arch_kwargs`, but for
-    the features per stage, which are `channels`. With `deep_supervision` every decoder stage
-    returns logits; with `regions` it is trained on regions, and `classes` counts those. Stages are
-    those of its encoder, the stem apart. Raises ContractError for another network, or one that is
-    not 3D.
+    dynamic_network_architectures; `options`: its `arch_kwargs` in plans.json, but for the features
+    per stage, which are `channels`. With `deep_supervision` every decoder stage returns logits;
+    with `regions` it is trained on regions, and `classes` counts those. The stem is no stage.
+    Raises ContractError for another network, or one that is not 3D.
     """
     require("nnunet", "dynamic_network_architectures")
     from dynamic_network_architectures.architectures import unet
@@ -52,13 +51,9 @@ def planned(
     if not network.endswith("UNet") or kind is None:
         known = sorted(name for name in vars(unet) if name.endswith("UNet"))
         raise ContractError("network", repr(network), f"one of {known}", "a U-Net of nnU-Net")
-    arguments = {
-        **{key: _named(value) for key, value in options.items()},
-        "input_channels": in_channels,
-        "num_classes": classes,
-        "features_per_stage": list(channels),
-        "deep_supervision": deep_supervision,
-    }
+    arguments = {key: _named(value) for key, value in options.items()}
+    arguments |= {"input_channels": in_channels, "num_classes": classes}
+    arguments |= {"features_per_stage": list(channels), "deep_supervision": deep_supervision}
     if arguments.get("conv_op") is not nn.Conv3d or arguments.get("n_stages") != len(channels):
         got = f"{options.get('conv_op')}, {options.get('n_stages')} stages"
         expected = f"Conv3d and {len(channels)} stages, as many as channels"
@@ -80,10 +75,10 @@ def from_nnunet(
     """A segmenter that nnU-Net trained, with its weights, in eval mode.
 
     `folder`: what nnU-Net names <trainer>__<plans>__<configuration>, with plans.json, dataset.json
-    and, in fold_<fold>, the `checkpoint`. Nothing in the checkpoint is executed: what is not a
-    tensor or a plain value is refused. Every weight must match. Images must be prepared as nnU-Net
-    prepared its own. Raises ContractError for files that are missing, damaged, of other networks,
-    or of an nnU-Net before 2.5, and for weights that are not finite.
+    and, in fold_<fold>, the `checkpoint`. Nothing in it is executed: what is not a tensor or a
+    plain value is refused. Images must be prepared as nnU-Net prepared its own. Raises
+    ContractError for files that are missing, damaged, of other networks, or of an nnU-Net before
+    2.5, and unless every weight matches and is finite.
     """
     path = Path(folder) / f"fold_{fold}" / checkpoint
     plans, dataset = (_read(Path(folder) / name) for name in ("plans.json", "dataset.json"))
@@ -104,24 +99,19 @@ def from_nnunet(
         )
         model.network.load_state_dict(weights, strict=True)
     except (KeyError, RuntimeError) as error:  # something is absent, or weights do not match
-        raise ContractError(
-            "nnU-Net's files",
-            f"{path}, which does not fit its plans ({type(error).__name__}: {error})",
-            "plans and weights of one network, as nnU-Net 2.5 or later writes them",
-            "the weights' own folder, or planning and training with a newer nnU-Net",
-        ) from None
+        got = f"{path}, which does not fit its plans ({type(error).__name__}: {error})"
+        expected = "plans and weights of one network, as nnU-Net 2.5 or later writes them"
+        attempt = "the weights' own folder, or planning and training with a newer nnU-Net"
+        raise ContractError("nnU-Net's files", got, expected, attempt) from None
     refuse_not_finite(model, path)
     return model.eval()
 
 
 def _configured(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration with all that it inherits from others."""
-    merged: dict[str, Any] = {}
-    others, following = dict(plans["configurations"]), name
-    while following is not None:
-        entry = others.pop(following)  # each once, so that a circle ends
-        merged = {**entry, **merged}
-        following = entry.get("inherits_from")
+    others, merged = dict(plans["configurations"]), {"inherits_from": name}
+    while (following := merged.pop("inherits_from", None)) is not None:
+        merged = {**others.pop(following), **merged}  # each once, so that a circle ends
     return merged
 
 
@@ -142,9 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_NUMBERS):
             return dict(torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, ValueError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise ContractError(
-            "nnU-Net's files",
-            f"{path}, unreadable ({type(error).__name__})",
-            "<trainer>__<plans>__<configuration> with plans.json, dataset.json, fold_<fold>",
-            "another folder, fold or checkpoint",
-        ) from None
+        got = f"{path}, unreadable ({type(error).__name__})"
+        expected = "<trainer>__<plans>__<configuration> with plans.json, dataset.json, fold_<fold>"
+        attempt = "another folder, fold or checkpoint"
+        raise ContractError("nnU-Net's files", got, expected, attempt) from None

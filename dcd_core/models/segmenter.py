@@ -1,7 +1,4 @@
-"""One wrapper around any U-Net, so that every method sees the same thing.
-
-Hooks on named submodules collect the encoder stages, for the length of one forward pass.
-"""
+"""One wrapper around any U-Net: hooks on named submodules collect the encoder stages."""
 
 from __future__ import annotations
 
@@ -23,12 +20,11 @@ _Arguments = ParamSpec("_Arguments")
 class Segmenter(nn.Module):
     """Any U-Net, made to return an `Output`.
 
-    `network`: maps (b, c, d, h, w) to logits. Under deep supervision it returns a sequence of
-    logits, finest first, or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules
-    whose outputs are the encoder stages, finest first. `channels`: channels of each stage. `spec`:
-    what `load` needs to build the network again. `regions`: the logits are those of overlapping
-    regions, a sigmoid each, and not those of classes. Raises ContractError for stages that the
-    network does not have, or that do not run, and for a network that returns anything else.
+    `network`: maps (b, c, d, h, w) to logits, or under deep supervision to several, finest first,
+    or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules whose outputs are the
+    encoder stages, finest first; `channels`: of each stage. `spec`: what `load` needs to build the
+    network again. `regions`: the logits are those of overlapping regions, a sigmoid each. Raises
+    ContractError for stages that do not exist or run, and for a network that returns anything else.
     """
 
     def __init__(
@@ -41,16 +37,12 @@ class Segmenter(nn.Module):
         regions: bool = False,
     ) -> None:
         super().__init__()
-        known = {name for name, _ in network.named_modules()}
-        if len(stages) != len(channels) or not known.issuperset(stages):
+        if len(stages) != len(channels) or not {*dict(network.named_modules())}.issuperset(stages):
             got = f"{tuple(stages)}, {tuple(channels)}"
             expected = "names of submodules, and one number of channels per stage"
             raise ContractError("stages, channels", got, expected, "network.named_modules()")
-        self.network = network
-        self.stages = tuple(stages)
-        self.channels = tuple(channels)
-        self.spec = spec
-        self.regions = regions
+        self.network, self.spec, self.regions = network, spec, regions
+        self.stages, self.channels = tuple(stages), tuple(channels)
 
     def forward(self, x: Volume) -> Output:
         """Logits, encoder stages and deep-supervision logits of a batch (b, c, d, h, w)."""
@@ -147,6 +139,5 @@ def refuse_not_finite(model: nn.Module, path: str | Path) -> None:
     """Raise ContractError where a weight read from `path` is NaN or infinite."""
     wrong = [name for name, w in model.state_dict().items() if not w.isfinite().all()]
     if wrong:
-        raise ContractError(
-            "weights", f"{path}, not finite in {wrong[0]}", "finite", "another file"
-        )
+        got = f"{path}, not finite in {wrong[0]}"
+        raise ContractError("weights", got, "finite", "another file")

@@ -1,8 +1,8 @@
 """The U-Nets of teachers and students: plain, with a residual encoder, with a transformer encoder.
 
-Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain U-Net); Isensee et al., nnU-Net
-Revisited, MICCAI 2024, arXiv 2404.09556 (residual encoder); Hatamizadeh et al., Swin UNETR,
-BrainLes 2021, arXiv 2201.01266 (transformer); blocks from Cardoso et al., MONAI, arXiv 2211.02701.
+Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain), and MICCAI 2024, arXiv 2404.09556
+(residual encoder); Hatamizadeh et al., Swin UNETR, arXiv 2201.01266; Cardoso et al., MONAI, arXiv
+2211.02701 (blocks).
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def dynunet(
 ) -> Segmenter:
     """MONAI's DynUNet, the plain (or one-block residual) nnU-Net.
 
-    `channels` per stage, finest first; every stage after the first halves the grid, so the patch
-    must be divisible by 2 ** (stages - 1).
+    `channels` per stage, finest first; the patch must be divisible by 2 ** (stages - 1).
     """
     from monai.networks.nets import DynUNet
 
@@ -64,14 +63,14 @@ def resenc(
 ) -> Segmenter:
     """The residual-encoder U-Net of nnU-Net's ResEnc presets, from MONAI's residual blocks.
 
-    `blocks`: residual blocks per stage, `BLOCKS` by default. The stem is not a stage, as in the
-    release of DCD. With `deep_supervision` the decoder stages return logits while training.
+    `blocks`: residual blocks per stage, `BLOCKS` by default. The stem is no stage. With
+    `deep_supervision` the decoder stages return logits while training.
     """
     _check_channels(channels)
     counts = tuple(BLOCKS[: len(channels)] if blocks is None else blocks)
     if len(counts) != len(channels):
         raise ContractError("blocks", counts, "one count per stage", "blocks=None")
-    network = _ResidualEncoderUNet(in_channels, classes, tuple(channels), counts, deep_supervision)
+    network = _ResidualEncoderUNet(in_channels, classes, channels, counts, deep_supervision)
     return Segmenter(network, [f"encoder.{i}" for i in range(len(channels))], channels)
 
 
@@ -88,9 +87,8 @@ def swin(
     """MONAI's Swin UNETR, whose encoder is a transformer of shifted windows.
 
     Stages are its patch embedding, on half the patch's grid, and its four layers, each on half the
-    grid before and twice as wide, as they leave the transformer: not normalised. `depths` and
-    `heads`: blocks and attention heads of the layers; `window`: edge of a window in tokens. The
-    patch must be divisible by 32, and 64 at least for the decoder.
+    grid before and twice as wide, not normalised. `depths` and `heads`: blocks and attention heads
+    of the layers; `window`: its edge in tokens. The patch must be divisible by 32, and 64 at least.
     """
     from monai.networks.nets import SwinUNETR
 
@@ -98,9 +96,8 @@ def swin(
     doubled = tuple(channels) == tuple(channels[0] * 2**i for i in range(5))
     divided = len(heads) == 4 and not any(c % n for c, n in zip(channels, heads, strict=False))
     if not doubled or channels[0] % 12 or not divided:
-        got = f"{tuple(channels)}, {tuple(heads)}"
+        got, attempt = f"{tuple(channels)}, {tuple(heads)}", "channels=(24, 48, 96, 192, 384)"
         expected = "five, each twice the one before, the first a multiple of 12, and four divisors"
-        attempt = "(24, 48, 96, 192, 384), (3, 6, 12, 24)"
         raise ContractError("channels, heads of swin", got, expected, attempt)
     network = SwinUNETR(
         in_channels=in_channels,
@@ -116,12 +113,7 @@ def swin(
 
 class _ResidualEncoderUNet(nn.Module):
     def __init__(
-        self,
-        in_channels: int,
-        classes: int,
-        channels: tuple[int, ...],
-        blocks: tuple[int, ...],
-        deep_supervision: bool,
+        self, inputs: int, classes: int, channels: Sequence[int], blocks: Sequence[int], deep: bool
     ) -> None:
         super().__init__()
         from monai.networks.blocks.dynunet_block import UnetResBlock, get_conv_layer
@@ -130,8 +122,8 @@ class _ResidualEncoderUNet(nn.Module):
         act = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
         conv = partial(get_conv_layer, 3, act=act, norm=norm, conv_only=False, bias=True)
         block = partial(UnetResBlock, 3, kernel_size=3, norm_name=norm, act_name=act)
-        self.deep_supervision = deep_supervision
-        self.stem = conv(in_channels, channels[0])
+        self.deep_supervision = deep
+        self.stem = conv(inputs, channels[0])
         self.encoder = nn.ModuleList(
             nn.Sequential(
                 block(channels[max(i - 1, 0)], width, stride=2 if i else 1),
@@ -140,9 +132,9 @@ class _ResidualEncoderUNet(nn.Module):
             for i, width in enumerate(channels)
         )
         pairs = list(pairwise(channels))
-        self.up = nn.ModuleList(nn.ConvTranspose3d(deep, fine, 2, 2) for fine, deep in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(low, fine, 2, 2) for fine, low in pairs)
         self.decoder = nn.ModuleList(conv(2 * fine, fine) for fine, _ in pairs)
-        heads = channels[:-1] if deep_supervision else channels[:1]
+        heads = channels[:-1] if deep else channels[:1]
         self.heads = nn.ModuleList(nn.Conv3d(fine, classes, 1) for fine in heads)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -161,7 +153,7 @@ class _ResidualEncoderUNet(nn.Module):
 
 def shrink(channels: Sequence[int], factor: int, floor: int = 8) -> tuple[int, ...]:
     """Channels of the student: the teacher's divided by `factor`, never below `floor`."""
-    if factor < 1 or floor < 1:
+    if min(factor, floor) < 1:
         raise ContractError("factor, floor", (factor, floor), "at least 1", "factor=4, floor=8")
     return tuple(max(floor, width // factor) for width in channels)
 

@@ -16,15 +16,5 @@ from dcd_core.wavelet.transform import (
     waverec3,
 )
 
-__all__ = [
-    "BANDS",
-    "Convention",
-    "Pyramid",
-    "Selection",
-    "Wavelet",
-    "dwt3",
-    "idwt3",
-    "max_level",
-    "wavedec3",
-    "waverec3",
-]
+__all__ = ["BANDS", "Convention", "Pyramid", "Selection", "Wavelet", "dwt3", "idwt3", "max_level"]
+__all__ += ["wavedec3", "waverec3"]

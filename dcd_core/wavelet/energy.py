@@ -10,14 +10,13 @@ reconstructions in place of coefficients. With S_b the synthesis of band b it is
 
     1/L sum_(l=1..L) mean( (sum_(b in B) S_b W_b x_(l-1))^2 ).
 
-Everything here is an operation of PyTorch, for any wavelet, size, precision and device, and can be
-differentiated any number of times. `dcd_core.wavelet.fast` computes the same numbers faster.
+This serves any wavelet and size and can be differentiated any number of times; `fast` is faster.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -50,58 +49,29 @@ class Selection(NamedTuple):
     convention: Convention
 
 
-def split(x: Volume, selection: Selection) -> tuple[Tensor, Tensor]:
-    """One level of `x`: the bands (b, c, 8, d', h', w'), those not selected zero, and `aaa`."""
-    axes = zip(x.shape[2:], selection.names, strict=True)
-    matrices = [matrix(_analysis, *axis, selection.convention, like=x) for axis in axes]
-    bands = to_bands(apply_separable(x, matrices))
-    selected = matrix(_selected, selection.bands, like=x)
-    return bands * selected[..., None, None], bands[:, :, 0]
-
-
-def join(bands: Tensor, size: Sequence[int], selection: Selection) -> Tensor:
-    """The released reconstruction (b, c, d, h, w) of the bands of a volume of this size."""
-    axes = zip(size, selection.names, strict=True)
-    matrices = [matrix(_synthesis, *axis, like=bands) for axis in axes]
-    return apply_separable(from_bands(bands), matrices)
-
-
-def energy(
-    x: Volume,
-    selection: Selection,
-    split: Callable[..., tuple[Tensor, Tensor]] = split,
-    join: Callable[..., Tensor] = join,
-) -> Float[Tensor, ""]:
-    """The loss of differences `x` (b, c, d, h, w), a scalar in the precision of `x`.
-
-    All levels of `selection` must be usable on the grid of `x`. `split` and `join` may be replaced
-    by two that together do the same.
-    """
-    total = x.new_zeros(())
+def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
+    """The loss of differences `x` (b, c, d, h, w), a scalar; all levels must be usable."""
+    total, selected = x.new_zeros(()), matrix(_selected, selection.bands, like=x)[..., None, None]
     for level in range(1, selection.levels + 1):
-        size = x.shape[2:]
-        count = len(x) * x.shape[1] * voxels(size, selection)
-        compared, x = split(x, selection)
+        count = len(x) * x.shape[1] * voxels(x.shape[2:], selection)
+        axes = [*zip(x.shape[2:], selection.names, strict=True)]
+        split = [matrix(_analysis, *axis, selection.convention, like=x) for axis in axes]
+        bands = to_bands(apply_separable(x, split))
+        compared, x = bands * selected, bands[:, :, 0]
         if selection.convention == "released":
-            compared = join(compared, size, selection)
+            join = [matrix(_synthesis, *axis, like=x) for axis in axes]
+            compared = apply_separable(from_bands(compared), join)
         total = total + compared.square().sum() / count
         if level == selection.levels and selection.coarse_weight:
             total = total + selection.coarse_weight * x.square().sum() / count
     return total / selection.levels
 
 
-# --- grids ----------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=512)
 def grids(
     size: tuple[int, ...], names: tuple[str, ...], levels: int
 ) -> tuple[tuple[int, ...], ...]:
-    """The grids (D, H, W) of x_0, x_1, ... as far as `levels` are usable: `size` is the first.
-
-    An axis is split while it is at least as long as its filter, so that the filter does not wrap
-    onto itself. A shorter axis stays as it is. Levels end where no axis is left.
-    """
+    """The grids (D, H, W) of x_0, x_1, ... while `levels` are usable: while an axis is split."""
     result = [size]
     while len(result) <= levels and any(map(fits, result[-1], names)):
         axes = zip(result[-1], names, strict=True)
@@ -110,7 +80,7 @@ def grids(
 
 
 def fits(n: int, name: str) -> bool:
-    """Whether an axis of n samples is split once more by this wavelet."""
+    """Whether an axis of n samples is split once more: a filter must not wrap onto itself."""
     return n >= taps(name)
 
 
@@ -122,15 +92,9 @@ def usable_levels(size: Sequence[int], selection: Selection) -> int:
 
 
 def voxels(size: Sequence[int], selection: Selection) -> int:
-    """Voxels of a volume (D, H, W) over which its level is averaged.
-
-    The released synthesis returns an axis of odd length one sample short.
-    """
-    released = selection.convention == "released"
+    """Voxels of a volume (D, H, W) over which its level is averaged."""
+    released = selection.convention == "released"  # whose synthesis cuts odd axes by a sample
     return math.prod(n - n % 2 if released else n for n in size)
-
-
-# --- matrices -------------------------------------------------------------------------------------
 
 
 def _selected(bands: Sequence[str]) -> np.ndarray:

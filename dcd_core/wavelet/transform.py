@@ -3,10 +3,8 @@
 Along each axis a signal is filtered into a low half `a` (approximation) and a high half `d`
 (detail) and every second sample is kept. Doing so along D, H and W gives eight bands, `aaa` to
 `ddd`; the coarse band `aaa` may be split again, level after level. Names, boundary modes and values
-are those of PyWavelets, which is the oracle of the tests.
-
-The transform of one axis is a small matrix (`pywt` applied to the identity), so a level is three
-matrix products. One code path serves every wavelet, boundary mode, device and precision.
+are those of PyWavelets. The transform of one axis is a small matrix (`pywt` applied to the
+identity), so a level is three matrix products, for any wavelet, mode, device and precision.
 
 Source: Mallat, IEEE TPAMI 11(7), 1989; Daubechies, Ten Lectures on Wavelets, SIAM, 1992;
 Lee et al., PyWavelets, JOSS 4(36), 2019.
@@ -24,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dcd_core.errors import at_least, one_of
 from dcd_core.types import ContractError, Size3, Volume
 
 BANDS = ("aaa", "aad", "ada", "add", "daa", "dad", "dda", "ddd")
@@ -34,11 +33,7 @@ Wavelet: TypeAlias = str | pywt.Wavelet | Sequence[str | pywt.Wavelet]
 
 
 class Pyramid(NamedTuple):
-    """A transform of several levels.
-
-    `coarse` (b, c, d, h, w); `details` (b, c, 7, d, h, w), finest first. The seven detail
-    bands of a level are in the order of `BANDS[1:]`.
-    """
+    """Several levels: `coarse` (b, c, d, h, w), `details` (b, c, 7, d, h, w), finest first."""
 
     coarse: Tensor
     details: tuple[Tensor, ...]
@@ -49,9 +44,8 @@ def dwt3(
 ) -> Float[Tensor, "b c 8 _ _ _"]:
     """Split volumes into their eight bands, one level.
 
-    `x` (b, c, d, h, w) -> (b, c, 8, d', h', w'), equal to `pywt.dwtn` along the last three axes.
-    Half precision is computed and returned in float32. Raises ContractError for an unknown wavelet
-    or mode, and where (anti)reflect meets an axis of one voxel.
+    `x` (b, c, d, h, w) -> (b, c, 8, d', h', w'), equal to `pywt.dwtn`, in float32 or better. Raises
+    ContractError for an unknown wavelet or mode, and where (anti)reflect meets one voxel.
     """
     return to_bands(_transform(analysis, x, x.shape[2:], wavelet, mode))
 
@@ -65,20 +59,17 @@ def idwt3(
 ) -> Float[Tensor, "b c _ _ _"]:
     """Rebuild volumes from their eight bands, one level: the inverse of `dwt3`.
 
-    `bands` (b, c, 8, d', h', w') -> (b, c, d, h, w), equal to `pywt.idwtn`. `size` is the extent to
-    crop to (odd extents come back one voxel long, as in pywt); None keeps what pywt returns. Raises
-    ContractError for an unknown wavelet or mode, or a `size` beyond that.
+    `bands` (b, c, 8, d', h', w') -> (b, c, d, h, w), equal to `pywt.idwtn` and cropped to `size`,
+    if given: odd extents come back one voxel long. Raises ContractError for an unknown wavelet or
+    mode, or a `size` beyond that.
     """
     x = _transform(synthesis, from_bands(bands), bands.shape[3:], wavelet, mode)
     if size is None:
         return x
     if any(want > have for want, have in zip(size, x.shape[2:], strict=True)):
-        raise ContractError(
-            "size of the inverse transform",
-            tuple(size),
-            f"at most {tuple(x.shape[2:])} along (D, H, W)",
-            "the size of the volume that was transformed",
-        )
+        expected = f"at most {tuple(x.shape[2:])} along (D, H, W)"
+        attempt = "the size of the volume that was transformed"
+        raise ContractError("size of the inverse transform", tuple(size), expected, attempt)
     return x[:, :, : size[0], : size[1], : size[2]]
 
 
@@ -89,10 +80,8 @@ def wavedec3(
 
     `x` (b, c, d, h, w). Raises ContractError when `levels` is not positive, and as `dwt3` does.
     """
-    if levels < 1:
-        raise ContractError("levels", levels, "an integer of at least 1", "levels=1")
     details = []
-    for _ in range(levels):
+    for _ in range(at_least("levels", levels, 1)):
         bands = dwt3(x, wavelet, mode)
         details.append(bands[:, :, 1:])
         x = bands[:, :, 0]
@@ -113,8 +102,8 @@ def waverec3(
     """
     x = pyramid.coarse
     for level, detail in reversed([*enumerate(pyramid.details)]):
-        coarse = x[:, :, : detail.shape[3], : detail.shape[4], : detail.shape[5]]
-        bands = torch.cat([coarse.unsqueeze(2), detail], dim=2)
+        d, h, w = detail.shape[3:]
+        bands = torch.cat([x[:, :, None, :d, :h, :w], detail], dim=2)
         x = idwt3(bands, wavelet, mode, size=size if level == 0 else None)
     return x
 
@@ -123,24 +112,18 @@ def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
     """How many levels a volume can be split before the filters outgrow it (`pywt.dwtn_max_level`).
 
     `size` is one extent or (D, H, W), in voxels; the shortest axis decides. Returns 0 when not one
-    level fits. Boundary effects then reach every coefficient. Periodization allows it, so the
-    distillation loss goes on a little further (`dcd_core.wavelet.energy.grids`).
+    level fits. The loss, which is periodic, goes further (`dcd_core.wavelet.energy.grids`).
     """
     extents = (size,) * 3 if isinstance(size, int) else tuple(size)
     axes = zip(extents, axis_names(wavelet), strict=True)
     return min(int(pywt.dwt_max_level(n, taps(name))) for n, name in axes)
 
 
-# --- wavelets by name -----------------------------------------------------------------------------
-
-
 def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
     """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
     each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else tuple(wavelet)
     if len(each) != 3:
-        raise ContractError(
-            "wavelet", each, "one name, or one per axis (D, H, W)", "('haar', 'db4', 'db4')"
-        )
+        raise ContractError("wavelet", each, "one or three names", "('haar', 'db4', 'db4')")
     d, h, w = (discrete(getattr(one, "name", one)).name for one in each)
     return d, h, w
 
@@ -156,45 +139,32 @@ def discrete(name: str) -> pywt.Wavelet:
     try:
         return pywt.Wavelet(name)
     except (ValueError, TypeError):
-        raise ContractError(
-            "wavelet",
-            repr(name),
-            "a discrete wavelet of PyWavelets such as 'haar', 'db4', 'sym4', 'bior2.2'",
-            "pywt.wavelist(kind='discrete') lists them all",
-        ) from None
-
-
-# --- matrices of one axis -------------------------------------------------------------------------
+        expected = "a discrete wavelet of PyWavelets such as 'haar', 'db4', 'bior2.2'"
+        attempt = "pywt.wavelist(kind='discrete') lists them all"
+        raise ContractError("wavelet", repr(name), expected, attempt) from None
 
 
 @lru_cache(maxsize=512)
 def analysis(n: int, name: str, mode: str) -> np.ndarray:
     """The transform of one axis as a matrix (2m, n), float64: m low rows, then m high rows."""
-    _check_mode(mode)
     if n == 1 and mode.endswith("reflect"):
-        raise ContractError(
-            "mode", repr(mode), "another mode for an axis of one voxel", "'symmetric'"
-        )
+        expected = "another mode for an axis of one voxel"
+        raise ContractError("mode", repr(mode), expected, "'symmetric'")
     return np.concatenate(pywt.dwt(np.eye(n), discrete(name), mode=mode, axis=0))
 
 
 @lru_cache(maxsize=512)
 def synthesis(m: int, name: str, mode: str) -> np.ndarray:
     """The inverse transform of one axis as a matrix (n, 2m), float64; n is that of `pywt.idwt`."""
-    _check_mode(mode)
     low, high = np.split(np.eye(2 * m), 2)
     return pywt.idwt(low, high, discrete(name), mode=mode, axis=0)
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in pywt.Modes.modes:
-        raise ContractError("mode", repr(mode), f"one of {pywt.Modes.modes}", "'periodization'")
 
 
 def _transform(
     build: Callable[..., np.ndarray], x: Tensor, size: Sequence[int], wavelet: Wavelet, mode: str
 ) -> Tensor:
     """The transform that `build` makes for axes of this size, in float32 or better."""
+    one_of("mode", mode, *pywt.Modes.modes)
     axes = [*zip(size, axis_names(wavelet), strict=True)]
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
@@ -204,11 +174,8 @@ def _transform(
 def apply_separable(
     x: Float[Tensor, "b c d h w"], matrices: Sequence[Float[Tensor, "_ _"]]
 ) -> Float[Tensor, "b c _ _ _"]:
-    """Multiply every axis (D, H, W) of `x` by its matrix.
-
-    The inner axis comes first, as it is contiguous.
-    """
-    along_d, along_h, along_w = matrices
+    """Multiply every axis (D, H, W) of `x` by its matrix."""
+    along_d, along_h, along_w = matrices  # the inner axis comes first, as it is contiguous
     x = torch.matmul(along_h, torch.matmul(x, along_w.T))
     b, c, d, h, w = x.shape
     # D as the row of one (d, h * w) product per channel: no transposition, no copy.

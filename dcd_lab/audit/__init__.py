@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from dcd_core.errors import one_of
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.types import ISLES, TASKS, ContractError
+from dcd_core.types import ISLES, TASKS
 from dcd_lab.audit.findings import DATA_SET, SEVERITIES, Finding
 from dcd_lab.audit.inspection import Inspection, inspect
 from dcd_lab.data.editions import OWN, numbering
@@ -89,8 +90,8 @@ def audit(
     Raises ContractError when `root` is absent or holds no scan of the task, for an unknown task or
     edition, and when a worker was killed.
     """
-    if task is not None and task not in TASKS:
-        raise ContractError("task", repr(task), f"one of {sorted(TASKS)}", "'isles2022'")
+    if task is not None:
+        one_of("task", task, *sorted(TASKS))
     tree, names = survey(root), [task] if task else list(TASKS)
     scans: list[Scan] = []
     for name in names:

@@ -1,8 +1,7 @@
 """Contrast: does each channel look like what its file name says?
 
 Fluid is bright on T2 and ADC and dark elsewhere, the two T1 images resemble each other most, and
-each lesion is bright in known channels. That is enough to notice two files with swapped names, and
-too little to be sure: a finding is a warning.
+each lesion is bright in known channels. That is too little to be sure: a finding is a warning.
 """
 
 from __future__ import annotations
@@ -53,10 +52,8 @@ def contrast(
     quantiles = np.array([np.percentile(values, (1, 50, 98, 99)) for values in inside])
     if (quantiles[:, 1] <= 0).any() or (quantiles[:, 0] == quantiles[:, 3]).any():
         return None
-    clipped = [
-        np.clip(values, low, high)
-        for values, (low, _, _, high) in zip(inside, quantiles, strict=True)
-    ]
+    edges = zip(inside, quantiles[:, 0], quantiles[:, 3], strict=True)
+    clipped = [np.clip(values, low, high) for values, low, high in edges]
     levels = None
     if lesion is not None and (lesion & brain).sum() >= FEWEST and (brain & ~lesion).any():
         both = [(np.median(c[lesion & brain]), np.median(c[brain & ~lesion])) for c in channels]

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from dcd_core.errors import require
 from dcd_core.models import Segmenter
-from dcd_core.models.channels import channel_axis
 from dcd_core.types import ContractError, Volume
+from dcd_lab.compress.channels import channel_axis
 
 _NORMS = (nn.InstanceNorm3d, nn.BatchNorm3d)
 _LAYERS = (nn.Conv3d, nn.ConvTranspose3d, *_NORMS)
+_CONVOLUTIONAL = "a convolutional network, from dynunet or resenc say"
 
 
 class Slice(NamedTuple):
@@ -72,12 +73,8 @@ def channel_groups(model: Segmenter, example: Volume) -> list[Group]:
         graph = torch_pruning.DependencyGraph().build_dependency(network, example, forward_fn=run)
     heads = [writers[id(each)][0] for each in logits if id(each) in writers]
     if len(heads) < len(logits) or not all(isinstance(head, nn.Conv3d) for head in heads):
-        raise ContractError(
-            "logits of the network",
-            "something no Conv3d wrote",
-            "a convolution as the last layer of every head",
-            "a convolutional network, from dynunet or resenc say",
-        )
+        got, expected = "something no Conv3d wrote", "a convolution as the last layer of every head"
+        raise ContractError("logits of the network", got, expected, _CONVOLUTIONAL)
     groups = []
     for coupled in graph.get_all_groups(ignored_layers=heads):
         size, slices = len(coupled[0].idxs), []
@@ -108,9 +105,6 @@ def squared_norms(model: Segmenter, group: Group) -> Float[Tensor, " n"]:
 
 def _check(name: str, layer: nn.Module, channels: int, size: int) -> None:
     if not isinstance(layer, _LAYERS) or getattr(layer, "groups", 1) != 1 or channels != size:
-        raise ContractError(
-            f"layer {name}",
-            f"{type(layer).__name__} with {channels} channels in a group of {size}",
-            "an ungrouped Conv3d, ConvTranspose3d, InstanceNorm3d or BatchNorm3d",
-            "a convolutional network, from dynunet or resenc say",
-        )
+        got = f"{type(layer).__name__} with {channels} channels in a group of {size}"
+        expected = "an ungrouped Conv3d, ConvTranspose3d, InstanceNorm3d or BatchNorm3d"
+        raise ContractError(f"layer {name}", got, expected, _CONVOLUTIONAL)

@@ -45,13 +45,10 @@ class ReweightedGroupLasso(Method):
         eps: float = 1e-3,
     ) -> None:
         super().__init__()
-        if every < 1 or stages < 1 or strength <= 0 or eps <= 0:
-            raise ContractError(
-                "every, stages, strength, eps",
-                (every, stages, strength, eps),
-                "counts of at least 1 and positive numbers",
-                "every=steps // 4, stages=4, strength=1e-4, eps=1e-3",
-            )
+        if min(every, stages) < 1 or min(strength, eps) <= 0:
+            got, expected = (every, stages, strength, eps), "counts of at least 1, positive numbers"
+            attempt = "every=steps // 4, stages=4, strength=1e-4, eps=1e-3"
+            raise ContractError("every, stages, strength, eps", got, expected, attempt)
         self.every, self.strength, self.stages, self.eps = every, strength, stages, eps
         # In a tuple, so that its weights are not this module's: they would be saved twice.
         self._student = (student,)

@@ -11,8 +11,10 @@ from itertools import pairwise
 import torch
 
 from dcd_core import models
+from dcd_core.errors import at_least
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Volume
+from dcd_lab.compress.channels import channel_axis, cut
 from dcd_lab.compress.groups import Group, channel_groups, squared_norms
 
 
@@ -32,8 +34,7 @@ def prune(
     """
     if model.spec is None:
         raise ContractError("model", "one without spec", "one from models.build", "build(...)")
-    if divisor < 1:
-        raise ContractError("divisor", divisor, "at least 1", "8")
+    at_least("divisor", divisor, 1)
     groups = channel_groups(model, example)
     gone: list[set[int]] = [set() for _ in groups]
     size = models.parameters(model)
@@ -48,12 +49,12 @@ def prune(
         else:
             gone, size = more, smaller
     if abs(size - parameters) > tolerance * parameters:
-        raise ContractError(
-            "parameters of the pruned network",
+        got, expected = (
             f"{size} of {models.parameters(model)}",
             f"{parameters} within {tolerance:.0%}",
-            f"a divisor below {divisor}, or another size",
         )
+        attempt = f"a divisor below {divisor}, or another size"
+        raise ContractError("parameters of the pruned network", got, expected, attempt)
     return _cut(model, _kept(groups, gone), example)
 
 
@@ -74,7 +75,7 @@ def _blocks(model: Segmenter, groups: Sequence[Group], divisor: int) -> list[tup
 
 
 def _kept(groups: Sequence[Group], gone: Sequence[set[int]]) -> dict[str, dict[str, list[int]]]:
-    """What `models.cut` takes: the indices that layers keep, for sides that lose some."""
+    """What `cut` takes: the indices that layers keep, for sides that lose some."""
     left: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     whole: Counter[tuple[str, str]] = Counter()
     for group, missing in zip(groups, gone, strict=True):
@@ -95,15 +96,15 @@ def _parameters(model: Segmenter, kept: dict[str, dict[str, list[int]]]) -> int:
     for name, sides in kept.items():
         layer = model.network.get_submodule(name)
         for weight in layer.parameters(recurse=False):
-            left = {models.channel_axis(layer, weight, side): len(i) for side, i in sides.items()}
+            left = {channel_axis(layer, weight, side): len(i) for side, i in sides.items()}
             total += math.prod(left.get(a, n) for a, n in enumerate(weight.shape)) - weight.numel()
     return total
 
 
 def _cut(model: Segmenter, kept: dict[str, dict[str, list[int]]], example: Volume) -> Segmenter:
-    """The network that `models.pruned` builds, with the weights that are left."""
+    """The network that `pruned` builds, with the weights that are left."""
     small = copy.deepcopy(model).requires_grad_(True)
-    models.cut(small.network, kept)
+    cut(small.network, kept)
     with models.evaluating(small), torch.no_grad():
         small.channels = tuple(stage.shape[1] for stage in small.encode(example))
     base = small.spec or {}

@@ -1,11 +1,10 @@
 """Data: from the files of a public data set to the patches a network learns from.
 
-A `Scan` says where the files of a case lie. `read` turns them into a `Case`, or says in one
-sentence why it cannot. `prepare` crops, normalises and resamples the case, `prepared` keeps the
-result on disk, and `Patches` makes training batches that depend on nothing but a seed and a step.
-`folds` splits by patient; `export` writes a prediction in the space of its scan; `audit` lists all
-that is wrong with a data set. `write` stores cases exactly as BraTS 2024 and ISLES 2022 do, so that
-phantoms and patients are read by the same code.
+A `Scan` says where the files of a case lie. `read` turns them into a `Case`, `prepare` crops,
+normalises and resamples it, `prepared` keeps the result on disk, and `Patches` makes training
+batches. `folds` splits by patient; `export` writes a prediction in the space of its scan; `audit`
+lists all that is wrong with a data set. `write` stores phantoms exactly as the challenges do, so
+that they are read by the same code as patients.
 """
 
 from typing import Any
@@ -19,32 +18,10 @@ from dcd_lab.data.scans import Scan, brats2024, isles2022, patient
 from dcd_lab.data.splits import Fold, folds, shared, write_splits
 from dcd_lab.data.store import prepared
 
-__all__ = [
-    "Augment",
-    "Cohort",
-    "Fold",
-    "Patches",
-    "Scan",
-    "audit",
-    "brats2024",
-    "clinical",
-    "cohort",
-    "export",
-    "folds",
-    "isles2022",
-    "patient",
-    "predict_case",
-    "prepare",
-    "prepared",
-    "read",
-    "read_label",
-    "resample",
-    "shared",
-    "synthetic",
-    "to_native",
-    "write",
-    "write_splits",
-]
+__all__ = ["Augment", "Cohort", "Fold", "Patches", "Scan", "audit", "brats2024", "clinical"]
+__all__ += ["cohort", "export", "folds", "isles2022", "patient", "predict_case", "prepare"]
+__all__ += ["prepared", "read", "read_label", "resample", "shared", "synthetic", "to_native"]
+__all__ += ["write", "write_splits"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,7 @@
 """Cohorts: the cases of one experiment, split into train, val and test, with a name for the whole.
 
 The val split chooses thresholds and weights; the test split is looked at once. A cohort is
-synthetic (phantoms, written to disk in the layout of the real data) or clinical (the data under
-DCD_DATA). Both are read by the same readers.
+synthetic (phantoms, written in the layout of the real data) or clinical (the data under DCD_DATA).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from dcd_core.errors import one_of
 from dcd_core.progress import progress
 from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
 from dcd_lab import phantom
@@ -78,14 +78,11 @@ def cohort(
     they are resampled, and `workers` count for them, the others describe phantoms.
     Raises ContractError for another source, and as `synthetic`, `clinical` and `read` do.
     """
-    if source == "clinical":
+    if one_of("data source", source, "synthetic", "clinical") == "clinical":
         made = clinical(task, spacing_mm=spacing_mm)
-    elif source == "synthetic":
+    else:
         sizes = {"train": train, "val": val, "test": test}
         made = synthetic(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
-    else:
-        expected = "'synthetic' or 'clinical'"
-        raise ContractError("data source", repr(source), expected, "'synthetic'")
     for split in get_args(Split):
         made.cases(split, workers=workers)
     return made
@@ -106,7 +103,7 @@ def synthetic(
     `train`, `val`, `test` count subjects; no subject is in two splits. Interrupted work is
     continued. Raises ContractError for an unknown task or an empty split.
     """
-    _check_task(task)
+    one_of("task", task, *sorted(TASKS))
     if min(train, val, test) < 1:
         raise ContractError("splits", (train, val, test), "at least one case each", "train=8")
     kind, count = _KINDS[task], train + val + test
@@ -133,7 +130,7 @@ def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Co
     Raises ContractError for an unknown task or fold, and when DCD_DATA is not set or holds fewer
     than 13 labelled patients of the task.
     """
-    _check_task(task)
+    one_of("task", task, *sorted(TASKS))
     if not 0 <= fold < 5:
         raise ContractError("fold", fold, "0 to 4", "fold=0")
     root = os.environ.get("DCD_DATA")
@@ -146,11 +143,6 @@ def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Co
     inner = folds(outer.train, k=10, group=groups)[0]
     identity = fingerprint(task, outer, inner, spacing_mm, VERSION)
     return Cohort(task, Path(root), inner.train, inner.val, outer.val, spacing_mm, identity)
-
-
-def _check_task(task: str) -> None:
-    if task not in TASKS:
-        raise ContractError("task", repr(task), f"one of {sorted(TASKS)}", "'isles2022'")
 
 
 def _is_written(folder: Path, id: str, task: str) -> bool:

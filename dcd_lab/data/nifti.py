@@ -30,15 +30,13 @@ def read(scan: Scan, *, grid: str | None = None) -> Case:
     and the FLAIR of ISLES, which has its own grid, is resampled linearly to that of the DWI by the
     two headers. `grid` names another channel whose grid everything is brought to instead, the label
     by its nearest voxel: the release trains ISLES on the grid of the "flair". Scores on such a case
-    cannot be compared with the challenge's, which are taken on the grid of the DWI.
-    Voxels keep the order of the first channel's file; a file with the same grid in another order
-    (LAS, LPS, RAS) is turned. Affines are nibabel's: the sform where it is set, else the qform.
-    The label has the numbers of the task: those of the scan's edition are translated. An empty one
-    is sound, and so are negative intensities, which interpolation leaves behind.
+    cannot be compared with the challenge's.
+    Voxels keep the order of the first channel's file; other orders (LAS, LPS, RAS) are turned. The
+    label has the numbers of the task: those of the scan's edition are translated. An empty one is
+    sound, and so are negative intensities.
     Raises ContractError, naming the file, when it is absent, unreadable or truncated, complex, not
-    3-D (a trailing axis of length 1 is dropped), not in mm, not finite, zero throughout, on another
-    grid than the first channel, or when the label holds values that the edition does not have; and
-    for a `grid` that the task has no channel of.
+    3-D, not in mm, not finite, zero throughout, on another grid than the first channel, or when the
+    label holds values that the edition does not have; and for an unknown `grid`.
     """
     channels = TASKS[scan.task].channels
     if grid not in (None, *channels):
@@ -60,15 +58,13 @@ def read(scan: Scan, *, grid: str | None = None) -> Case:
 
 
 def read_label(scan: Scan) -> Case:
-    """Read the label of a scan alone, on its own grid: a `Case` whose image has no channels.
+    """Read the label of a scan alone, as `read` does: a `Case` whose image has no channels.
 
-    This is what scoring needs, in a fraction of the time of `read`: of the channels only the first
-    is opened, for its grid. The label is that of `read`.
-    Raises ContractError when the scan has no label, and as `read` does for these two files.
+    Of the channels only the first is opened, for its grid. Raises ContractError when the scan has
+    no label, and as `read` does for these two files.
     """
     if scan.label is None:
-        attempt = "score labelled scans only"
-        raise ContractError(f"case {scan.id}", "no label", "a labelled case", attempt)
+        raise ContractError(f"case {scan.id}", "no label", "a label", "score labelled scans only")
     first = load(scan.channels[0])
     label = _label(scan, scan.label, first, first)
     image = np.empty((0, *label.shape), np.float32)
@@ -105,7 +101,6 @@ def _spacing_mm(volume: NiftiVolume) -> tuple[float, float, float]:
 def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) -> list[Scan]:
     """Write cases below `root` in the layout of their data set and return their scans.
 
-    BraTS 2024: one folder per scan; ISLES 2022: the challenge layout, FLAIR on the grid of the DWI.
     Images are float32, labels uint8, qform and sform both hold the affine. A folder appears whole
     or not at all. One that exists is kept, so interrupted work is continued by starting it again.
     An id of another form is translated by its last number, "stroke-7" to "sub-strokecase0007".
@@ -177,10 +172,8 @@ def export(
 ) -> Path:
     """Write a label volume (i, j, k) as NIfTI with the header of `reference`, a file of the scan.
 
-    Affine, both transforms with their codes, units and voxel sizes are those of the reference, so
-    that viewers and the challenges' evaluation lay one on the other. The label is stored unscaled
-    in the smallest unsigned integer type. The official BraTS code takes millimetres from this
-    header. Returns the path.
+    Affine, both transforms with their codes, units and voxel sizes are those of the reference. The
+    label is stored unscaled in the smallest unsigned integer type. Returns the path.
     Raises ContractError when the reference is unreadable or of another shape, when the label holds
     anything but whole numbers from 0 on, or when `path` is no NIfTI name.
     """

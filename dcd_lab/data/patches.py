@@ -54,11 +54,10 @@ class Draw(NamedTuple):
 class Patches:
     """An endless sequence of training batches, by step: `patches[step]`.
 
-    `cases` are prepared and labelled, with equal channels; their arrays may be memory-mapped. A
-    batch holds `batch` patches of `patch` voxels, each from a case drawn uniformly. With
-    probability `foreground` the patch is centred, as far as the borders allow, on a voxel of a
-    label drawn uniformly from those of the case. All other patches lie anywhere in the case, which
-    is centred in zeros where it is smaller than the patch.
+    `cases` are prepared and labelled, with equal channels. A batch holds `batch` patches of `patch`
+    voxels, each from a case drawn uniformly. With probability `foreground` the patch is centred, as
+    far as the borders allow, on a voxel of a label drawn uniformly from those of the case. Others
+    lie anywhere in the case, which is centred in zeros where it is smaller than the patch.
     Raises ContractError when there is no case, a case has no label or other channels, or a number
     is out of range.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021 (a third of the patches on foreground).

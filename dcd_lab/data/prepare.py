@@ -61,8 +61,8 @@ def prepare(
 
     The brain is every voxel at which some channel is not zero, holes filled. Each channel becomes
     z-scores over that one mask on the native grid, clipped to `Z_RANGE`; outside is 0. The ADC is
-    clipped to `ADC_RANGE` first: otherwise a few voxels of noise decide its deviation. `task` says
-    which channel that is; by default it is the task with as many channels.
+    clipped to `ADC_RANGE` first. `task` says which channel that is; by default it is the task with
+    as many channels.
     Images are resampled by cubic splines, labels by the largest linearly resampled indicator. An
     axis whose spacing, before or after, is more than `THICK` times the others takes the nearest
     slice. The affine of the result gives its position in the original scan.

@@ -1,7 +1,6 @@
-"""Scans: which files belong to which subject.
+"""Scans: which files belong to which subject, by their names alone.
 
-Both data sets encode everything in their file names. A survey looks at names only and opens no
-file. A scan that lacks a file is listed with the path where the file belongs; `read` refuses it.
+A scan that lacks a file is listed with the path where the file belongs; `read` refuses it.
 """
 
 from __future__ import annotations
@@ -100,9 +99,8 @@ class Survey(NamedTuple):
 def brats2024(root: str | os.PathLike[str], *, edition: int = 2024) -> list[Scan]:
     """List the BraTS GLI scans anywhere under `root`, sorted by id.
 
-    A scan is a folder `BraTS-GLI-PPPPP-TTT` at any depth, so that the parts of the archive may lie
-    side by side. PPPPP is the patient; TTT the time point, from 100 on after treatment. `edition`
-    is the year whose numbers the labels hold; `read` brings them to those of 2024.
+    A scan is a folder `BraTS-GLI-PPPPP-TTT` at any depth: PPPPP is the patient, TTT the time point,
+    from 100 on after treatment. `edition` is the year whose numbers the labels hold.
     Raises ContractError when `root` or every scan is absent, when a scan is there twice, when a
     folder cannot be opened, and for an unknown edition.
     """
@@ -113,10 +111,8 @@ def isles2022(root: str | os.PathLike[str]) -> list[Scan]:
     """List the ISLES 2022 cases anywhere under `root`, sorted by id.
 
     A file is known by its name, `sub-strokecaseNNNN_ses-0001_{dwi,adc,flair,msk}.nii.gz` in any
-    case, or by the last part of it in a folder named after the case. So the challenge layout, the
-    Zenodo archive and flat copies are all understood; sidecars are not needed.
-    Raises ContractError when `root` or every case is absent, when a file is there twice, and when a
-    folder cannot be opened.
+    case, or by the last part of it in a folder named after the case.
+    Raises ContractError as `brats2024` does.
     """
     return _listed(root, ISLES, OWN[ISLES.name])
 
@@ -219,8 +215,7 @@ def _scan(id: str, tree: Survey, task: Task, edition: int) -> Scan:
 def twice(tree: Survey, task: Task) -> Iterator[tuple[str, str, list[Path]]]:
     """Yield what is there more than once: the id of the scan, the name of the copy, their paths.
 
-    That is a single file, or a BraTS scan whose files lie in two folders: they may be of two
-    editions, even when no file is there twice.
+    That is a single file, or a BraTS scan in two folders, which may be of two editions.
     """
     for id, parts in sorted(tree.parts[task.name].items()):
         folders = sorted({path.parent for paths in parts.values() for path in paths})
@@ -232,10 +227,7 @@ def twice(tree: Survey, task: Task) -> Iterator[tuple[str, str, list[Path]]]:
 
 
 def patient(id: str) -> str:
-    """Return the patient of a scan: a BraTS id without its time point, any other id as it is.
-
-    The usual `group` of `folds`.
-    """
+    """Return the patient of a scan: a BraTS id without its time point, any other id as it is."""
     return id.rsplit("-", 1)[0] if BRATS_ID.fullmatch(id) else id
 
 

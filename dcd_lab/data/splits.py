@@ -15,10 +15,7 @@ from dcd_core.types import ContractError
 
 
 class Fold(NamedTuple):
-    """Ids to train on and ids to validate on, both sorted.
-
-    A list of them is the content of nnU-Net's splits_final.json (`write_splits`).
-    """
+    """Ids to train on and ids to validate on, both sorted."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -34,8 +31,7 @@ def folds(
     """Split `ids` into `k` folds; without `group` these are nnU-Net's folds, id by id.
 
     `group` gives the patient of an id (`patient`, or a mapping). Then patients are split by the
-    same rule, each with all its scans. BraTS 2024 needs this: nnU-Net's own split is by scan, and
-    scans of one patient on both sides make scores too high.
+    same rule, each with all its scans: on both sides these would make scores too high.
     Raises ContractError for an id given twice, or when there are fewer groups than folds.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021.
     """

@@ -1,9 +1,7 @@
 """Store: prepared cases on disk, made once, opened without being read into memory.
 
-A data set of a thousand scans does not fit into memory, and preparing it takes longer than an epoch
-of training. So cases are prepared once, by several processes, and kept as NumPy arrays that are
-mapped when they are opened. A folder appears whole or not at all: interrupted work is continued,
-and two processes that make the same case do not disturb each other.
+A folder appears whole or not at all: interrupted work is continued, and two processes that make the
+same case do not disturb each other.
 """
 
 from __future__ import annotations
@@ -32,10 +30,9 @@ def prepared(
 ) -> list[Case]:
     """The cases of `scans`, read, prepared at `spacing_mm` as `prepare` does, and kept on disk.
 
-    Images (c, i, j, k) and labels (i, j, k) are memory-mapped and read-only, so the list takes
-    hardly any memory; while it is made, each of `workers` processes holds one case. A case is made
-    again when its files, its edition, the spacing or `VERSION` have changed. Old ones stay until
-    `runs/` is emptied.
+    Images (c, i, j, k) and labels (i, j, k) are memory-mapped and read-only; each of `workers`
+    processes holds one case. A case is made again when its files, its edition, the spacing or
+    `VERSION` have changed.
     Raises ContractError as `read` and `prepare` do, for the first scan that is not sound.
     """
     folders = [

@@ -34,8 +34,7 @@ _OTHER_UNITS = {1: "metre", 3: "micron"}
 class NiftiVolume(NamedTuple):
     """The voxels of one file, 3-D, with the affine (in mm) that nibabel takes from its header.
 
-    That is the sform where its code is not 0, else the qform, else the voxel sizes alone. Where
-    both are set and disagree, the sform counts; the audit reports it.
+    That is the sform where its code is not 0, else the qform, else the voxel sizes alone.
     """
 
     path: Path
@@ -64,10 +63,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_image(path: Path) -> nib.Nifti1Pair:
-    """Return a NIfTI image whose header has been read, its voxels not yet.
-
-    Raises ContractError when the file is absent or something else.
-    """
+    """Return a NIfTI image, its voxels not yet read; ContractError when it is absent or no such."""
     if not path.is_file():
         raise ContractError(str(path), "no such file", "a NIfTI file", "fetch this scan again")
     with reading(path):
@@ -145,10 +141,7 @@ def same_grid(volume: NiftiVolume, first: NiftiVolume) -> bool:
 
 
 def turned_to(volume: NiftiVolume, first: NiftiVolume) -> NiftiVolume:
-    """Return the volume with its axes in the order and direction of `first`: no value changes.
-
-    Tools store one grid as LAS, LPS or RAS; the affine says which, and is turned along.
-    """
+    """Return the volume with its axes in the order and direction of `first`: no value changes."""
     if same_grid(volume, first):  # at a tilt of 45 degrees rounding decides on the order
         return volume
     orders = io_orientation(volume.affine), io_orientation(first.affine)
@@ -159,10 +152,7 @@ def turned_to(volume: NiftiVolume, first: NiftiVolume) -> NiftiVolume:
 
 
 def onto(volume: NiftiVolume, first: NiftiVolume, *, order: int = 1) -> NiftiVolume:
-    """Resample a volume to the grid of `first` by the headers, unless it is there.
-
-    `order` 1 is linear, 0 takes the nearest voxel.
-    """
+    """Resample a volume to the grid of `first` by the headers; `order` as in `resample`."""
     if same_grid(volume, first):
         return volume
     i, j, k = first.array.shape

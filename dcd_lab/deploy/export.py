@@ -21,6 +21,7 @@ from dcd_core.types import ContractError
 
 Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
 IMAGE, LOGITS = "image", "logits"  # names of input (b, c, d, h, w) and output (b, k, d, h, w)
+REGIONS = "regions"  # in the metadata of an export whose logits are those of overlapping regions
 
 
 def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Path:
@@ -54,7 +55,7 @@ def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Pat
             output_names=[LOGITS],
             dynamic_shapes=(free,),
         )
-        _rename(temporary, model.network)
+        _finish(temporary, model)
     return Path(path)
 
 
@@ -63,9 +64,10 @@ def load(
 ) -> Segmenter:
     """Read an exported network: .onnx for ONNX Runtime, .xml for OpenVINO, on the CPU.
 
-    It has logits, but no stages and no parameters. `threads`: how many it computes with, the
-    runtime's choice if None. `runtime` "openvino" takes .onnx as well. Raises ContractError for a
-    file that is missing, cut short or of another ending, and without the extra [deploy].
+    It has logits and `regions`, but no stages and no parameters. `threads`: how many it computes
+    with, the runtime's choice if None. `runtime` "openvino" takes .onnx as well. Raises
+    ContractError for a file that is missing, cut short or of another ending, and without the extra
+    [deploy].
     """
     path = Path(path)
     if path.suffix not in _USUAL or not path.is_file():
@@ -73,7 +75,8 @@ def load(
         raise ContractError("exported network", path, expected, "export_onnx or quantize")
     if (path.suffix, runtime) == (".xml", "onnxruntime"):
         raise ContractError("runtime of .xml", runtime, "openvino", "the .onnx it was made of")
-    return Segmenter(Exported(path, threads, runtime or _USUAL[path.suffix]), (), ()).eval()
+    network = Exported(path, threads, runtime or _USUAL[path.suffix])
+    return Segmenter(network, (), (), regions=network.regions).eval()
 
 
 def check_export(
@@ -98,12 +101,9 @@ def check_export(
             largest.append(torch.stack([error.abs().max(), expected.abs().max()]))
     error, scale = torch.stack(largest).amax(0).tolist()
     if not error <= tolerance * scale:
-        raise ContractError(
-            "exported network",
-            f"logits {error:.3g} off, of at most {scale:.3g}",
-            f"within {tolerance:g} of the largest",
-            "another runtime, layers kept in float, or a higher tolerance for int8",
-        )
+        got, expected = f"logits {error:.3g} off, of at most {scale:.3g}", f"within {tolerance:g}"
+        attempt = "another runtime, layers kept in float, or a higher tolerance for int8"
+        raise ContractError("exported network", got, f"{expected} of the largest", attempt)
     return error
 
 
@@ -117,7 +117,8 @@ class Exported(nn.Module):
         # Prediction asks a model's parameters for their device.
         self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)
         try:
-            self._run = (_onnxruntime if runtime == "onnxruntime" else _openvino)(path, threads)
+            start = _onnxruntime if runtime == "onnxruntime" else _openvino
+            self._run, self.regions = start(path, threads)
         except Exception as error:  # every runtime has errors of its own
             raise ContractError("export", error, "a whole file", f"writing {path} again") from None
 
@@ -128,24 +129,29 @@ class Exported(nn.Module):
         return type(self), (self.path, self.threads, self.runtime)
 
 
-def _onnxruntime(path: Path, threads: int | None) -> Callable[[Any], Any]:
+def _onnxruntime(path: Path, threads: int | None) -> tuple[Callable[[Any], Any], bool]:
+    """What runs the network, and whether its logits are those of overlapping regions."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run([LOGITS], {IMAGE: image})[0]
+    regions = REGIONS in session.get_modelmeta().custom_metadata_map
+    return lambda image: session.run([LOGITS], {IMAGE: image})[0], regions
 
 
-def _openvino(path: Path, threads: int | None) -> Callable[[Any], Any]:
+def _openvino(path: Path, threads: int | None) -> tuple[Callable[[Any], Any], bool]:
     import openvino
 
     # Otherwise float layers run in bfloat16 where the processor has it.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    network = openvino.Core().compile_model(str(path), "CPU", options)
-    return lambda image: network(image)[0]
+    core = openvino.Core()
+    content = core.read_model(str(path))
+    network = core.compile_model(content, "CPU", options)
+    regions = content.has_rt_info(["framework", REGIONS])  # where it keeps the metadata of ONNX
+    return lambda image: network(image)[0], regions
 
 
 _USUAL: dict[str, Runtime] = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -169,13 +175,15 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _rename(path: Path, network: nn.Module) -> None:
-    """Give weights the first of their names: DynUNet lists its blocks under two."""
+def _finish(path: Path, model: Segmenter) -> None:
+    """Note `regions`, and give weights the first of their names: DynUNet has two for its blocks."""
     import onnx
 
-    first = {weight: name for name, weight in network.named_parameters()}
-    names = {n: first[w] for n, w in network.named_parameters(remove_duplicate=False)}
+    first = {weight: name for name, weight in model.network.named_parameters()}
+    names = {n: first[w] for n, w in model.network.named_parameters(remove_duplicate=False)}
     content = onnx.load(path)
+    if model.regions:
+        content.metadata_props.add(key=REGIONS, value="true")
     for weight in content.graph.initializer:
         weight.name = names.get(weight.name, weight.name)
     for node in content.graph.node:

@@ -1,8 +1,7 @@
 """Quantisation after training to 8-bit integers: of an exported network, or simulated in float.
 
 Weights get a scale per channel, activations one per tensor, from the values they take on training
-patches. Instance norms stay in float: their statistics are sums over whole volumes. The simulation
-shows what 8 bits do to accuracy on any machine; it is not faster.
+patches. Instance norms stay in float: their statistics are sums over whole volumes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dcd_core.errors import nearest, require
-from dcd_core.models import Segmenter, channel_axis
+from dcd_core.models import Segmenter
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError, Volume
 from dcd_lab.deploy.export import IMAGE, LOGITS, quiet
@@ -169,7 +168,8 @@ def simulate_int8(
     kept = _layers_of(layers, keep_float)
     chosen = [layer for name, layer in layers.items() if name not in kept]
     for layer, (low, high) in _ranges(rounded, chosen, patches, percentile).items():
-        axis = channel_axis(layer, layer.weight, "out") or 0
+        # Output channels are the second axis of a transposed convolution, the first of others.
+        axis = int(isinstance(layer, nn.ConvTranspose3d))
         layer.weight.data = rounded_weights(layer.weight.data, axis)
         layer.register_forward_pre_hook(partial(_round_input, low, high))
     return rounded

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from dcd_core.errors import one_of
 from dcd_core.types import BRATS, ISLES, Case, ContractError
 from dcd_lab.phantom import glioma_scan, stroke_scan
 from dcd_lab.phantom.fields import Array
@@ -54,8 +55,7 @@ def stroke(seed: int, *, spacing_mm: float = 2.0) -> Case:
 
 
 def _check(spacing_mm: float, kind: str = "glioma") -> None:
-    if kind not in _IDS:
-        raise ContractError("kind", repr(kind), "'glioma' or 'stroke'", "kind='stroke'")
+    one_of("kind", kind, *_IDS)
     if not 1.0 <= spacing_mm <= 4.0:
         raise ContractError("spacing_mm", spacing_mm, "1 to 4 mm", "spacing_mm=2.0")
 
@@ -100,9 +100,8 @@ def difficulty(cases: Sequence[Case]) -> pd.DataFrame:
     """How far one threshold on one channel gets: the best Dice over the whole cohort.
 
     Intensities are z-scored inside each brain; the target is the whole tumour (labels 1, 2, 3) or
-    the infarct. One row per channel and direction with columns channel, direction ("above" or
-    "below" the threshold), threshold_z and dice (mean over cases), best first:
-    `difficulty(cases).dice[0]` is the number to quote. Raises ContractError without labelled cases.
+    the infarct. Columns: channel, direction ("above" or "below" the threshold), threshold_z and
+    dice (mean over cases), best first. Raises ContractError without labelled cases.
     """
     if not cases or any(case.label is None for case in cases):
         raise ContractError("cases", f"{len(cases)} cases", "labelled cases", "phantom.cohort(...)")

@@ -1,9 +1,8 @@
 """Figures: volumes, predictions, curves and comparisons, drawn from arrays and tables.
 
-Every function takes what other modules computed and returns a Figure; nothing is tested, fitted or
+Every function takes what other modules computed and returns a Figure; nothing is fitted or
 concluded here. Axes carry units, colours are told apart by colour-blind readers, and panels of a
-brain are radiological: the patient's right is on the left. Figures live outside pyplot, so a
-notebook that draws hundreds keeps none of them.
+brain are radiological: the patient's right is on the left.
 """
 
 from dcd_lab.plots.comparisons import by_volume, forest, matrix, seeds, tradeoff
@@ -12,26 +11,6 @@ from dcd_lab.plots.features import bands, features, gallery, subbands
 from dcd_lab.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
 from dcd_lab.plots.volumes import compare_cases, segmentation, slices
 
-__all__ = [
-    "LABEL_COLORS",
-    "PALETTE",
-    "Page",
-    "axis_label",
-    "bands",
-    "by_stage",
-    "by_volume",
-    "colors",
-    "compare_cases",
-    "curves",
-    "features",
-    "forest",
-    "gallery",
-    "growth",
-    "matrix",
-    "schedule",
-    "seeds",
-    "segmentation",
-    "slices",
-    "subbands",
-    "tradeoff",
-]
+__all__ = ["LABEL_COLORS", "PALETTE", "Page", "axis_label", "bands", "by_stage", "by_volume"]
+__all__ += ["colors", "compare_cases", "curves", "features", "forest", "gallery", "growth"]
+__all__ += ["matrix", "schedule", "seeds", "segmentation", "slices", "subbands", "tradeoff"]

@@ -26,18 +26,11 @@ DPI = 110
 INK, GREY, FAINT = "#1A1A1A", "#6B6B6B", "#E4E4E4"
 
 # Okabe and Ito, Color Universal Design, 2008. Sky blue and yellow come last: pale on white.
-PALETTE = (
-    "#0072B2",  # blue
-    "#D55E00",  # vermillion
-    "#009E73",  # bluish green
-    "#CC79A7",  # reddish purple
-    "#E69F00",  # orange
-    "#000000",  # black
-    "#56B4E9",  # sky blue
-    "#F0E442",  # yellow
-)
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, BLACK, SKY, YELLOW = "#E69F00", "#000000", "#56B4E9", "#F0E442"
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, BLACK, SKY, YELLOW)
 # Colours of label 1, 2, 3, 4 on a grey image: bright ones, and far apart in lightness.
-LABEL_COLORS = ("#D55E00", "#F0E442", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
+LABEL_COLORS = (VERMILLION, YELLOW, SKY, GREEN, PURPLE, ORANGE, BLUE)
 MARKERS = "osD^vPXh"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 
@@ -90,13 +83,9 @@ def style() -> Iterator[None]:
 
 
 class Page(Figure):
-    """A matplotlib Figure that a notebook shows by itself, without pyplot and its global state.
+    """A matplotlib Figure that a notebook shows by itself, without pyplot and its global state."""
 
-    `of_slices` says that it shows grey slices with contours in the label colours and nothing else:
-    its PNG then needs a palette only, and half the bytes.
-    """
-
-    of_slices = False
+    of_slices = False  # grey slices and contours in the label colours alone: a palette is enough
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from dcd_core.errors import one_of
 from dcd_core.types import Case, ContractError, Task
 from dcd_lab.plots import page
 from dcd_lab.plots.page import Page, styled
@@ -136,10 +137,9 @@ def segmentation(
     or channel.
     """
     for name, prediction in predictions.items():
-        if prediction.shape != case.image.shape[1:]:
-            raise ContractError(
-                f"shape of prediction {name}", prediction.shape, case.image.shape[1:], "resample it"
-            )
+        if prediction.shape != (shape := case.image.shape[1:]):
+            what = f"shape of prediction {name}"
+            raise ContractError(what, prediction.shape, shape, "resample it")
     (view,) = _views(case, plane)
     picked = next(iter(_channels(task, None if channel is None else [channel]).values()))
     at = view.largest() if index is None else _turned((index,) * 3, case, plane)
@@ -195,8 +195,7 @@ def _cut(volume: np.ndarray, case: Case, plane: str) -> np.ndarray:
     """The slices of a volume on the grid of a case."""
     from nibabel.orientations import apply_orientation
 
-    if plane not in PLANES:
-        raise ContractError("plane", repr(plane), f"one of {list(PLANES)}", "plane='axial'")
+    one_of("plane", plane, *PLANES)
     turned = apply_orientation(volume, _turn(case))
     return np.moveaxis(turned, PLANES[plane], 0).transpose(0, 2, 1)[:, :, ::-1]
 
@@ -220,10 +219,7 @@ def _window(channel: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 def _channels(task: Task, names: Sequence[str] | None) -> dict[str, int]:
     names = task.channels if names is None else names
-    for name in names:
-        if name not in task.channels:
-            raise ContractError("channel", repr(name), f"one of {task.channels}", "check the task")
-    return {name: task.channels.index(name) for name in names}
+    return {n: task.channels.index(one_of("channel", n, *task.channels)) for n in names}
 
 
 def _show(axes: Axes, view: View, channel: int, index: int, box: Edges, words: str = "") -> None:

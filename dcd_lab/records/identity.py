@@ -28,8 +28,7 @@ def fingerprint(*parts: object) -> str:
     """Return 12 hexadecimal digits that name `parts`, the same on every machine and in every run.
 
     Parts are numbers, strings, paths, None, dataclasses, numpy scalars and arrays, and mappings,
-    sequences and sets of these. Raises ContractError for anything else (a function has no value to
-    compare).
+    sequences and sets of these. Raises ContractError for anything else.
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=plain_data)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
@@ -47,12 +46,9 @@ def plain_data(value: object) -> object:
         return sorted(value, key=repr)
     if hasattr(value, "tolist") and type(value).__module__.startswith("numpy"):
         return value.tolist()
-    raise ContractError(
-        "a part of a fingerprint",
-        f"{value!r} ({type(value).__name__})",
-        "plain data: numbers, strings, paths, dataclasses and containers of these",
-        "pass its name or its settings",
-    )
+    got = f"{value!r} ({type(value).__name__})"
+    expected = "plain data: numbers, strings, paths, dataclasses and containers of these"
+    raise ContractError("a part of a fingerprint", got, expected, "pass its name or its settings")
 
 
 def source_hash() -> str:

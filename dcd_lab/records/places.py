@@ -37,9 +37,8 @@ def real_cases() -> Path | None:
     """
     if named := os.environ.get("DCD_REAL_CASES"):
         if not Path(named).is_dir():
-            raise ContractError(
-                "DCD_REAL_CASES", named, "an existing folder", "unset it or correct the path"
-            )
+            attempt = "unset it or correct the path"
+            raise ContractError("DCD_REAL_CASES", named, "an existing folder", attempt)
         return Path(named)
     beside = root().parent / "shared" / "data"
     return beside if beside.is_dir() else None
@@ -62,10 +61,7 @@ def write_json(
 def plain(name: str) -> str:
     """Return `name` if it can be part of a file name; ContractError with a proposal if not."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise ContractError(
-            "a name used in a file name",
-            repr(name),
-            "letters, digits, '-', '_' and '.'",
-            repr(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "name"),
-        )
+        expected = "letters, digits, '-', '_' and '.'"
+        attempt = repr(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "name")
+        raise ContractError("a name used in a file name", repr(name), expected, attempt)
     return name

@@ -78,8 +78,7 @@ def _read(path: Path, attempt: str) -> DataFrame:
     import pandas
 
     if not path.is_file():
-        where = path.relative_to(root()).as_posix()
-        raise ContractError("result", "no file", where, attempt)
+        raise ContractError("result", "no file", path.relative_to(root()).as_posix(), attempt)
     return pandas.read_csv(path, keep_default_na=False, na_values=["", "nan"])
 
 
@@ -107,23 +106,17 @@ def save_figure(
     with matplotlib.rc_context({"svg.hashsalt": "dcd"}), atomic(path) as temporary:
         figure.savefig(temporary, format=suffix, dpi=110, bbox_inches="tight", metadata=stripped)
     if profile != "smoke":
-        entry = {
-            "function": function or str(figure.get_label()) or None,
-            "notebook": notebook,
-            "results": [_relative(table) for table in tables],
-        }
-        _index(path, entry)
+        drawn_by = function or str(figure.get_label()) or None
+        results = [_relative(table) for table in tables]
+        _index(path, {"function": drawn_by, "notebook": notebook, "results": results})
     return path
 
 
 def _relative(path: str | os.PathLike[str]) -> str:
     """Return a path as seen from the project, so that no folder of this machine is recorded."""
     absolute = (root() / path).resolve()
-    return (
-        absolute.relative_to(root()).as_posix()
-        if absolute.is_relative_to(root())
-        else (absolute.name)
-    )
+    inside = absolute.is_relative_to(root())
+    return absolute.relative_to(root()).as_posix() if inside else absolute.name
 
 
 def _index(path: Path, entry: dict[str, Any]) -> None:

@@ -81,10 +81,8 @@ def test_filters_and_matrices_are_the_definition(size, names, levels, bands, coa
 def test_released_filters_are_the_definition(size, names, levels, bands):
     selection = Selection(names, levels, bands, 0.0, "released")
     x = noise(3, *size)
-    (value, found), (expected, wanted) = (
-        gradient.by_autograd(z, selection, filtered=filtered)
-        for z, filtered in ((x, True), (x.double(), False))
-    )
+    value, found = filters.released(x.clone(), selection)
+    expected, wanted = gradient.by_autograd(x.double(), selection)
     # Tiny grids lose nearly all energy: what is left is rounding.
     assert abs(value.item() - expected.item()) < 1e-5 * expected.item() + 1e-5
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max() + 1e-6

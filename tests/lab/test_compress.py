@@ -18,6 +18,7 @@ from dcd_core.models import dynunet, parameters, planned
 from dcd_core.train import Distiller, fit
 from dcd_core.types import ISLES, ContractError, Output
 from dcd_lab.compress import ReweightedGroupLasso, channel_groups, prune, squared_norms
+from dcd_lab.compress.channels import channel_axis, cut
 from dcd_lab.data import Cohort, write
 from dcd_lab.experiments import Job, run
 
@@ -75,10 +76,10 @@ def test_what_is_cut_changes_nothing_if_it_was_zero(make):
             whole ^= {at[i] for i in range(group.size) if i not in gone}
             layer = silenced.network.get_submodule(name)
             for weight in layer.parameters(recurse=False):
-                axis = models.channel_axis(layer, weight, side)
+                axis = channel_axis(layer, weight, side)
                 if side == "out":
                     weight.data.index_fill_(axis, torch.tensor([at[i] for i in gone]), 0)
-    models.cut(model.network, {n: {s: sorted(i) for s, i in k.items()} for n, k in kept.items()})
+    cut(model.network, {n: {s: sorted(i) for s, i in k.items()} for n, k in kept.items()})
     for mode in (False, True):
         mine, theirs = (each.train(mode)(patch(seed=1)) for each in (model, silenced))
         for one, two in zip((mine.logits, *mine.deep), (theirs.logits, *theirs.deep), strict=True):

@@ -98,6 +98,19 @@ def test_the_export_is_the_network_on_any_batch_and_grid(exported):
 
 
 @needs_extra
+@pytest.mark.parametrize("regions", [False, True])
+def test_an_export_knows_whether_its_logits_are_those_of_regions(regions, tmp_path):
+    """Read as classes of one softmax, logits of overlapping regions are wrong without an error."""
+    model = BUILDERS["dynunet"]()
+    model.regions = regions
+    path = deploy.export_onnx(model, tmp_path / "model.onnx", (1, 2, 8, 8, 8))
+    rounded = [deploy.quantize(path, tmp_path / f"int8{s}", PATCHES) for s in (".onnx", ".xml")]
+    runtimes = [deploy.load(path, runtime=runtime) for runtime in ("onnxruntime", "openvino")]
+    networks = [*runtimes, *map(deploy.load, rounded)]
+    assert [network.regions for network in networks] == [regions] * 4
+
+
+@needs_extra
 def test_another_network_is_refused(exported):
     model, path = exported
     other = copy.deepcopy(model)

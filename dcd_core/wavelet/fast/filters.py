@@ -1,14 +1,10 @@
-"""The loss by filters on a CPU in float32: the compiled code in `filterbank.c`.
-
-It is built when the package is installed and a C compiler with OpenMP is found. Without it
-`matrices` computes the same numbers.
-"""
+"""The loss by filters on a CPU in float32: `filterbank.c`, compiled where there is a C compiler."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise, product
@@ -18,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcd_core.wavelet.energy import Selection, fits, grids, released_filters
+from dcd_core.wavelet.energy import Selection, fits, grids, released_filters, voxels
 from dcd_core.wavelet.fast.matrices import HEAVIEST
 from dcd_core.wavelet.transform import BANDS, discrete, taps
 
@@ -40,8 +36,7 @@ class Level(ctypes.Structure):
 
     _fields_ = (
         ("axes", Axis * 3),
-        ("base", ctypes.c_int),
-        ("coarse", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("base", "coarse")),
         ("reached", ctypes.c_int * len(BANDS)),
         ("deeper", ctypes.c_double),
     )
@@ -66,29 +61,23 @@ def serves(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and _library() is not None
 
 
-def _call(function: str, x: Tensor, volumes: int, *arguments: Any) -> None:
-    if getattr(_library(), function)(x.data_ptr(), volumes, *arguments, torch.get_num_threads()):
+def _call(function: str, x: Tensor, *arguments: Any) -> None:
+    if getattr(_library(), function)(x.data_ptr(), len(x), *arguments, torch.get_num_threads()):
         size = tuple(x.shape[-3:])
         raise MemoryError(f"no memory to filter volumes {size}; smaller patches need less")
-
-
-# --- orthonormal axes: all levels at once ---------------------------------------------------------
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """As `matrices.energy`, for the same grids; the gradient takes the place of `x`."""
     steps = levels(tuple(x.shape[1:]), selection)
     values = torch.empty(len(x), dtype=torch.float64)
-    _call("energies", x, len(x), steps, len(steps), values.data_ptr())
+    _call("energies", x, steps, len(steps), values.data_ptr())
     return values.sum().to(x.dtype), x
 
 
 @lru_cache(maxsize=256)
 def levels(size: tuple[int, ...], selection: Selection) -> ctypes.Array[Level]:
-    """The levels of the loss on a grid (D, H, W).
-
-    A level adds up its bands, or takes the other bands away from the whole if those are fewer.
-    """
+    """The levels of the loss. Each adds up its bands, or subtracts the others if fewer."""
     result = []
     every = grids(size, selection.names, selection.levels)
     # The weight of the last level beside that of the first.
@@ -117,78 +106,52 @@ def axis(n: int, name: str) -> Axis:
     return _axis(filters, n, n // 2, 2, taps(name) // 2 - 1, 1)
 
 
-# --- the released convention: one level, there or back --------------------------------------------
+def released(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """As `gradient.energy` in the released convention; the transposed filters make the gradient."""
+    value, steps, size = x.new_zeros(()), [], x.shape[1:]
+    compared = {*selection.bands}
+    for _ in range(selection.levels):
+        grid = x.shape[1:]
+        analysis, synthesis = (_released(grid, selection.names, back) for back in (False, True))
+        bands = _split(x, analysis, {"aaa", *compared})
+        x = bands[0]
+        rebuilt = _join(bands, synthesis, compared)
+        ratio = voxels(size, selection) / voxels(grid, selection)
+        value += ratio * rebuilt.square().sum()
+        steps.append((analysis, _split(rebuilt.mul_(ratio), synthesis, compared)))
+    analysis, bands = steps.pop()
+    gradient = _join(bands, analysis, compared)
+    for analysis, bands in reversed(steps):
+        bands[0] = bands[0] + gradient if "aaa" in compared else gradient
+        gradient = _join(bands, analysis, {"aaa", *compared})
+    return value, gradient
 
 
-def split(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """As `split` of the definition, for `join` alone: bands that are not selected are undefined."""
-    axes = _released(x.shape[2:], selection.names, synthesis=False)
-    return _Split.apply(x, axes, selection.bands)
+def _split(x: Tensor, axes: Sequence[Axis], names: Collection[str]) -> Tensor:
+    """Volumes (c, d, h, w) to their bands (8, c, d', h', w'), those of other names undefined."""
+    bands = x.new_empty(len(BANDS), len(x), *(axis.coefficients for axis in axes))
+    _filter(x, bands, axes, names, False)
+    return bands
 
 
-def join(bands: Tensor, size: Sequence[int], selection: Selection) -> Tensor:
-    """As `join` of the definition. Bands that are not selected are not read."""
-    axes = _released(size, selection.names, synthesis=True)
-    return _Join.apply(bands, None, axes, selection.bands)
-
-
-class _Split(torch.autograd.Function):
-    """Volumes (b, c, d, h, w) to their bands (b, c, 8, d', h', w') of these names, and to `aaa`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *bank: Any) -> tuple[Tensor, Tensor]:
-        ctx.bank = axes, names = bank
-        bands = x.new_empty(len(BANDS), *x.shape[:2], *(axis.coefficients for axis in axes))
-        coarse = torch.empty_like(bands[0])
-        _filter(x.contiguous(), bands, coarse, axes, names, back=False)
-        if "aaa" in names:
-            bands[0] = coarse
-        return bands.movedim(0, 2), coarse
-
-    @staticmethod
-    def backward(ctx: Any, bands: Tensor, coarse: Tensor) -> tuple[Tensor, None, None]:
-        return _Join.apply(bands, coarse, *ctx.bank), None, None
-
-
-class _Join(torch.autograd.Function):
-    """The transpose of `_Split`."""
-
-    @staticmethod
-    def forward(ctx: Any, bands: Tensor, coarse: Tensor | None, *bank: Any) -> Tensor:
-        ctx.bank = axes, names = bank
-        bands = bands.movedim(2, 0).contiguous()
-        if coarse is not None:
-            coarse = coarse + bands[0] if "aaa" in names else coarse.contiguous()
-        x = bands.new_empty(*bands.shape[1:3], *(axis.samples for axis in axes))
-        _filter(x, bands, coarse, axes, names, back=True)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        bands, coarse = _Split.apply(gradient, *ctx.bank)
-        return bands, coarse if ctx.needs_input_grad[1] else None, None, None
+def _join(bands: Tensor, axes: Sequence[Axis], names: Collection[str]) -> Tensor:
+    """The transpose of `_split`."""
+    x = bands.new_empty(bands.shape[1], *(axis.samples for axis in axes))
+    _filter(x, bands, axes, names, True)
+    return x
 
 
 def _filter(
-    x: Tensor,
-    bands: Tensor,
-    coarse: Tensor | None,
-    axes: Sequence[Axis],
-    names: Sequence[str],
-    *,
-    back: bool,
+    x: Tensor, bands: Tensor, axes: Sequence[Axis], names: Collection[str], back: bool
 ) -> None:
-    pairs = zip(BANDS, bands, strict=True)
-    pointers = [band.data_ptr() if name in names else None for name, band in pairs]
-    if coarse is not None:
-        pointers[0] = coarse.data_ptr()
+    named = zip(BANDS, bands, strict=True)
+    pointers = (band.data_ptr() if name in names else None for name, band in named)
     addresses = (ctypes.c_void_p * len(BANDS))(*pointers)
-    count = x.shape[0] * x.shape[1]
-    _call("filter_volumes", x, count, (Axis * 3)(*axes), addresses, back)
+    _call("filter_volumes", x, (Axis * 3)(*axes), addresses, back)
 
 
 @lru_cache(maxsize=256)
-def _released(size: Sequence[int], names: Sequence[str], *, synthesis: bool) -> tuple[Axis, ...]:
+def _released(size: Sequence[int], names: Sequence[str], synthesis: bool) -> tuple[Axis, ...]:
     """The axes of the released analysis, or of its synthesis, transposed: between zeros."""
     axes = []
     for n, name in zip(size, names, strict=True):
@@ -199,24 +162,20 @@ def _released(size: Sequence[int], names: Sequence[str], *, synthesis: bool) -> 
 
 
 def _axis(filters: np.ndarray, samples: int, coefficients: int, *rest: int) -> Axis:
-    step, lead, periodic = rest
     rounded = _rounded(filters)
     rows = (_FLOATS * 2)(*(row.ctypes.data_as(_FLOATS) for row in rounded))
-    result = Axis(samples, coefficients, filters.shape[1], step, lead, periodic, rows)
+    result = Axis(samples, coefficients, filters.shape[1], *rest, rows)
     result.kept = rounded  # the structure only points at it
     return result
 
 
 def _rounded(filters: np.ndarray) -> np.ndarray:
-    """In float32, with the sums over every second tap, by which a constant differs from detail.
-
-    The smallest tap takes the correction, because its own digits are the finest.
-    """
+    """In float32, with the sums over every second tap, by which a constant differs from detail."""
     single = filters.astype(np.float32)
     for half, exact in zip(single, filters, strict=True):
         for parity in (slice(0, None, 2), slice(1, None, 2)):
             row = half[parity]
-            if row.any():
+            if row.any():  # the smallest tap is corrected: its own digits are the finest
                 least = np.abs(np.where(row, row, np.inf)).argmin()
                 row[least] += (exact[parity] - row).sum()
     return single

@@ -1,7 +1,6 @@
-"""The loss of one stage and its gradient in one pass, a few channels at a time.
+"""The loss of one stage and its gradient in one pass: they are made of the same bands.
 
-Loss and gradient are made of the same bands, so both are computed in the forward pass. Neither the
-projected student nor the difference of the features ever exists as a whole.
+A few channels at a time: neither the projected student nor the difference ever exists as a whole.
 """
 
 from __future__ import annotations
@@ -22,13 +21,9 @@ Inputs: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Student (b, c_s, d, h, w), teacher (b, c_t, d, h, w), weight (c_t, c_s) and bias (c_t)."""
 
 BLOCK_BYTES = {"cpu": 3 << 20}
-"""Most bytes of differences in work at a time, per CPU thread; 256 MiB on other devices.
-
-Smaller blocks cost more in calls than they save in caches. Larger ones only need more memory.
-"""
+"""Most bytes of differences in work at a time, per CPU thread; 256 MiB on other devices."""
 
 
-@torch.compiler.disable(reason="it has a gradient of its own and leaves nothing to fuse")
 def distance(
     student: Tensor,
     teacher: Tensor,
@@ -36,11 +31,11 @@ def distance(
     bias: Tensor | None,
     selection: Selection,
 ) -> Tensor:
-    """The loss of one stage, a scalar; `weight` and `bias`, if any, project the student first.
-
-    Shapes as in `Inputs`. The levels of `selection` must be usable.
-    """
-    return _Distance.apply(student, teacher, weight, bias, selection)
+    """The loss of one stage, a scalar, of `Inputs`; the levels of `selection` must be usable."""
+    measure = _Distance.apply
+    if torch.compiler.is_compiling():  # it leaves nothing to fuse; a decorator imports the compiler
+        measure = torch.compiler.disable(measure)
+    return measure(student, teacher, weight, bias, selection)
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
@@ -51,24 +46,23 @@ def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     filtered = filters.serves(x)
     if matrices.is_diagonal(x.shape[1:], selection):
         return (filters if filtered else matrices).energy(x, selection)
-    return by_autograd(x, selection, filtered=filtered and selection.convention == "released")
+    if filtered and selection.convention == "released":
+        return filters.released(x, selection)
+    return by_autograd(x, selection)
 
 
-def by_autograd(
-    x: Tensor, selection: Selection, *, filtered: bool = False
-) -> tuple[Tensor, Tensor]:
+def by_autograd(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """The same for any wavelet, size and convention: the definition, differentiated."""
-    steps = filters if filtered else definition
     with torch.inference_mode(False), torch.enable_grad():
         leaf = (x.clone() if x.is_inference() else x)[None].detach().requires_grad_()
         units = selection.levels * len(x) * voxels(x.shape[1:], selection)
-        value = units * definition.energy(leaf, selection, steps.split, steps.join)
+        value = units * definition.energy(leaf, selection)
         (gradient,) = torch.autograd.grad(value / 2, leaf)
     return value.detach(), gradient[0]
 
 
 def by_definition(inputs: Inputs, selection: Selection) -> Tensor:
-    """The loss of one stage as a graph of plain operations, which has derivatives of any order."""
+    """The loss of one stage as a graph, which has derivatives of any order."""
     student, teacher, weight, bias = inputs
     with torch.autocast(teacher.device.type, enabled=False):
         projected = at_least_float32(student)
@@ -95,8 +89,7 @@ class _Distance(torch.autograd.Function):
             value = by_definition(inputs, ctx.selection)
             results = iter(torch.autograd.grad(value, wanted, upstream, create_graph=True))
             return tuple(next(results) if need else None for need in needed)
-        # Scaling in place spares a tensor of the features' size. The gradients are then given away,
-        # so a second backward pass (retain_graph) measures them again.
+        # Scaled in place the gradients are given away: a second pass (retain_graph) measures again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, gradients = _measure(inputs, ctx.selection, needed)
@@ -107,10 +100,7 @@ class _Distance(torch.autograd.Function):
 def _measure(
     inputs: Inputs, selection: Selection, needed: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss, and by every input that needs it half the gradient, before it is scaled.
-
-    Without a projection the difference is written into the student's gradient, if there is one.
-    """
+    """The loss, and by every input that needs it half the gradient, before it is scaled."""
     student, teacher, weight, _ = inputs
     dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
     create = torch.empty if weight is None else torch.zeros
@@ -118,7 +108,7 @@ def _measure(
         create(x.shape, dtype=dtype, device=x.device) if x is not None and need else None
         for x, need in zip(inputs, needed, strict=False)
     ]
-    buffer = gradients[0] if weight is None else None
+    buffer = gradients[0] if weight is None else None  # of the difference: its gradient replaces it
     values = []
     with torch.autocast(teacher.device.type, enabled=False):
         for block in blocks(teacher, dtype):
@@ -136,20 +126,17 @@ def _scale(teacher: Tensor, selection: Selection) -> float:
     return 1 / (selection.levels * batch * width * voxels(size, selection))
 
 
-Block: TypeAlias = tuple[slice, slice]
-"""Some samples and some of their channels, contiguous in memory."""
+Block: TypeAlias = tuple[slice, slice]  # samples and channels, contiguous in memory
 
 
 def blocks(features: Tensor, dtype: torch.dtype) -> Iterator[Block]:
-    """Cut features (b, c, d, h, w) into blocks of at most `BLOCK_BYTES`, or one channel each.
-
-    A stage that is not tiny has three blocks at least. Threads share a block's channels evenly.
-    """
+    """Cut features (b, c, d, h, w) into blocks of at most `BLOCK_BYTES`, or one channel each."""
     batch, width, *size = features.shape
     volume = math.prod(size) * dtype.itemsize
     device = features.device.type
     threads = torch.get_num_threads() if device == "cpu" else 1
     limit = threads * BLOCK_BYTES.get(device, 256 << 20)
+    # A stage that is not tiny has three blocks at least. Threads share a block's channels evenly.
     limit = min(limit, max(limit // 4, batch * width * volume * 2 // 5))
     count = max(1, limit // volume)
     count -= count % min(threads, count)

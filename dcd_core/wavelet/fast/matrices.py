@@ -1,9 +1,9 @@
 """The loss by matrix products, all levels at once, where all axes are orthonormal.
 
-Let T be the whole transform of one axis, down to its last level. Along D, H and W together it leads
-to the fully separable basis. The coarse space of every level and each of its bands are spanned by
-vectors of that basis, so the loss is a weighted sum of squares of the coefficients y = (T x T x T)
-x. A coefficient belongs to the first level at which one of its axes is high. For any number b,
+Let T be the whole transform of one axis, down to its last level. The bands of every level are
+spanned by vectors of the fully separable basis T x T x T, so the loss is a weighted sum of squares
+of the coefficients y in it. Each belongs to the first level at which one of its axes is high. For
+any number b,
 
     value = <y, w y>,    half its gradient = T' w y = b x + T' (w - b) y.
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,20 +28,7 @@ from dcd_core.wavelet.energy import Selection, fits, grids
 from dcd_core.wavelet.transform import BANDS, analysis, taps
 
 HEAVIEST = 8.0**4
-"""Largest weight for b = 1 in float32. What deeper levels add to the norm of the gradient is taken
-off the value again; with this weight that costs four of seven digits at worst."""
-
-
-class BandPlan(NamedTuple):
-    """The number b, and matrices (volumes, rows, samples) of D, H and W that lead to coefficients.
-
-    Of all coefficients of a channel, `change` is w - b and `value` is w - b w^2.
-    """
-
-    base: int
-    axes: tuple[Tensor, ...]
-    change: Tensor
-    value: Tensor
+"""Largest weight for b = 1 in float32, where a difference costs four of seven digits at worst."""
 
 
 @lru_cache(maxsize=256)
@@ -57,16 +43,14 @@ def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """L |x_0| times the loss of differences (c, d, h, w), and half the gradient of that.
+    """As `gradient.energy`, where levels are usable and the grid `is_diagonal`.
 
-    |x_0| counts the voxels of one channel. The levels must be usable and the grid `is_diagonal`.
     The gradient takes the place of `x`.
     """
     volumes = x.view(-1, _depth(x.shape[1], selection), *x.shape[2:])
     base, (d, h, w), change, weights = _plan(tuple(volumes.shape), selection, x.dtype, x.device)
-    # D is multiplied first and stays first. W comes to the front by its product. This makes H the
-    # last axis, and there it stays. So the coefficients lie in the order (w, d, h), and no copy is
-    # transposed.
+    # The product of W brings it to the front, and H becomes the last axis. So the coefficients lie
+    # in the order (w, d, h), and no copy is transposed.
     volumes = volumes.view(len(d), d.shape[2], -1)
     y = torch.bmm(d, volumes)
     y = torch.bmm(w, y.view(len(w), -1, w.shape[2]).mT)
@@ -95,8 +79,11 @@ def _depth(depth: int, selection: Selection) -> int:
 @torch.inference_mode(False)  # what is kept may be used in a backward pass later
 def _plan(
     shape: tuple[int, ...], selection: Selection, dtype: torch.dtype, device: torch.device
-) -> BandPlan:
-    """The plan for volumes (c, d, h, w) that needs the fewest coefficients."""
+) -> tuple[int, list[Tensor], Tensor, Tensor]:
+    """The plan for volumes (c, d, h, w) that needs the fewest coefficients.
+
+    It has b, matrices of D, H and W that lead to the coefficients, w - b and w - b w^2 of these.
+    """
     count, *size = shape
     named = zip(size, selection.names, strict=True)
     matrices, levels = zip(*(_axis(n, name, selection.levels) for n, name in named), strict=True)
@@ -115,15 +102,15 @@ def _plan(
     ]
     stacks[0] = stacks[0].reshape(1, -1, size[0])  # along D both corners are one product
     kept = partial(torch.as_tensor, dtype=dtype, device=device)
-    d, h, w = (kept(np.tile(stack, (count, 1, 1))) for stack in stacks)
+    axes = [kept(np.tile(stack, (count, 1, 1))) for stack in stacks]
     known = np.stack([weights[rows].transpose(2, 0, 1) for rows in blocks]).ravel()
-    return BandPlan(base, (d, h, w), kept(known - base), kept(known - base * known**2))
+    return base, axes, kept(known - base), kept(known - base * known**2)
 
 
 def _axis(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """All levels of one axis: rows (n, n), and the level at which each row is high.
+    """All levels of one axis: rows (n, n), coarse ones first, and the level at which each is high.
 
-    The coarse rows come first. They are high at no level: theirs is `levels` + 1.
+    The coarse rows are high at no level: theirs is `levels` + 1.
     """
     rows, level = np.eye(n), np.full(n, levels + 1)
     for i in range(1, levels + 1):

@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dcd_core.models import ARCHITECTURES, Segmenter, build
+from dcd_core.models.segmenter import recorded
+
+
+@recorded
+def pruned(
+    in_channels: int,
+    classes: int,
+    *,
+    channels: Sequence[int],
+    base: Mapping[str, Any],
+    kept: Mapping[str, Mapping[str, Sequence[int]]],
+) -> Segmenter:
+    """A segmenter of which only some channels are left, as `prune` makes them.
+
+    `base`: what `models.build` needs for the whole network, except `in_channels` and `classes`;
+    `kept`: as in `cut`; `channels`: those left of the encoder stages, finest first.
+    """
+    whole = build(in_channels=in_channels, classes=classes, **base)
+    cut(whole.network, kept)
+    return Segmenter(whole.network, whole.stages, channels, regions=whole.regions)
+
+
+ARCHITECTURES["pruned"] = pruned  # so that `models.load` reads what is saved
 
 
 def cut(network: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
