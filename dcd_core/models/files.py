@@ -43,8 +43,8 @@ def halve(model: Segmenter) -> None:
 def save(model: Segmenter, path: str | Path, *, half: bool = False) -> Path:
     """Write weights (safetensors) with the architecture in the file's own header; atomic.
 
-    Equal models make equal bytes. With `half` weights are written in half precision, which loses
-    nothing of a model that `halve` has rounded. Raises ContractError for a segmenter without `spec`.
+    Equal models make equal bytes. With `half` weights are in half precision, which loses nothing of
+    a model that `halve` has rounded. Raises ContractError for a segmenter without `spec`.
     """
     from safetensors.torch import save_file
 
