@@ -6,7 +6,8 @@ trained; `fit` is the loop, resumable batch for batch.
 
 from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller, segmentation_loss
-from dcd_core.train.loop import Fit, diverged, fit, read_fit, training_device
+from dcd_core.train.loop import Fit, diverged, fit, read_fit
+from dcd_core.train.processes import training_device
 from dcd_core.train.recipe import EMA, Recipe
 
 VERSION = 1

@@ -20,8 +20,9 @@ from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train.balance import encoder_parameters, gradient_ratio, smoothed
+from dcd_core.train.balance import BALANCE_EVERY, encoder_parameters, gradient_ratio, smoothed
 from dcd_core.train.distiller import Distiller, Losses
+from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
 from dcd_core.types import Batches, Case, ContractError
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 OFFENDING = "offending-batch.pt"
 """File of the batch at which a loss or a gradient was not finite."""
-BALANCE_EVERY = 20
-"""Steps between measurements of the gradient ratio; each costs about two more backward passes."""
 
 
 class Fit(NamedTuple):
@@ -70,11 +69,11 @@ def fit(
     or of other networks, and FloatingPointError as soon as a loss or a gradient is not finite; that
     batch is then in `run_dir`/offending-batch.pt.
 
-    It runs in one process, on one GPU if there is one. For several GPUs wrap the Distiller, which
-    owns all that is trained, in your own loop under torchrun:
-    `DistributedDataParallel(distiller)` averages the gradients of student and adapters.
+    It uses one GPU if there is one. Under `torchrun` all processes call it alike, on a common disk.
+    Each takes a part of every batch; losses and gradients are those of the whole batch, but batch
+    norm and dropout see the part alone. The first process writes the files, the others read them.
     """
-    folder = Path(run_dir)
+    folder, processes = Path(run_dir), Processes.started(recipe.batch)
     if resume and (folder / "fit.json").is_file():
         if _facts(folder)["recipe"] != _plain(recipe):
             raise _unfit(folder, "made by another recipe")
@@ -82,15 +81,17 @@ def fit(
     if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", OFFENDING):
             (folder / name).unlink(missing_ok=True)
+    distiller.to(training_device()).processes = processes
+    processes.make_alike(distiller)
     if recipe.channels_last:
         distiller.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    run = _Run(distiller.to(training_device()), recipe, folder)
+    run = _Run(distiller, recipe, folder)
     run.restore()
     if val:  # one patch before step 1: a bug in prediction shows in the first minute
         crop = val[0].image[:, : recipe.patch[0], : recipe.patch[1], : recipe.patch[2]]
         predict(distiller.student, crop, patch=recipe.patch, overlap=0, precision=recipe.precision)
-    # What the two losses are compared on; nothing where there is one loss.
-    encoder = [] if distiller.method is None else encoder_parameters(distiller.student, train[0][0])
+    image = processes.part(train[0][0])  # the two losses are compared on the weights it reaches
+    encoder = [] if distiller.method is None else encoder_parameters(distiller.student, image)
     distiller.train()
     state = run.state
     while state.step < recipe.steps:
@@ -99,7 +100,9 @@ def fit(
         progress(folder.name, state.step, recipe.steps, note)
         if state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
             run.save()
-    return run.finish(val)
+    fitted = None if processes.rank else run.finish(val)
+    processes.wait()  # for the files
+    return fitted or read_fit(folder)
 
 
 def read_fit(run_dir: str | Path) -> Fit:
@@ -118,13 +121,7 @@ def read_fit(run_dir: str | Path) -> Fit:
 
 def diverged(run_dir: str | Path) -> bool:
     """Whether the run in `run_dir` ended with a loss or a gradient that was not finite."""
-    folder = Path(run_dir)
-    return (folder / OFFENDING).is_file() and not (folder / "fit.json").is_file()
-
-
-def training_device() -> torch.device:
-    """Where networks are trained, measured and scored unless told otherwise: a GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return (Path(run_dir) / OFFENDING).is_file() and not (Path(run_dir) / "fit.json").is_file()
 
 
 @dataclass
@@ -152,6 +149,7 @@ class _Run:
         """One step of the optimizer."""
         started = time.perf_counter()
         state, recipe, step = self.state, self.recipe, self.state.step
+        processes = self.distiller.processes
         image, target = (part.to(self.device) for part in train[step])
         if recipe.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
@@ -171,12 +169,13 @@ class _Run:
         total = losses.segmentation
         if losses.distillation is not None:
             if state.ratio == 0 or step % BALANCE_EVERY == 0:
-                state.ratio = smoothed(state.ratio, gradient_ratio(losses, encoder))
+                state.ratio = smoothed(state.ratio, gradient_ratio(losses, encoder, processes))
             if recipe.kd_balance == "gradient":
                 weight *= state.ratio
             total = total + weight * losses.distillation
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        processes.average_gradients(self.distiller.trainable())
         norm = nn.utils.clip_grad_norm_(self.distiller.trainable(), recipe.clip).item()
         if not math.isfinite(total.item()) or not math.isfinite(norm):
             self._stop(image, target, losses, norm)
@@ -206,8 +205,9 @@ class _Run:
 
     def _stop(self, image: Tensor, target: Tensor, losses: Losses, norm: float) -> None:
         step, path = self.state.step, self.folder / OFFENDING
-        with atomic(path) as temporary:
-            torch.save({"step": step, "image": image, "target": target}, temporary)
+        if self.distiller.processes.rank == 0:
+            with atomic(path) as temporary:
+                torch.save({"step": step, "image": image, "target": target}, temporary)
         segmentation, distillation = (None if loss is None else loss.item() for loss in losses)
         raise FloatingPointError(
             f"not finite at step {step}: segmentation {segmentation}, distillation {distillation}, "
@@ -216,7 +216,9 @@ class _Run:
         )
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, once for all processes."""
+        if self.distiller.processes.rank:
+            return
         content = {
             "recipe": _plain(self.recipe),
             "distiller": self.distiller.trained_state(),
@@ -272,10 +274,10 @@ class _Run:
                 save_file(kept, temporary)
         with atomic(folder / "history.csv") as temporary:
             history.to_csv(temporary, index=False, float_format="%.6g")
-        facts = {"threshold": threshold, "val_dice": dice, "seconds": round(state.seconds, 2)}
-        text = json.dumps({**facts, "recipe": _plain(recipe)}, indent=1)
+        facts: dict[str, Any] = {"threshold": threshold, "val_dice": dice}
+        facts |= {"seconds": round(state.seconds, 2), "recipe": _plain(recipe)}
         with atomic(folder / "fit.json") as temporary:  # last: its presence says that all is there
-            temporary.write_text(text, "utf-8")
+            temporary.write_text(json.dumps(facts, indent=1), "utf-8")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return Fit(student, threshold, dice, history, state.seconds, kept)
 
