@@ -80,8 +80,10 @@ def decide(
 
     The most probable foreground label where all of them together exceed `threshold`, else 0.
     """
-    foreground = probabilities[1:].sum(0) > threshold
-    return ((probabilities[1:].argmax(0) + 1) * foreground).astype(np.uint8)
+    label = (probabilities[1:].sum(0) > threshold).astype(np.uint8)
+    if len(probabilities) > 2:  # argmax of one channel is 0, and takes longest of all
+        label *= (probabilities[1:].argmax(0) + 1).astype(np.uint8)
+    return label
 
 
 def choose_threshold(
@@ -101,8 +103,7 @@ def choose_threshold(
     for case in cases:
         if case.label is not None:
             p = predict(model, case.image, patch=patch, overlap=overlap, precision=precision)
-            foreground = p.cpu().numpy()[1:].sum(0)
-            scores.append([_dice(foreground > t, case.label > 0) for t in THRESHOLDS])
+            scores.append(_dice_by_threshold(p.cpu().numpy()[1:].sum(0), case.label > 0))
     if not scores:
         return 0.5, math.nan
     means = np.mean(scores, axis=0)
@@ -110,10 +111,20 @@ def choose_threshold(
     return (THRESHOLDS[best] if means[best] > 0 else 0.5), float(means[best])
 
 
-def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two masks; 1 for two empty ones."""
-    total = int(prediction.sum()) + int(truth.sum())
-    return 2 * int((prediction & truth).sum()) / total if total else 1.0
+def _dice_by_threshold(foreground: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Dice of `foreground` > t with the true mask, for all of `THRESHOLDS`; two empty masks: 1."""
+    thresholds = np.array(THRESHOLDS, foreground.dtype)
+    some = foreground > thresholds[0]
+    # How many thresholds a voxel exceeds; voxels that exceed t are summed from the last bin down.
+    exceeded = np.searchsorted(thresholds, foreground[some])
+    bins = len(thresholds) + 1
+    predicted, hits = (
+        np.bincount(each, minlength=bins)[::-1].cumsum()[-2::-1].tolist()
+        for each in (exceeded, exceeded[truth[some]])
+    )
+    true = int(np.count_nonzero(truth))
+    totals = [count + true for count in predicted]
+    return [2 * hit / total if total else 1.0 for hit, total in zip(hits, totals, strict=True)]
 
 
 def native_bfloat16(device: torch.device) -> bool:

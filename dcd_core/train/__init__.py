@@ -6,8 +6,10 @@ trained; `fit` is the loop, resumable batch for batch.
 
 from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller, segmentation_loss
-from dcd_core.train.loop import Fit, diverged, first_steps, fit, read_fit, training_device
+from dcd_core.train.loop import first_steps, fit
+from dcd_core.train.processes import training_device
 from dcd_core.train.recipe import EMA, Recipe
+from dcd_core.train.result import Fit, diverged, read_fit
 
 VERSION = 2
 """Number of the training code. Raise it by hand when the same recipe trains to other weights.

@@ -15,8 +15,11 @@ from torch import nn
 
 from dcd_core.models import Segmenter
 from dcd_core.train.distiller import Distiller, Losses
+from dcd_core.train.processes import ALONE, Processes
 from dcd_core.types import Batches, ContractError, Volume
 
+BALANCE_EVERY = 20
+"""Steps between measurements of the gradient ratio; each costs about two more backward passes."""
 SILENT = 1e-12
 """A distillation gradient below this share of the segmentation's counts as none."""
 
@@ -31,7 +34,9 @@ def encoder_parameters(student: Segmenter, image: Volume) -> list[nn.Parameter]:
     return [p for p, gradient in zip(known, gradients, strict=True) if gradient is not None]
 
 
-def gradient_ratio(losses: Losses, encoder: Sequence[nn.Parameter]) -> float | None:
+def gradient_ratio(
+    losses: Losses, encoder: Sequence[nn.Parameter], processes: Processes = ALONE
+) -> float | None:
     """Norm of the segmentation gradient over that of the distillation gradient; the graph is kept.
 
     It is the weight at which both are equally large; None where the distillation has no gradient.
@@ -40,7 +45,8 @@ def gradient_ratio(losses: Losses, encoder: Sequence[nn.Parameter]) -> float | N
     norms = []
     for loss in (losses.segmentation, losses.distillation):
         gradients = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
-        each = [g.detach().float().norm() for g in gradients if g is not None]
+        known = processes.averaged([g.detach() for g in gradients if g is not None])
+        each = [g.float().norm() for g in known]
         norms.append(torch.stack(each).norm().item() if each else 0.0)
     segmentation, distillation = norms
     return None if distillation <= SILENT * segmentation else segmentation / distillation

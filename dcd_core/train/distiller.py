@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dcd_core.method import Method
 from dcd_core.models import Segmenter
+from dcd_core.train.processes import ALONE
 from dcd_core.types import ContractError, Output
 
 _MEANINGS = {False: "classes of one softmax", True: "overlapping regions, a sigmoid each"}
@@ -56,6 +57,7 @@ class Distiller(nn.Module):
         self.needs_teacher, self.needs_logits = traits.needs_teacher, traits.needs_logits
         self.seg_loss = segmentation_loss() if seg_loss is None else seg_loss
         self.deep_weights = deep_weights
+        self.processes = ALONE
 
     def train(self, mode: bool = True) -> Distiller:
         """Training mode for all but the teacher."""
@@ -65,11 +67,18 @@ class Distiller(nn.Module):
         return self
 
     def forward(self, image: Tensor, target: Tensor, *, distil: bool) -> Losses:
-        """Losses of a batch: image (b, c, d, h, w), integer target (b, 1, d, h, w)."""
-        student = self.student(image)
-        segmentation = self._segmentation(student, target)
+        """Losses of a batch: image (b, c, d, h, w), integer target (b, 1, d, h, w).
+
+        Of several `processes` each is given the whole batch, computes its part, and returns the
+        losses of the whole.
+        """
         alone = self.teacher is None and self.needs_teacher
-        if not distil or self.method is None or alone:
+        distil = distil and self.method is not None and not alone
+        image = self.processes.part(image)
+        student = self.student(image)
+        student = self.processes.whole(student if distil else student._replace(stages=()))
+        segmentation = self._segmentation(student, target)
+        if not distil or self.method is None:
             return Losses(segmentation, None)
         teacher = Output(image.new_empty(0), ())
         if self.teacher is not None:
@@ -78,6 +87,7 @@ class Distiller(nn.Module):
                     teacher = self.teacher(image)
                 else:
                     teacher = teacher._replace(stages=self.teacher.encode(image))
+            teacher = self.processes.whole(teacher)
         return Losses(segmentation, self.method(student, teacher, target))
 
     def trainable(self) -> list[nn.Parameter]:

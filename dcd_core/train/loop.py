@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,35 +19,24 @@ from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train.balance import encoder_parameters, gradient_ratio, smoothed
+from dcd_core.train.balance import BALANCE_EVERY, encoder_parameters, gradient_ratio, smoothed
 from dcd_core.train.distiller import Distiller, Losses
+from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
-from dcd_core.types import Batches, Case, ContractError
+from dcd_core.train.result import (
+    DIVERGED,
+    OFFENDING,
+    Fit,
+    facts_of,
+    plain,
+    read_fit,
+    unfit,
+    write_facts,
+)
+from dcd_core.types import Batches, Case
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OFFENDING = "offending-batch.pt"
-"""File of the batch at which a loss or a gradient was not finite."""
-BALANCE_EVERY = 20
-"""Steps between measurements of the gradient ratio; each costs about two more backward passes."""
-
-
-class Fit(NamedTuple):
-    """A finished training run.
-
-    `student`: the averaged weights, rounded to half precision, in eval mode; `threshold` and
-    `val_dice`: the decision and its mean foreground Dice on the val cases; `history`: one row per
-    logged step; `seconds` of training; `method`: the state dict of the distillation method, its
-    adapters for example, as the last step left it (not averaged); empty where there is none.
-    """
-
-    student: Segmenter
-    threshold: float
-    val_dice: float
-    history: pd.DataFrame
-    seconds: float
-    method: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def fit(
@@ -71,17 +58,17 @@ def fit(
     or of other networks, and FloatingPointError as soon as a loss or a gradient is not finite; that
     batch is then in `run_dir`/offending-batch.pt.
 
-    It runs in one process, on one GPU if there is one. For several GPUs wrap the Distiller, which
-    owns all that is trained, in your own loop under torchrun:
-    `DistributedDataParallel(distiller)` averages the gradients of student and adapters.
+    It uses one GPU if there is one. Under `torchrun` all processes call it alike, on a common disk.
+    Each takes a part of every batch; losses and gradients are those of the whole batch, but batch
+    norm and dropout see the part alone. The first process writes the files, the others read them.
     """
     folder = Path(run_dir)
     if resume and (folder / "fit.json").is_file():
-        if _facts(folder)["recipe"] != _plain(recipe):
-            raise _unfit(folder, "made by another recipe")
+        if facts_of(folder)["recipe"] != plain(recipe):
+            raise unfit(folder, "made by another recipe")
         return read_fit(folder)
     if not resume:  # files of an older run must not pass for this one's
-        for name in ("fit.json", "checkpoint.pt", "method.safetensors", OFFENDING):
+        for name in ("fit.json", "checkpoint.pt", "method.safetensors", DIVERGED, OFFENDING):
             (folder / name).unlink(missing_ok=True)
     run = _Run(distiller, recipe, folder)
     run.restore()
@@ -95,7 +82,10 @@ def fit(
         progress(folder.name, state.step, recipe.steps, note)
         if state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
             run.save()
-    return run.finish(val)
+    processes = distiller.processes
+    fitted = None if processes.rank else run.finish(val)
+    processes.wait()  # for the files
+    return fitted or read_fit(folder)
 
 
 def first_steps(distiller: Distiller, train: Batches, recipe: Recipe, steps: int) -> pd.DataFrame:
@@ -113,31 +103,6 @@ def first_steps(distiller: Distiller, train: Batches, recipe: Recipe, steps: int
     return pd.DataFrame(state.rows)
 
 
-def read_fit(run_dir: str | Path) -> Fit:
-    """Read a finished run back; raises ContractError when there is none in `run_dir`."""
-    import pandas as pd
-    from safetensors.torch import load_file
-
-    folder = Path(run_dir)
-    facts = _facts(folder)
-    student = models.load(folder / "student.safetensors")
-    path = folder / "method.safetensors"
-    method = load_file(path) if path.is_file() else {}
-    history = pd.read_csv(folder / "history.csv")
-    return Fit(student, facts["threshold"], facts["val_dice"], history, facts["seconds"], method)
-
-
-def diverged(run_dir: str | Path) -> bool:
-    """Whether the run in `run_dir` ended with a loss or a gradient that was not finite."""
-    folder = Path(run_dir)
-    return (folder / OFFENDING).is_file() and not (folder / "fit.json").is_file()
-
-
-def training_device() -> torch.device:
-    """Where networks are trained, measured and scored unless told otherwise: a GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @dataclass
 class _State:
     """Where a run is and what it logged: all that a checkpoint holds besides tensors."""
@@ -153,9 +118,11 @@ class _Run:
     """A run under way: what is trained, what trains it, and where it stands."""
 
     def __init__(self, distiller: Distiller, recipe: Recipe, folder: Path) -> None:
+        processes = distiller.processes = Processes.started(recipe.batch)
+        processes.make_alike(distiller.to(training_device()))
         if recipe.channels_last:
             distiller.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.distiller, self.recipe, self.folder = distiller.to(training_device()), recipe, folder
+        self.distiller, self.recipe, self.folder = distiller, recipe, folder
         self.optimizer = recipe.build_optimizer(distiller.trainable())
         self.ema = EMA(distiller.student, recipe.ema)
         self.device = next(distiller.student.parameters()).device
@@ -166,8 +133,9 @@ class _Run:
         """Make ready for the first step, or for the next one of a run that is restored."""
         student = self.distiller.student
         # What the two losses are compared on; nothing where there is one loss.
+        image = self.distiller.processes.part(train[0][0])
         alone = self.distiller.method is None
-        self.encoder = [] if alone else encoder_parameters(student, train[0][0])
+        self.encoder = [] if alone else encoder_parameters(student, image)
         self.distiller.train()
         return self.state
 
@@ -175,6 +143,7 @@ class _Run:
         """One step of the optimizer."""
         started = time.perf_counter()
         state, recipe, step = self.state, self.recipe, self.state.step
+        processes = self.distiller.processes
         image, target = (part.to(self.device) for part in train[step])
         if recipe.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
@@ -194,12 +163,14 @@ class _Run:
         total = losses.segmentation
         if losses.distillation is not None:
             if state.ratio == 0 or step % BALANCE_EVERY == 0:
-                state.ratio = smoothed(state.ratio, gradient_ratio(losses, self.encoder))
+                ratio = gradient_ratio(losses, self.encoder, processes)
+                state.ratio = smoothed(state.ratio, ratio)
             if recipe.kd_balance == "gradient":
                 weight *= state.ratio
             total = total + weight * losses.distillation
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        processes.average_gradients(self.distiller.trainable())
         norm = nn.utils.clip_grad_norm_(self.distiller.trainable(), recipe.clip).item()
         if not math.isfinite(total.item()) or not math.isfinite(norm):
             self._stop(image, target, losses, norm)
@@ -229,8 +200,11 @@ class _Run:
 
     def _stop(self, image: Tensor, target: Tensor, losses: Losses, norm: float) -> None:
         step, path = self.state.step, self.folder / OFFENDING
-        with atomic(path) as temporary:
-            torch.save({"step": step, "image": image, "target": target}, temporary)
+        if self.distiller.processes.rank == 0:
+            with atomic(path) as temporary:
+                torch.save({"step": step, "image": image, "target": target}, temporary)
+            self._write_history()
+            write_facts(self.folder / DIVERGED, {"step": step, "recipe": plain(self.recipe)})
         segmentation, distillation = (None if loss is None else loss.item() for loss in losses)
         raise FloatingPointError(
             f"not finite at step {step}: segmentation {segmentation}, distillation {distillation}, "
@@ -239,9 +213,11 @@ class _Run:
         )
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, once for all processes."""
+        if self.distiller.processes.rank:
+            return
         content = {
-            "recipe": _plain(self.recipe),
+            "recipe": plain(self.recipe),
             "distiller": self.distiller.trained_state(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -259,21 +235,20 @@ class _Run:
             content = torch.load(path, map_location="cpu", weights_only=True)
             theirs = content["recipe"]
         except Exception as error:  # torch raises half a dozen types for a damaged file
-            raise _unfit(path, f"unreadable ({type(error).__name__})") from None
-        if theirs != _plain(self.recipe):
-            raise _unfit(path, "made by another recipe")
+            raise unfit(path, f"unreadable ({type(error).__name__})") from None
+        if theirs != plain(self.recipe):
+            raise unfit(path, "made by another recipe")
         try:
             self.distiller.load_trained_state(content["distiller"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.ema.model.load_state_dict(content["ema"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise _unfit(path, f"of another student or method ({error})") from None
+            raise unfit(path, f"of another student or method ({error})") from None
         self.state = _State(**content["state"])
         self.ema.steps = self.state.step
 
     def finish(self, val: Sequence[Case]) -> Fit:
         """Choose the threshold and write the files of a finished run."""
-        import pandas as pd
         from safetensors.torch import save_file
 
         folder, recipe, state, method = self.folder, self.recipe, self.state, self.distiller.method
@@ -286,37 +261,24 @@ class _Run:
         )
         if dice == 0:
             progress(folder.name, state.step, recipe.steps, "val Dice 0 at all thresholds: kept .5")
-        history = pd.DataFrame(state.rows)
         models.save(student, folder / "student.safetensors", half=True)
-        plain: Any = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+        alike: Any = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
         state_dict = {} if method is None else method.state_dict()
-        kept = {name: value.to(**plain) for name, value in state_dict.items()}
+        kept = {name: value.to(**alike) for name, value in state_dict.items()}
         if kept:  # analysis needs it, no deployed network does
             with atomic(folder / "method.safetensors") as temporary:
                 save_file(kept, temporary)
-        with atomic(folder / "history.csv") as temporary:
-            history.to_csv(temporary, index=False, float_format="%.6g")
-        facts = {"threshold": threshold, "val_dice": dice, "seconds": round(state.seconds, 2)}
-        text = json.dumps({**facts, "recipe": _plain(recipe)}, indent=1)
-        with atomic(folder / "fit.json") as temporary:  # last: its presence says that all is there
-            temporary.write_text(text, "utf-8")
+        history = self._write_history()
+        facts: dict[str, Any] = {"threshold": threshold, "val_dice": dice}
+        facts |= {"seconds": round(state.seconds, 2), "recipe": plain(recipe)}
+        write_facts(folder / "fit.json", facts)  # last: its presence says that all is there
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return Fit(student, threshold, dice, history, state.seconds, kept)
 
+    def _write_history(self) -> pd.DataFrame:
+        import pandas as pd
 
-def _facts(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / "fit.json").read_text("utf-8")))
-    except (OSError, ValueError):
-        got = f"no finished run in {folder}"
-        raise ContractError("training run", got, "its fit.json", "train it again") from None
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe in types of JSON, as it comes back from a file."""
-    return dict(json.loads(json.dumps(asdict(recipe))))
-
-
-def _unfit(path: Path, why: str) -> ContractError:
-    attempt = "another run_dir, or resume=False to start again"
-    return ContractError("run to go on with", f"{path}, {why}", "a file of this run", attempt)
+        history = pd.DataFrame(self.state.rows)
+        with atomic(self.folder / "history.csv") as temporary:
+            history.to_csv(temporary, index=False, float_format="%.6g")
+        return history

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import SupportsFloat
 
 import numpy as np
-from scipy import ndimage
 
 from dcd_core.types import BRATS, Task
 from dcd_lab.metrics import masks
@@ -89,7 +88,7 @@ def isles2022(pred: np.ndarray, true: np.ndarray, spacing_mm: Spacing) -> dict[s
     p, t, _ = checked(spacing_mm, pred=pred, true=true)
     box = masks.box_of(p | t)
     p, t = p[box], t[box]
-    numbers, counts = zip(*(ndimage.label(mask, masks.CONNECT_26) for mask in (p, t)), strict=True)
+    numbers, counts = zip(*map(masks.numbered, (p, t)), strict=True)
     false, missed = (
         count - len(np.unique(number[p & t])) for number, count in zip(numbers, counts, strict=True)
     )

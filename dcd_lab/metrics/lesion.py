@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from dcd_core.types import ContractError
 from dcd_lab.metrics import masks
-from dcd_lab.metrics.masks import Spacing, checked
+from dcd_lab.metrics.masks import Mask, Numbers, Spacing, Triple, checked
 from dcd_lab.metrics.region import dice
 
 EDGES_ML = (1.0, 10.0)
@@ -40,23 +40,33 @@ def lesions(
     """
     p, t, spacing = checked(spacing_mm, pred=pred, true=true)
     margin = masks.as_distance(margin_mm)
-    numbers, _ = ndimage.label(t, masks.CONNECT_26)
-    volumes_ml = np.bincount(numbers.ravel()) * (np.prod(spacing) / 1000)
+    if not t.any():
+        return []
     # Twice the margin: another lesion nearer to a voxel of the neighbourhood is no further away.
     reach = np.ceil(2 * margin / spacing).astype(int)
+    around = masks.grown(masks.box_of(t), reach)
+    p, t = p[around], t[around]
+    numbers, _ = ndimage.label(t, masks.CONNECT_26)
+    volumes_ml = np.bincount(numbers.ravel()) * (np.prod(spacing) / 1000)
     rows: list[Row] = []
     for number, box in enumerate(ndimage.find_objects(numbers), start=1):
         if volumes_ml[number] >= float(below_ml):
             continue
         window = masks.grown(box, reach)
-        nearby = numbers[window]
-        distance, nearest = ndimage.distance_transform_edt(
-            nearby == 0, sampling=spacing, return_indices=True
-        )
-        own = (nearby[tuple(nearest)] == number) & (distance <= margin + masks.ROUNDING_MM)
-        overlap = dice(p[window] & own, nearby == number)
+        overlap = _overlap(p[window], numbers[window], number, spacing, margin)
         rows.append({"lesion": number, "volume_ml": float(volumes_ml[number]), "dice": overlap})
     return rows
+
+
+def _overlap(pred: Mask, numbers: Numbers, number: int, spacing: Triple, margin_mm: float) -> float:
+    """Dice of one numbered lesion with what is predicted in its own neighbourhood."""
+    if not pred.any():
+        return 0.0
+    distance, nearest = ndimage.distance_transform_edt(
+        numbers == 0, sampling=spacing, return_indices=True
+    )
+    own = (numbers[tuple(nearest)] == number) & (distance <= margin_mm + masks.ROUNDING_MM)
+    return dice(pred & own, numbers == number)
 
 
 def small_lesion_dice(

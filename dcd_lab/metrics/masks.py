@@ -7,6 +7,7 @@ from typing import SupportsFloat, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 
 from dcd_core.types import ContractError
 
@@ -70,10 +71,32 @@ def number_name(value: SupportsFloat) -> str:
 
 def box_of(mask: Mask) -> Box:
     """The smallest box that holds a mask, empty for an empty one."""
-    spans = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    plane = np.any(mask, axis=2)  # read twice, in place of the mask
+    spans = [np.flatnonzero(x) for x in (plane.any(1), plane.any(0), mask.any(axis=(0, 1)))]
     if not len(spans[0]):
         return (slice(0, 0),) * 3
     return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+
+
+def border(mask: Mask) -> Mask:
+    """Foreground voxels with a background voxel among their six face neighbours.
+
+    Beyond the volume everything is background.
+    """
+    inside = mask.copy()
+    for axis in range(3):
+        source, target = np.moveaxis(mask, axis, 0), np.moveaxis(inside, axis, 0)
+        target[1:] &= source[:-1]
+        target[:-1] &= source[1:]
+        target[:1] = target[-1:] = False
+    return mask & ~inside
+
+
+def numbered(mask: Mask) -> tuple[Numbers, int]:
+    """The 26-connected components of a mask by number, and how many there are."""
+    box, numbers = box_of(mask), np.zeros(mask.shape, np.int32)
+    numbers[box], count = ndimage.label(mask[box], CONNECT_26)
+    return numbers, count
 
 
 def grown(box: Box, voxels: Sequence[int] | np.ndarray) -> Box:

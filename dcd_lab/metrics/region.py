@@ -87,8 +87,7 @@ def surfaces(pred: np.ndarray, true: np.ndarray, spacing_mm: Spacing) -> Surface
     """
     p, t, spacing = checked(spacing_mm, pred=pred, true=true)
     box = masks.box_of(p | t)
-    borders = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (p, t)]
-    return _between(borders[0], borders[1], spacing)
+    return _between(masks.border(p[box]), masks.border(t[box]), spacing)
 
 
 def hd95(

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from dcd_core.types import BRATS, ISLES, ContractError
 from dcd_lab import metrics
+from dcd_lab.metrics import masks
 
 MM = (1.0, 1.0, 1.0)
 ANISOTROPIC = (0.9, 1.0, 5.0)
@@ -54,6 +55,12 @@ def test_surfaces_equal_the_distance_transform(spacing_mm):
     np.testing.assert_allclose(back, maps[0][borders[1]], atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(20, 24, 16), (1, 7, 5), (2, 1, 3)])
+def test_a_border_is_what_erosion_takes_away(shape):
+    mask = blob(3, shape, share=0.6)
+    np.testing.assert_array_equal(masks.border(mask), mask & ~ndimage.binary_erosion(mask))
+
+
 @pytest.mark.parametrize("axis", [0, 2])
 def test_shifted_cube_in_closed_form(axis):
     step, size = 3, 10
@@ -94,6 +101,8 @@ def test_small_lesions_count_one_by_one():
     assert [row["volume_ml"] for row in rows] == pytest.approx([1.728, 0.008])
     (row,) = metrics.lesions(true, true, MM, below_ml=1)
     assert row == {"lesion": 2, "volume_ml": pytest.approx(0.008), "dice": 1}
+    assert metrics.lesions(true, np.zeros_like(true), MM, margin_mm=0) == []
+    assert [row["dice"] for row in metrics.lesions(large, true, MM)] == [1, 0]
     diagonal = np.zeros((6, 6, 6), bool)
     diagonal[1, 1, 1] = diagonal[2, 2, 2] = True
     assert len(metrics.lesions(diagonal, diagonal, MM)) == 1

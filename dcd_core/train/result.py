@@ -1,0 +1,91 @@
+"""What a run leaves in its folder, and how that is read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from dcd_core import models
+from dcd_core.models import Segmenter
+from dcd_core.storage import atomic
+from dcd_core.train.recipe import Recipe
+from dcd_core.types import ContractError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OFFENDING = "offending-batch.pt"
+"""File of the batch at which a loss or a gradient was not finite."""
+DIVERGED = "diverged.json"
+"""File that names the step at which that was so."""
+
+
+class Fit(NamedTuple):
+    """A finished training run.
+
+    `student`: the averaged weights, rounded to half precision, in eval mode; `threshold` and
+    `val_dice`: the decision and its mean foreground Dice on the val cases; `history`: one row per
+    logged step; `seconds` of training; `method`: the state dict of the distillation method, its
+    adapters for example, as the last step left it (not averaged); empty where there is none.
+    """
+
+    student: Segmenter
+    threshold: float
+    val_dice: float
+    history: pd.DataFrame
+    seconds: float
+    method: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def read_fit(run_dir: str | Path) -> Fit:
+    """Read a finished run back; raises ContractError when there is none in `run_dir`."""
+    import pandas as pd
+    from safetensors.torch import load_file
+
+    folder = Path(run_dir)
+    facts = facts_of(folder)
+    student = models.load(folder / "student.safetensors")
+    path = folder / "method.safetensors"
+    method = load_file(path) if path.is_file() else {}
+    history = pd.read_csv(folder / "history.csv")
+    return Fit(student, facts["threshold"], facts["val_dice"], history, facts["seconds"], method)
+
+
+def diverged(run_dir: str | Path) -> bool:
+    """Whether the run in `run_dir` ended with a loss or a gradient that was not finite.
+
+    Its `history.csv` then ends before that step.
+    """
+    return (Path(run_dir) / DIVERGED).is_file() and not (Path(run_dir) / "fit.json").is_file()
+
+
+def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a small file of a run as JSON, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1), "utf-8")
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """The decision, seconds and recipe of a finished run; ContractError when there is none."""
+    try:
+        return dict(json.loads((folder / "fit.json").read_text("utf-8")))
+    except (OSError, ValueError):
+        got = f"no finished run in {folder}"
+        raise ContractError("training run", got, "its fit.json", "train it again") from None
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe in types of JSON, as it comes back from a file."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
+
+
+def unfit(path: Path, why: str) -> ContractError:
+    """The error for a file that belongs to another run, or to none."""
+    attempt = "another run_dir, or resume=False to start again"
+    return ContractError("run to go on with", f"{path}, {why}", "a file of this run", attempt)
