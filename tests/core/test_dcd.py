@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import pytest
 import pywt
@@ -20,7 +18,6 @@ from hypothesis import strategies as st
 from oracles import DISCRETE, orthonormal_loss, released_loss, taps
 from outputs import noise as any_noise
 
-import dcd_core
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance
 from dcd_core.types import ContractError, Output
 from dcd_core.wavelet import BANDS, Pyramid, wavedec3, waverec3
@@ -50,9 +47,6 @@ def outputs(channels, sizes, *, batch=1, seed=0, dtype=torch.float32):
         for i, (c, n) in enumerate(zip(channels, sizes, strict=True))
     )
     return Output(torch.zeros(batch, 2, 1, 1, 1), stages)
-
-
-# --- oracles --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,16 +138,6 @@ def test_every_discrete_wavelet_in_both_conventions():
         assert_orthonormal((3, n + n % 4, 5), name, 3, BANDS[1:])
 
 
-@pytest.mark.parametrize("size", [(131, 8, 4), (9, 2, 114)])
-@pytest.mark.parametrize("name", ["db4", "bior2.2", "haar"])
-def test_long_axes(size, name):
-    assert_orthonormal(size, name, 2, PUBLISHED)
-    assert_released(size, name, 2, PUBLISHED, 0)
-
-
-# --- identities -----------------------------------------------------------------------------------
-
-
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(size=st.tuples(*[st.integers(1, 32)] * 3), name=st.sampled_from(ORTHOGONAL))
 def test_all_bands_of_one_level_are_the_mean_squared_error(size, name):
@@ -178,16 +162,6 @@ def test_loss_is_blind_to_a_constant_offset(wavelet):
     assert loss(x, x + 30, coarse_weight=1.0).item() > 100
 
 
-def test_an_offset_does_not_drown_detail_in_float32():
-    # ||x||^2 - ||aaa||^2 - ||ddd||^2 would be off by hundreds of times the result, and negative.
-    x = 100 + 0.1 * noise(1, 4, 32, 32, 32)
-    single, double = (
-        detail_distance(x.to(dtype), zeros(x).to(dtype)).item()
-        for dtype in (torch.float32, torch.float64)
-    )
-    assert single == pytest.approx(double, rel=1e-4)
-
-
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2"])
 @pytest.mark.parametrize("bands", [PUBLISHED, ("aad", "ddd"), ("dda",)], ids=len)
 def test_zero_over_levels_where_all_of_them_agree_and_only_there(wavelet, bands):
@@ -203,9 +177,6 @@ def test_zero_over_levels_where_all_of_them_agree_and_only_there(wavelet, bands)
         other = [d + (level == i) * keep for i, d in enumerate(same)]
         y = waverec3(Pyramid(pyramid.coarse, tuple(other)), wavelet)
         assert detail_distance(x, y, **options).item() > 0.01
-
-
-# --- what autograd, precisions and layouts may ask ------------------------------------------------
 
 
 @each_convention
@@ -297,27 +268,18 @@ def test_float32_agrees_with_float64_over_many_levels(convention, offset):
     assert (one - two).abs().max() < (1e-3 if offset else 1e-4) * two.abs().max()
 
 
-@pytest.fixture
-def no_values(monkeypatch):
-    """A device whose tensors have shapes and no values: "meta".
-
-    There .item(), float(), bool(), .cpu() and .tolist() raise, so a loss that runs on it never
-    makes a GPU wait for the host. torch.autocast alone does not know the device.
-    """
+def test_no_value_is_ever_read_back(monkeypatch):
+    """Tensors on "meta" have shapes and no values: a read, for which a GPU would wait, raises."""
     real = torch.autocast
 
     def autocast(device_type, *rest, **options):
         return nullcontext() if device_type == "meta" else real(device_type, *rest, **options)
 
-    monkeypatch.setattr(torch, "autocast", autocast)
-    return "meta"
-
-
-def test_no_value_is_ever_read_back(no_values):
+    monkeypatch.setattr(torch, "autocast", autocast)  # which does not know this device
     for model in (DCD([2, 3], [4, 5]), DCD.released([2, 3], [4, 5])):
-        model.to(no_values)
+        model.to("meta")
         student, teacher = (
-            Output(torch.empty(0), tuple(stage.to(no_values) for stage in made.stages))
+            Output(torch.empty(0), tuple(stage.to("meta") for stage in made.stages))
             for made in (outputs([2, 3], [16, 9]), outputs([4, 5], [16, 9]))
         )
         student.stages[0].requires_grad_()
@@ -354,29 +316,11 @@ print("equal")
 
 
 @pytest.mark.slow
-def test_a_compiled_model_has_the_same_loss_and_gradient():
+def test_a_compiled_model_has_the_same_loss_and_gradient(project):
     # In a process of its own: the tests' type checker is not there for dynamo to trace through.
-    package = Path(dcd_core.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED],
-        env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.stdout == "equal\n", done.stderr
-
-
-# --- levels and short axes ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "levels"), [(7, 0), (8, 1), (14, 1), (15, 2), (16, 2), (28, 2), (29, 3), (64, 3)]
-)
-def test_levels_end_where_the_filter_outgrows_the_grid(size, levels):
-    model = DCD([1], [1], projection="none", wavelet="db4", levels=3)
-    [stage] = model.per_stage(outputs([1], [size]), outputs([1], [size], seed=1))
-    assert stage.levels == levels
 
 
 def test_small_stages_drop_out_and_only_the_last_one_raises():
@@ -390,9 +334,6 @@ def test_small_stages_drop_out_and_only_the_last_one_raises():
         small(student, teacher)
     with pytest.raises(ContractError, match="an axis of at least 8 voxels"):
         detail_distance(noise(1, 1, 7, 7, 7), noise(1, 1, 7, 7, 7))
-
-
-# --- the module -----------------------------------------------------------------------------------
 
 
 def test_forward_is_the_mean_or_the_sum_over_stages():
@@ -423,7 +364,7 @@ def test_released_is_the_sum_over_stages_behind_frozen_projections_with_bias():
     assert model(student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("channels", [(4, 8), (8, 4)], ids=["widening", "narrowing"])
+@pytest.mark.parametrize("channels", [(4, 8), (8, 4), (4, 4)], ids=["wider", "narrower", "equal"])
 @pytest.mark.parametrize("kind", ["learned", "frozen", "orthogonal"])
 def test_projections(kind, channels):
     model = DCD([channels[0]], [channels[1]], projection=kind)
@@ -459,20 +400,6 @@ def test_a_wavelet_per_axis_by_name_or_as_an_object(wavelet):
     assert torch.equal(same, detail_distance(x, y, wavelet="db4"))
 
 
-# --- refusals -------------------------------------------------------------------------------------
-
-
-def test_other_grid_batch_or_channels_name_the_stage():
-    model = DCD([1, 2], [1, 2], projection="none")
-    student = outputs([1, 2], [16, 8])
-    for shape in [(1, 2, 8, 8, 9), (2, 2, 8, 8, 8), (1, 1, 8, 8, 8)]:
-        teacher = student._replace(stages=(student.stages[0], torch.zeros(shape)))
-        with pytest.raises(ContractError, match=r"encoder stage 1: got student \(1, 2, 8, 8, 8\)"):
-            model(student, teacher)
-    with pytest.raises(ContractError, match="encoder stage 0"):
-        model(student, outputs([1, 2], [12, 8]))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -495,32 +422,14 @@ def test_options_out_of_range_are_refused(options, message):
         DCD([1], [1], **options)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        (([1, 2], [1]), {}, "2 in the student, 1 in the teacher"),
-        (([1], [1]), {"stages": [1]}, "indices from 0 to 0"),
-        (([1], [1]), {"stages": []}, "stages: got"),
-        (([2], [3]), {"projection": "none"}, "2 student and 3 teacher channels"),
-    ],
-    ids=str,
-)
-def test_stages_and_projections_out_of_range_are_refused(arguments, options, message):
-    with pytest.raises(ContractError, match=message):
-        DCD(*arguments, **options)
-
-
 @each_convention
 def test_unequal_or_empty_features_are_refused(convention):
     with pytest.raises(ContractError, match=r"the student's shape \(1, 1, 8, 8, 8\)"):
         detail_distance(noise(1, 1, 8, 8, 8), noise(1, 2, 8, 8, 8), convention=convention)
-    for shape in [(0, 2, 16, 16, 16), (1, 0, 16, 16, 16), (1, 2, 16, 0, 16)]:
+    empty = [(0, 2, 16, 16, 16), (1, 0, 16, 16, 16), (1, 2, 16, 0, 16)]
+    if convention == "released":
+        # Its synthesis returns an odd axis one voxel short: of one none, and their mean is NaN.
+        empty.append((1, 1, 1, 8, 8))
+    for shape in empty:
         with pytest.raises(ContractError, match="at least one voxel"):
             detail_distance(torch.zeros(shape), torch.zeros(shape), convention=convention)
-
-
-def test_the_released_loss_of_a_single_slice_is_refused():
-    # Its synthesis returns one voxel less than an odd axis has: none, and the mean of none is NaN.
-    x = noise(1, 1, 1, 8, 8)
-    with pytest.raises(ContractError, match="two along every axis"):
-        detail_distance(x, zeros(x), convention="released")

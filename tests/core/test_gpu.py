@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from golden import RELEASED, assert_stored
 from oracles import relative
 from outputs import labels, leaves, noise, output
 from training import TINY, make_case, run
@@ -69,9 +67,6 @@ def worst(found, expected):
     return max(relative(a.double(), b.double()) for a, b in zip(found, expected, strict=True))
 
 
-# --- the transform and the loss -------------------------------------------------------------------
-
-
 @CONVENTIONS
 @EACH_CASE
 def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
@@ -82,12 +77,6 @@ def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
     expected = pulled(loss, *pair)
     assert worst(pulled(loss, *(x.cuda() for x in pair)), expected) < 1e-12
     assert worst(pulled(loss, *(x.float().cuda() for x in pair)), expected) < 1e-5
-
-
-@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
-def test_the_released_loss_is_the_golden_one(path):
-    distance = partial(detail_distance, convention="released")
-    assert_stored(path, distance, dtype=torch.float32, tolerance=1e-4, device="cuda")
 
 
 @CONVENTIONS
@@ -104,9 +93,6 @@ def test_inside_autocast_the_arithmetic_stays_float32(dtype, convention):
     assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-6)
     # Gradients of half precision are rounded once, at the end.
     assert worst(found[1:], expected[1:]) < torch.finfo(dtype).eps
-
-
-# --- nothing waits --------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # is a prototype, says PyTorch
@@ -155,9 +141,6 @@ def test_the_loss_can_be_captured_in_a_graph(convention):
     value, pull = captured.clone(), gradient.clone()
     assert value.item() == pytest.approx(step().item(), rel=1e-6)
     assert torch.allclose(pull, student.grad, rtol=1e-5, atol=1e-9)
-
-
-# --- what uses it ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)

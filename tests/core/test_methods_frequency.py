@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 from dcd_core import models
 from dcd_core.methods import build
 from dcd_core.methods.frequency import FreeKD, dice_and_cross_entropy
-from dcd_core.methods.masks import ACAMKD, Fusion, overlap
+from dcd_core.methods.masks import ACAMKD, Fusion
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError
 
@@ -30,9 +30,6 @@ def details(x: Tensor, levels: int) -> list[np.ndarray]:
     """Per level, finest first: the detail bands of pywt, (7, b, c, d, h, w)."""
     bands = pywt.wavedecn(x.numpy(), "haar", mode="periodization", level=levels, axes=(2, 3, 4))
     return [np.stack([level[k] for k in sorted(level)]) for level in bands[:0:-1]]
-
-
-# --- FreeKD ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("side", "levels"), [(16, 2), (8, 1), (4, 1), (2, 1)])
@@ -109,21 +106,6 @@ def test_prompts_learn_what_the_task_needs_on_batches_they_have_not_seen(
     untrained = task()
     method.train_prompts(network, seen * 8, mse_loss)
     assert task() < 0.8 * untrained
-
-
-def test_prompts_are_trained_by_a_step_of_adam_per_batch(network: Segmenter) -> None:
-    method, data = freekd(), batches(3, seed=2)
-    expected = [p.clone().requires_grad_() for p in method.prompts()]
-    optimizer, losses = torch.optim.Adam(expected, lr=1e-3), []
-    for image, target in data:
-        answer, overlaps = method.masked(network, image, expected)
-        loss = dice_and_cross_entropy(answer.logits, target) + 0.5 * overlaps
-        for p, gradient in zip(expected, torch.autograd.grad(loss, expected), strict=True):
-            p.grad = gradient
-        optimizer.step()
-        losses.append(loss.item())
-    assert method.train_prompts(network, data) == pytest.approx(losses)
-    torch.testing.assert_close(method.prompts(), [p.detach() for p in expected])
 
 
 def test_prompt_training_leaves_the_teacher_as_it_is(network: Segmenter) -> None:
@@ -204,9 +186,6 @@ def test_dice_and_cross_entropy_knows_right_from_wrong_and_ignores() -> None:
     assert dice_and_cross_entropy(wrong_there, half) == pytest.approx(0, abs=1e-4)
 
 
-# --- ACAM-KD --------------------------------------------------------------------------------------
-
-
 def acam(student: int, teacher: int, **options: object) -> nn.Module:
     return ACAMKD((student,), (teacher,), **options).double()
 
@@ -275,9 +254,3 @@ def test_no_more_than_sixteen_places_along_an_axis_attend() -> None:
     method.fusions[0].register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:]))
     assert method(staged(s), staged(t)).isfinite()
     assert sizes == [(16, 2, 3)]
-
-
-def test_overlap_is_one_for_equal_masks_and_zero_for_disjoint_ones() -> None:
-    half = torch.tensor([[[1.0, 1.0, 0.0, 0.0]] * 3])
-    assert overlap(half) == pytest.approx(1)
-    assert overlap(torch.eye(4)[None]) == 0

@@ -29,9 +29,6 @@ def voxels(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     return product(*(range(n) for n in shape))
 
 
-# --- IFVD -----------------------------------------------------------------------------------------
-
-
 def closeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Cosine of every voxel of one sample (c, d, h, w) and the mean of its class, by loops."""
     result = np.zeros(y.shape)
@@ -75,9 +72,6 @@ def test_ifvd_compares_stages_of_small_sides_only() -> None:
     assert one == build("ifvd", (3,), (3,))(staged(deep), staged(other[1]), y)
     with pytest.raises(ContractError, match=r"stages of IFVD.*\(8, 8, 8\)"):
         build("ifvd", (3,), (3,), side=4)(staged(fine), staged(fine), y)
-
-
-# --- ReCo -----------------------------------------------------------------------------------------
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
