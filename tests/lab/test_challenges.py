@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from dcd_core.types import BRATS, ISLES
-from dcd_lab import metrics, records
+from dcd_lab import metrics
 from dcd_lab.metrics.brats import dilated
 from dcd_lab.metrics.region import hd95_by_area
 
@@ -21,7 +21,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 GOLDEN = PROJECT / "tests" / "golden" / "metrics"
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 
-import metrics as benchmark  # noqa: E402
 import restated  # noqa: E402
 
 MM = (1.0, 1.0, 1.0)
@@ -84,9 +83,6 @@ def pair(seed: int, **options) -> tuple[np.ndarray, np.ndarray]:
     return pred.astype(np.uint8), true
 
 
-# --- the official numbers -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("case", BRATS_EXPECTED.index.unique("case"))
 def test_official_brats_lesion_scores(case):
     rows = golden(case)
@@ -142,9 +138,6 @@ def test_a_region_as_a_whole_is_scored_by_the_plain_functions():
         assert row["specificity"] == pytest.approx((~p & ~t).sum() / (~t).sum())
 
 
-# --- the rules, said again slowly -----------------------------------------------------------------
-
-
 def assert_as_restated(pred, true, spacing_mm):
     for ours, theirs in zip(
         metrics.brats2024(pred, true, spacing_mm),
@@ -171,9 +164,6 @@ def test_brats_scores_follow_the_rules(seed, share, spacing_mm):
 )
 def test_any_scene_follows_the_rules(seed, share, shape, spacing_mm):
     assert_as_restated(*pair(seed, shape=shape, share=share), spacing_mm)
-
-
-# --- one rule at a time ---------------------------------------------------------------------------
 
 
 def test_growing_is_scipys_dilation():
@@ -270,9 +260,6 @@ def test_absent_and_missed_regions():
         assert list(metrics.isles2022(*masks, (2, 2, 2)).values()) == [0, pytest.approx(1), 1, 0]
 
 
-# --- surface elements -----------------------------------------------------------------------------
-
-
 def test_percentiles_are_by_area_in_square_millimetres():
     # A plate of 40 x 40 voxels; a small one across it has 3 % of the area, or, where the voxels
     # are four times as long along its side, 11 %.
@@ -294,9 +281,6 @@ def test_nineteen_of_twenty_equal_elements_are_95_percent():
         true = pred.copy()
         true[2, 2, 39] = False
         assert hd95_by_area(pred, true, np.array([size, 1.0, 1.0])) == 0
-
-
-# --- what must not matter -------------------------------------------------------------------------
 
 
 def values(pred, true, spacing_mm, regions=REGIONS) -> dict[str, object]:
@@ -347,18 +331,3 @@ def test_the_challenge_of_a_task_is_its_own():
     masks = pred > 0, true > 0
     expected = [{"region": "lesion", **metrics.isles2022(*masks, MM)}]
     assert metrics.challenge(*masks, ISLES, MM) == expected
-
-
-# --- the benchmark --------------------------------------------------------------------------------
-
-
-def test_a_quick_benchmark_writes_its_table(workspace: Path) -> None:
-    assert benchmark.main(["--quick"]) == 0
-    times = records.load("smoke", "metrics", "times")
-    assert list(times.contender) == ["dcd_core", "whole volume", "dcd_core"]
-    assert set(times.loc[times.contender == "dcd_core", "over_dcd_core"]) == {1.0}
-
-
-def test_contenders_that_differ_are_not_timed() -> None:
-    with pytest.raises(RuntimeError, match="WT"):
-        benchmark.agree([{"region": "WT", "fp": 1}], [{"region": "WT", "fp": 2}])

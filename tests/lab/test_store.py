@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from cases import make_case
 
@@ -148,15 +147,3 @@ print(*case.image.shape, 1024 * int(status[status.index("VmHWM:") + 1]))
     *shape, peak = map(int, done.stdout.split())
     assert shape == [4, 144, 178, 140]
     assert peak < 1.5 * 2**30
-
-
-@pytest.mark.slow
-def test_a_quick_benchmark_of_the_preparation_writes_its_table(root, project):
-    script = project / "benchmarks" / "preparation.py"
-    command = [sys.executable, "-W", "error", str(script), "--quick"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    table = pd.read_csv(root / "results" / "smoke" / "preparation-times.csv").set_index("step")
-    assert list(table.index) == ["nibabel", "read", "prepare", "resampled", "keep"]
-    assert table.loc["nibabel", "over_nibabel"] == 1
-    assert (table.time_ms > 0).all()

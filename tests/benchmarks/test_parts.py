@@ -16,10 +16,8 @@ import torch
 from golden import RELEASED, assert_stored
 from outputs import noise as any_noise
 
-from dcd_core.dcd import DCD, PUBLISHED, detail_distance
-from dcd_core.types import Output
+from dcd_core.dcd import PUBLISHED
 from dcd_core.wavelet.fast import filters
-from dcd_lab import records
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "benchmarks" / "loss.py"
@@ -36,26 +34,11 @@ CPU = torch.device("cpu")
 noise = partial(any_noise, dtype=torch.float64)
 
 
-# --- the peers are what they are called -----------------------------------------------------------
-
-
 @pytest.mark.parametrize("layout", command.LAYOUTS)
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
 def test_the_dense_peer_is_the_released_loss(path, layout):
     distance = partial(peers.dense_distance, layout=layout)
     assert_stored(path, distance, dtype=torch.float64, tolerance=1e-6)
-
-
-def test_the_dense_method_is_the_released_method():
-    method = peers.DenseDCD((2, 4), (3, 4)).double()
-    same = DCD.released((2, 4), (3, 4)).double()
-    same.adapters.load_state_dict(method.adapters.state_dict())
-    student, teacher = (
-        Output(torch.empty(0), (noise(1, c, 12, 12, 12, seed=s), noise(1, 4, 8, 8, 8, seed=s + 1)))
-        for c, s in ((2, 0), (3, 2))
-    )
-    assert method(student, teacher).item() == pytest.approx(same(student, teacher).item())
-    assert not any(weight.requires_grad for weight in method.parameters())
 
 
 def test_the_ptwt_peer_sums_the_coefficients_of_pywavelets():
@@ -67,16 +50,6 @@ def test_the_ptwt_peer_sums_the_coefficients_of_pywavelets():
     expected = sum(energy / size for energy, size in zip(energies, sizes, strict=True)) / levels
     found = peers.ptwt_distance(student, teacher, wavelet="db2", levels=levels)
     assert found.item() == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_ptwt_peer_is_the_orthonormal_convention_where_no_border_is_crossed():
-    student, teacher = noise(1, 2, 8, 16, 24).requires_grad_(), noise(1, 2, 8, 16, 24, seed=1)
-    values, gradients = [], []
-    for distance in (peers.ptwt_distance, detail_distance):
-        values.append(distance(student, teacher, wavelet="haar", levels=3))
-        gradients.append(torch.autograd.grad(values[-1], student)[0])
-    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-10)
-    assert torch.allclose(*gradients, rtol=1e-10, atol=1e-14)
 
 
 def test_every_contender_starts_without_a_gradient_and_makes_one():
@@ -91,9 +64,6 @@ def test_every_contender_starts_without_a_gradient_and_makes_one():
         gradients[name] = once
     assert torch.allclose(gradients["dense"], gradients["released"], atol=1e-8)
     assert teacher.grad is None
-
-
-# --- clocks and meters ----------------------------------------------------------------------------
 
 
 def test_contenders_take_turns():
@@ -161,9 +131,6 @@ def test_the_peak_counts_what_is_held_at_once():
         memory.extra_bytes(contenders.Grid((1, 1, 8, 8, 8)), "nobody", "batch", CPU)
 
 
-# --- tables from samples --------------------------------------------------------------------------
-
-
 def timed(shape=(1, 32, 48, 48, 48), error=0.0):
     ms = {"plain MSE": [3.0, 4.0, 5.0], "orthonormal": [9.0, 8.0, 7.0], "released": [16.0]}
     ms |= {"ptwt": [80.0], "dense": [480.0], "copy": [2.0]}
@@ -194,17 +161,6 @@ def test_ratios_are_ratios_of_medians():
     assert not any("graph" in name or "copy" in name for name in times)
 
 
-def test_the_roofline_is_arithmetic():
-    mse = tables.roofline([timed((1, 1, 8, 8, 8))]).set_index("loss").loc["plain MSE"]
-    values = 8**3
-    assert float(mse["needs (MiB)"]) == pytest.approx(3 * 4 * values / 2**20, rel=0.01)
-    assert float(mse["moves (MiB)"]) == pytest.approx(7 * 4 * values / 2**20, rel=0.01)
-    assert float(mse["GFLOP/s"]) == pytest.approx(1e6 / 4e-3 / 1e9, rel=0.01)
-    # Seven numbers against two, in twice the time of the copy.
-    assert float(mse["moves / copy"]) == pytest.approx(7 / 2 * 2 / 4, rel=0.01)
-    assert float(mse["needs / copy"]) == pytest.approx(3 / 2 * 2 / 4, rel=0.01)
-
-
 def test_targets_are_met_or_not():
     def met(one, multiple, with_dcd, power):
         used = [(one.grid, {"orthonormal": multiple * 4 * one.grid.values})]
@@ -221,40 +177,6 @@ def test_targets_are_met_or_not():
     assert unknown[5] == "no", "what was not measured was not met"
     measured = {(grid.name, grid.wavelet) for grid in command.FULL.grids}
     assert set(tables.AT_LEAST) | set(tables.AT_MOST) <= measured
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_quick_run_writes_every_table_and_the_figure(workspace):
-    asked = [sys.executable, "-W", "error", str(SCRIPT), "--quick", "--threads", "1"]
-    done = subprocess.run([*asked, "--device", "cpu"], cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (workspace / "figures" / "smoke" / "loss-growth.svg").exists()
-    named = [line.split()[0] for line in command.__doc__.splitlines() if "<out>/loss-" in line]
-    tables_named = [name.removeprefix("results/<out>/loss-") for name in named]
-    assert len(tables_named) == 12
-    found = {name: records.load("smoke", "loss", name) for name in tables_named if name != "graphs"}
-    times, plan = found["times"], command.QUICK
-    assert list(times["loss"]) == [*contenders.contenders("db4", "batch"), "copy"] * 2
-    assert (times["low_ms"] <= times["time_ms"]).all()
-    slow = times["loss"].isin(contenders.SLOW)
-    assert set(times["rounds"][slow]) == {plan.seldom}
-    assert set(times["rounds"][~slow]) == {plan.often}
-    assert list(found["choices"]["choice"]) == ["as shipped", *command.changes(CPU)]
-    met = found["targets"].set_index("quantity")["met"]
-    assert met[met.index.str.contains("difference")].item() == "yes"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["--threads", "0"], "at least 1"), (["--device", "cuda"], "--device cpu")],
-)
-def test_a_wrong_request_is_refused(arguments, words, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert command.main(arguments) == 2
-    assert words in capsys.readouterr().err
 
 
 @pytest.mark.gpu
