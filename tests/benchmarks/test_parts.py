@@ -17,7 +17,6 @@ from golden import RELEASED, assert_stored
 from outputs import noise as any_noise
 
 from dcd_core.dcd import PUBLISHED
-from dcd_core.wavelet.fast import filters
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "benchmarks" / "loss.py"
@@ -88,27 +87,6 @@ def test_work_counts_products_and_what_operators_read_and_write():
     assert measure.work(lambda: torch.mm(a, b, out=out)) == (4 * (6 + 15 + 10), 60)
     assert measure.work(lambda: total.add_(out)) == (4 * 30, 0)
     assert measure.work(lambda: a.view(3, 2).T[:1].detach()) == (0, 0)
-
-
-def test_work_of_the_losses_is_what_their_formulas_say():
-    student, teacher = contenders.features((1, 2, 16, 16, 16), CPU)
-    losses = contenders.contenders("db4", "batch")
-    found = {
-        name: measure.work(contenders.training_pass(losses[name], student, teacher))
-        for name in ("plain MSE", "orthonormal", "dense")
-    }
-    values = student.numel()
-    # Both are read, a scalar written; both are read again, the gradient written.
-    assert found["plain MSE"].bytes / (4 * values) == pytest.approx(5, abs=0.01)
-    # Additions and multiplications per value, of eight taps each: along D, which all need; then of
-    # half of the values, of aaa and ddd, along H, and of a quarter along W. As many go back, and
-    # the second level has an eighth of the values.
-    filtered = 2 * 8 * 2 * (1 + 1 / 2 + 1 / 4) * (1 + 1 / 8)
-    # Multiplied by matrices, on an edge of n, those of all levels together have n columns.
-    contracted = 2 * 16 * 2 * (1 + 1 / 2 + 1 / 4)
-    served = filters.serves(student)
-    assert found["orthonormal"].operations / values == (filtered if served else contracted)
-    assert found["dense"].operations / values > 5 * 2 * 8**3
 
 
 @pytest.mark.slow

@@ -60,11 +60,6 @@ def test_regression_is_the_mean_square_per_stage(name):
     assert method(student, teacher).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_feature_mse_is_dcd_with_all_bands_and_one_level():
-    dcd = made("dcd", levels=1, bands=BANDS)(*pair())
-    assert made("feature-mse")(*pair()).item() == pytest.approx(dcd.item(), rel=1e-9)
-
-
 def test_fitnets_may_standardise_the_teacher_over_batch_and_voxels():
     method, (student, teacher) = made("fitnets", standardise=True), pair()
     expected = []

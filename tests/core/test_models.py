@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import pytest
@@ -71,18 +70,6 @@ def test_deep_supervision_returns_heads_in_training_only():
     assert torch.equal(training.logits, testing.logits)
     four = resenc(1, 2, channels=(2, 2, 2, 2), blocks=(1,) * 4, deep_supervision=True).train()
     assert [z.shape[2] for z in four(patch(channels=1)).deep] == [8, 4]
-
-
-@EACH
-def test_a_deep_copy_shares_nothing(make):
-    model = make()
-    twin = copy.deepcopy(model)
-    assert torch.equal(model(patch()).logits, twin(patch()).logits)
-    assert not {p.data_ptr() for p in model.parameters()} & {
-        p.data_ptr() for p in twin.parameters()
-    }
-    # DynUNet registers its blocks under two names: the copy must have kept them one.
-    assert len(list(twin.parameters())) == len(list(model.parameters()))
 
 
 @pytest.mark.slow
@@ -163,12 +150,8 @@ def test_a_stage_that_does_not_run_is_refused():
 
 
 def test_build_is_the_function_of_that_name():
-    torch.manual_seed(0)
-    one = build("resenc", 2, 3, channels=[4, 6], blocks=[1, 1])
-    torch.manual_seed(0)
-    two = resenc(2, 3, channels=(4, 6), blocks=(1, 1))
-    assert one.spec == two.spec
-    assert equal(list(one.parameters()), list(two.parameters()))
+    model = build("resenc", 2, 3, channels=[4, 6], blocks=[1, 1])
+    assert model.spec == resenc(2, 3, channels=(4, 6), blocks=(1, 1)).spec
     with pytest.raises(ContractError, match=r"architecture: got 'unet'.*dynunet.*resenc"):
         build("unet", 1, 2)
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from dcd_core.types import BRATS, ISLES
+from dcd_core.types import BRATS
 from dcd_lab import metrics
-from dcd_lab.metrics.brats import dilated
 from dcd_lab.metrics.region import hd95_by_area
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -138,7 +137,17 @@ def test_a_region_as_a_whole_is_scored_by_the_plain_functions():
         assert row["specificity"] == pytest.approx((~p & ~t).sum() / (~t).sum())
 
 
-def assert_as_restated(pred, true, spacing_mm):
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.floats(0.003, 0.1),
+    st.tuples(*[st.integers(8, 32)] * 3),
+    st.sampled_from([MM, THICK, (2.0, 2.0, 2.0)]),
+)
+@example(0, 0.005, (48, 40, 28), MM)
+@example(5, 0.03, (48, 40, 28), THICK)
+def test_any_scene_follows_the_rules_said_again_slowly(seed, share, shape, spacing_mm):
+    pred, true = pair(seed, shape=shape, share=share)
     for ours, theirs in zip(
         metrics.brats2024(pred, true, spacing_mm),
         restated.brats2024(pred, true, spacing_mm),
@@ -148,29 +157,6 @@ def assert_as_restated(pred, true, spacing_mm):
     p, t = pred > 0, true > 0
     expected = restated.isles2022(p, t, spacing_mm)
     assert metrics.isles2022(p, t, spacing_mm) == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize(("seed", "share", "spacing_mm"), [(0, 0.005, MM), (5, 0.03, THICK)])
-def test_brats_scores_follow_the_rules(seed, share, spacing_mm):
-    assert_as_restated(*pair(seed, share=share), spacing_mm)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.floats(0.003, 0.1),
-    st.tuples(*[st.integers(8, 32)] * 3),
-    st.sampled_from([MM, THICK, (2.0, 2.0, 2.0)]),
-)
-def test_any_scene_follows_the_rules(seed, share, shape, spacing_mm):
-    assert_as_restated(*pair(seed, shape=shape, share=share), spacing_mm)
-
-
-def test_growing_is_scipys_dilation():
-    mask = np.random.default_rng(5).random((15, 14, 13)) < 0.004
-    mask[0, 0, 0] = True
-    expected = ndimage.binary_dilation(mask, restated.NEAR, iterations=3)
-    assert np.array_equal(dilated(mask, 3), expected)
 
 
 def test_components_are_numbered_as_by_the_official_library():
@@ -221,21 +207,6 @@ def test_lesions_beside_one_lesion_of_another_tissue_are_one():
     assert brats(gap, gap)["NETC"]["tp"] == 2
     edge = box(np.where(label == 3, 0, label), 3, (10, 8, 4), (16, 3, 4))
     assert brats(edge, edge)["NETC"]["tp"] == 1
-
-
-def test_a_lesion_between_two_neighbours_goes_with_the_first():
-    #   core   rim   core   rim   core: the middle core goes with the first rim
-    def bar(*lengths: int) -> np.ndarray:
-        label, start = empty(70, 6, 6), 2
-        for i, length in enumerate(lengths):
-            box(label, (1, 3)[i % 2], (start, 2, 2), (length, 2, 2))
-            start += length
-        return label
-
-    label = bar(6, 14, 8, 14, 6)
-    assert brats(label, label)["NETC"]["tp"] == 2
-    # Two rims, each beside a core of its own and both beside the middle one.
-    assert brats(label, label)["ET"]["tp"] == 2
 
 
 def test_absent_and_missed_regions():
@@ -315,19 +286,3 @@ def test_the_order_of_axes_changes_nothing(axes):
     masks = [label > 0 for label in turned]
     expected = metrics.isles2022(pred > 0, true > 0, THICK)
     assert metrics.isles2022(*masks, spacing) == pytest.approx(expected)
-
-
-def test_type_and_layout_of_the_arrays_change_nothing_and_inputs_are_left_alone():
-    pred, true = pair(1)
-    again = [np.asarray(label, np.int64, order="F") for label in (pred, true)]
-    copies = [label.copy() for label in again]
-    assert metrics.brats2024(*again, MM) == metrics.brats2024(pred, true, MM)
-    assert all(np.array_equal(*labels) for labels in zip(again, copies, strict=True))
-
-
-def test_the_challenge_of_a_task_is_its_own():
-    pred, true = pair(1)
-    assert metrics.challenge(pred, true, BRATS, MM) == metrics.brats2024(pred, true, MM)
-    masks = pred > 0, true > 0
-    expected = [{"region": "lesion", **metrics.isles2022(*masks, MM)}]
-    assert metrics.challenge(*masks, ISLES, MM) == expected

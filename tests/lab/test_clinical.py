@@ -64,9 +64,6 @@ def test_the_pages_of_the_paper_run_on_real_layouts(project, tmp_path):
     assert "clinical cases" in page.read_text("utf-8")
 
 
-# --- at full size ---------------------------------------------------------------------------------
-
-
 def with_its_own_flair(case, folder):
     """Write a stroke as ISLES 2022 does, its FLAIR in 29 thick slices of 512 x 512 voxels."""
     [scan] = write([case], folder, task=ISLES)
@@ -122,9 +119,6 @@ def test_from_files_to_official_scores_at_full_size(task, tmp_path, monkeypatch)
         assert np.isfinite([value for value in row.values() if not isinstance(value, str)]).all()
     for row in metrics.challenge(native.label, native.label, task, native.spacing_mm):
         assert row["dice"] == 1
-
-
-# --- real cases -----------------------------------------------------------------------------------
 
 
 @pytest.mark.real

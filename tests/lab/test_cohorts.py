@@ -41,9 +41,6 @@ def patients(made):
     return [{patient(id) for id in ids} for ids in (made.train, made.val, made.test)]
 
 
-# --- synthetic ------------------------------------------------------------------------------------
-
-
 def test_phantoms_are_written_read_and_prepared(root):
     made = cohort("synthetic", "isles2022", **SIZES, spacing_mm=4.0)
     assert isinstance(made, Cohort)
@@ -103,9 +100,6 @@ def test_identity_names_content_not_folder(painted, tmp_path, monkeypatch):
     monkeypatch.setattr(phantom, "VERSION", phantom.VERSION + 1)
     others.append(synthetic("isles2022", **SIZES))
     assert len({made.identity for made in [one, *others]}) == 6
-
-
-# --- clinical -------------------------------------------------------------------------------------
 
 
 def test_clinical_data_are_split_by_patient_into_five_folds(root, monkeypatch):

@@ -15,7 +15,6 @@ from training import TINY, make_case
 
 from dcd_core import models
 from dcd_core.models import dynunet, parameters, planned
-from dcd_core.train import Distiller, fit
 from dcd_core.types import ISLES, ContractError, Output
 from dcd_lab.compress import ReweightedGroupLasso, channel_groups, prune, squared_norms
 from dcd_lab.data import Cohort, write
@@ -215,30 +214,6 @@ def test_counts_and_strengths_are_checked():
     for wrong in ({"every": 0}, {"stages": 0}, {"strength": 0.0}, {"eps": 0.0}):
         with pytest.raises(ContractError, match="every=steps"):
             ReweightedGroupLasso(two_layers(), patch(4), **{"every": 1, **wrong})
-
-
-class Batches:
-    """Noise, and where it is positive, anew at every step."""
-
-    def __getitem__(self, step):
-        image = patch(8, seed=step)
-        return image, (image[:, :1] > 0).long()
-
-
-@pytest.mark.slow
-def test_the_penalty_trains_without_a_teacher_and_owns_no_weight(tmp_path):
-    sizes = []
-    for peak in (1.0, 100.0):
-        torch.manual_seed(0)
-        student = dynunet(2, 2, channels=(4, 4, 8), residual=False)
-        penalty = ReweightedGroupLasso(student, patch(8), every=2, stages=3, strength=1e-2)
-        recipe, folder = dataclasses.replace(RECIPE, kd_peak=peak), tmp_path / f"{peak}"
-        result = fit(Distiller(student, None, penalty), Batches(), [], recipe, run_dir=folder)
-        assert set(result.method) == {"penalties", "calls"}
-        assert result.method["calls"] == RECIPE.steps
-        assert result.history["distillation"].gt(0).all()
-        sizes.append(sum(p.square().sum() for p in result.student.parameters()))
-    assert sizes[1] < sizes[0]
 
 
 @pytest.mark.slow

@@ -28,9 +28,6 @@ def message(call, *arguments, **options):
     return str(caught.value)
 
 
-# --- layouts --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("task", "form"),
     [
@@ -157,9 +154,6 @@ def test_what_is_there_twice_is_refused(task, tmp_path):
     assert "v3/" in text
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("task", "files"), [(BRATS, 5), (ISLES, 4)])
 @pytest.mark.parametrize("after", [1, 3, 5, 7])
 def test_an_interrupted_write_is_continued(task, files, after, tmp_path, monkeypatch):
@@ -213,8 +207,6 @@ def test_ids_are_translated_by_their_number_or_refused(tmp_path):
     text = message(data.write, [make_case(id="sub-strokecase0001")], tmp_path / "i", task=ISLES)
     assert "4 channels; expected dwi, adc, flair" in text
 
-
-# --- reading what is wrong ------------------------------------------------------------------------
 
 DEFECTS = [
     (Path.unlink, "no such file"),
@@ -386,9 +378,6 @@ def test_everything_may_be_brought_to_the_grid_of_the_flair(tmp_path):
     np.testing.assert_array_equal(moved.label[::2, ::2], case.label[:, :, ::2])
     assert set(np.unique(moved.label)) <= {0, 1}
     assert "grid of isles2022: got 't2w'" in message(data.read, scan, grid="t2w")
-
-
-# --- folds ----------------------------------------------------------------------------------------
 
 
 def test_isles_folds_are_those_of_nnunet():

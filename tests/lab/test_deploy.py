@@ -222,17 +222,6 @@ def test_transposed_convolutions_are_right(tmp_path):
 
 
 @needs_extra
-def test_int8_takes_a_quarter_of_the_space(tmp_path):
-    model = dynunet(2, 3, channels=(16, 32, 64), residual=False)
-    path = deploy.export_onnx(model, tmp_path / "a.onnx", (1, 2, 8, 8, 8))
-    for name in ("b.xml", "c.onnx"):
-        deploy.quantize(path, tmp_path / name, PATCHES[:1])
-    size = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
-    assert set(size) == {"a.onnx", "b.xml", "b.bin", "c.onnx"}
-    assert max(size["b.bin"], size["c.onnx"]) < 0.35 * size["a.onnx"]
-
-
-@needs_extra
 def test_a_layer_that_is_not_there_is_refused(exported, tmp_path):
     with pytest.raises(ContractError, match="keep_float: got 'absent'"):
         deploy.quantize(exported[1], tmp_path / "a.xml", PATCHES, keep_float=["absent"])

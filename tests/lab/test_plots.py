@@ -207,17 +207,6 @@ def test_features_show_one_slice_of_every_network_and_stage():
     assert panels[0, 1].images[0].get_array()[0, 0] == PATCH[:2, :2, 2:].mean()
 
 
-def test_subbands_share_one_slice_and_one_scale():
-    one, two = DETAILS.copy(), 10 * DETAILS
-    one[1:, :, :, 2] *= 5
-    one[0, :, :, 1] *= 50  # the coarse band does not choose the slice
-    panels = np.array(plots.subbands({"one": one, "two": two}).axes).reshape(2, 8)
-    assert tuple(axes.get_title(loc="center") for axes in panels[0]) == BANDS
-    np.testing.assert_array_equal(panels[1, 3].images[0].get_array(), two[3, :, :, 2].T)
-    assert len({axes.images[0].get_clim() for axes in panels[:, 1:].ravel()}) == 1
-    assert len({axes.images[0].get_clim() for axes in panels[:, 0]}) == 1
-
-
 def test_by_stage_shows_means_and_percentiles():
     gap = (STAGES.network == "DCD") & (STAGES.stage == 2)
     stages = STAGES.assign(share=STAGES.share.mask(gap))
@@ -248,13 +237,6 @@ def test_forest_shows_intervals_and_what_is_detectable():
     of_one_seed = plots.forest(comparisons(1))
     assert any("no evidence" in text for text in legend_of(of_one_seed))
     assert not of_one_seed.axes[0].patches
-
-
-def test_by_volume_is_logarithmic_and_leaves_zero_out():
-    figure = plots.by_volume(SCORES.assign(volume_ml=SCORES.volume_ml.where(SCORES.index > 0, 0)))
-    assert figure.axes[0].get_xscale() == "log"
-    assert len(figure.axes[0].collections[1].get_offsets()) == 14
-    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("volume (ml)", "Dice (0–1)")
 
 
 def test_matrix_writes_its_numbers():

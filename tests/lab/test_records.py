@@ -24,16 +24,12 @@ from dcd_core.progress import progress
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 from dcd_lab import records
-from dcd_lab.cache import run_dir
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -66,21 +62,6 @@ def test_the_root_is_named_or_the_checkout_around_or_the_cwd(tmp_path, monkeypat
     assert records.root() == tmp_path.resolve()
 
 
-def test_real_cases(workspace, monkeypatch):
-    monkeypatch.setenv("DCD_ROOT", str(workspace / "checkout"))
-    assert records.real_cases() is None
-    (workspace / "shared" / "data").mkdir(parents=True)
-    assert records.real_cases() == workspace / "shared" / "data"
-    monkeypatch.setenv("DCD_REAL_CASES", str(workspace / "nowhere"))
-    with pytest.raises(ContractError, match="DCD_REAL_CASES"):
-        records.real_cases()
-    monkeypatch.setenv("DCD_REAL_CASES", str(workspace))
-    assert records.real_cases() == workspace
-
-
-# --- identity -------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Setting:
     lr: float
@@ -107,13 +88,6 @@ def test_a_fingerprint_refuses_what_has_no_value():
     for value in (len, Setting):
         with pytest.raises(ContractError, match="fingerprint"):
             records.fingerprint({"key": [value]})
-
-
-def test_a_run_has_a_folder_named_by_its_key(workspace):
-    folder = run_dir("teacher", Setting(0.5, ()), 3)
-    assert folder == workspace / "runs" / f"teacher-{records.fingerprint(Setting(0.5, ()), 3)}"
-    with pytest.raises(ContractError, match=r"a-b"):
-        run_dir("a/b")
 
 
 def git(folder, *arguments):
@@ -144,9 +118,6 @@ def test_facts_name_no_person_and_no_place(project):
     text = json.dumps(facts)
     assert not [word for word in private if len(word) > 1 and f'"{word}' in text]
     assert facts["versions"]["numpy"] == np.__version__
-
-
-# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_a_table_comes_back(workspace):
@@ -185,9 +156,6 @@ def test_published_numbers_carry_their_source():
     assert records.published()["source"].notna().all()
     with pytest.raises(ContractError, match="'published'"):
         records.published("publishd")
-
-
-# --- figures and prose ----------------------------------------------------------------------------
 
 
 def drawing():
@@ -268,14 +236,6 @@ def glued(monkeypatch, value):
     monkeypatch.setattr(IPython, "get_ipython", InteractiveShell.instance)
     records.glue("name", value)
     return dict(extract_glue_data_cell(nbformat.v4.new_code_cell(outputs=shown)))["name"]
-
-
-def test_glue_is_silent_outside_a_notebook(capfd):
-    records.glue("a", 1)
-    assert capfd.readouterr() == ("", "")
-
-
-# --- progress -------------------------------------------------------------------------------------
 
 
 def test_progress_keeps_the_latest_state_and_never_ends_a_run(tmp_path, monkeypatch, capsys):

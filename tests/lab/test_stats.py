@@ -46,13 +46,6 @@ def test_the_crossed_interval_covers(sds, k, n):
     assert 0.92 <= np.mean((crossed.low <= 0.02) & (crossed.high >= 0.02)) <= 0.98
 
 
-def test_one_seed_is_no_evidence():
-    """The lesson: nominal 95 % from one training run misses the truth about every other time."""
-    cases_only = stats.interval(draw(4, 400, 1, 32, (0.03, 0.05, 0.03)))
-    assert not cases_only.seed_is_random
-    assert np.mean((cases_only.low <= 0) & (cases_only.high >= 0)) < 0.65
-
-
 def test_one_seed_says_so():
     d = draw(6, 1, 1, 20, (0.05, 0.05, 0.02))[0]
     shown = stats.compare(table_of(d), "dice", "dcd", "none")
@@ -213,9 +206,6 @@ def test_errors_say_what_exists():
             function(*arguments)
 
 
-# --- the spread of many methods -------------------------------------------------------------------
-
-
 def test_the_spread_of_two_methods_is_their_paired_t_test():
     d = draw(3, 1, 6, 5, (0.03, 0.05, 0.02), mean=0.02)[0]
     table = table_of(d)
@@ -225,12 +215,3 @@ def test_the_spread_of_two_methods_is_their_paired_t_test():
     assert shown.n_methods == 2
     assert (shown.methods / shown.chance) ** 2 == pytest.approx(t**2)
     assert shown.seeds == pytest.approx(runs.mean(axis=1).std())
-
-
-def test_methods_that_differ_equally_at_every_seed_leave_nothing_to_chance():
-    table = table_of(np.full((3, 4), 0.1))
-    shown = stats.spread(table, "dice")
-    assert shown.methods == pytest.approx(0.1 / 2**0.5)
-    assert shown.chance == pytest.approx(0, abs=1e-12)
-    one_seed = stats.spread(table[table.seed == 0], "dice")
-    assert math.isnan(one_seed.seeds)
