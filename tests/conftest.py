@@ -3,8 +3,6 @@
 With DCD_CHECK_SHAPES=1, as CI has it, every call is checked against the shapes in its annotations.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The shape of the project: which module imports which, and what every public name says."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

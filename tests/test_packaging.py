@@ -1,7 +1,5 @@
 """One list of dependencies, one of versions, and a set-up that says what is missing."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """The benchmark times the functions it says it times; its tables follow from its samples."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """Every benchmark runs whole on little data, writes the tables it names and refuses nonsense."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

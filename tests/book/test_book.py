@@ -1,7 +1,5 @@
 """What the book and the README say holds: names, options and examples."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import json

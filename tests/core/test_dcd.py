@@ -1,7 +1,5 @@
 """DCD: golden values of the released loss, PyWavelets as an oracle, and exact identities."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What makes the loss fast is equal to its definition: filters, matrices, blocks of channels."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 import sys

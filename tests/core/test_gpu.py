@@ -1,7 +1,5 @@
 """On a GPU the code is that of the CPU, and so are its values; the loss never waits for it."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What every method must satisfy, whatever it compares."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,7 +1,5 @@
 """Methods on encoder features, and controls, against oracles: numpy, scipy, DCD, closed forms."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

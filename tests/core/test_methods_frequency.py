@@ -1,7 +1,5 @@
 """FreeKD against pywt, its prompts on a teacher, and the masks of ACAM-KD."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

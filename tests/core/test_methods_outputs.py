@@ -1,7 +1,5 @@
 """Methods on logits against oracles: torch, numpy, scipy, PyWavelets, closed forms."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import pywt

@@ -1,7 +1,5 @@
 """Losses of regions against loops over voxels, channels and classes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Relations among regions against naive sums over pairs and triples of nodes."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Models: one interface around every U-Net; all weights of a file come back, or it is refused."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

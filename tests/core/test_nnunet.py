@@ -1,7 +1,5 @@
 """Networks that nnU-Net trained come back whole or not at all, and no file runs anything."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

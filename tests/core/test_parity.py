@@ -5,8 +5,6 @@ wherever a closed form exists: both transforms are separable, so expectations ov
 products of Frobenius products of small matrices.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """Types: the vocabulary, and the one error that must survive a trip between processes."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

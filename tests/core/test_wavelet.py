@@ -1,7 +1,5 @@
 """Wavelet: equal to PyWavelets for every family, boundary mode and size, and differentiable."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

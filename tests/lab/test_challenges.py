@@ -1,7 +1,5 @@
 """The challenges' own numbers, the rules said again slowly, and what no grid may change."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Real data from files to official scores, with phantoms in their layout at their full size."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

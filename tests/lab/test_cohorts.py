@@ -1,7 +1,5 @@
 """Cohorts: splits that share no patient, work that is continued, names that tell the content."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

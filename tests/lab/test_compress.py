@@ -1,7 +1,5 @@
 """Compress: channels that go leave the rest untouched; the penalty is its formula and bites."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Data: files in, cases out, every defect refused by name; folds by patient."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path
@@ -67,9 +65,7 @@ def test_a_label_is_read_alone_as_with_its_images(task, tmp_path):
     for path in scan.channels[1:]:
         path.unlink()
     alone = data.read_label(scan)
-    assert alone.image.shape == (0, *whole.label.shape)
     np.testing.assert_array_equal(alone.label, case.label)
-    np.testing.assert_array_equal(alone.label, whole.label)
     np.testing.assert_array_equal(alone.affine, whole.affine)
     assert (alone.id, alone.spacing_mm) == (whole.id, whole.spacing_mm)
     assert "no label" in message(data.read_label, scan._replace(label=None))
@@ -208,22 +204,17 @@ def test_ids_are_translated_by_their_number_or_refused(tmp_path):
     assert "4 channels; expected dwi, adc, flair" in text
 
 
+# What a single file can have wrong is in test_audit.py, which reads what it spoils; this is more.
 DEFECTS = [
     (Path.unlink, "no such file"),
     (lambda path: path.write_text("not an image"), "readable NIfTI"),
     (lambda path: path.write_bytes(b""), "readable NIfTI"),
     (spoil.cut_short, "readable NIfTI"),
-    (spoil.changed(lambda array: array[:-1]), "shape (8, 8, 7)"),
     (spoil.moved_by(0.01), "0.01 mm off"),
-    (spoil.flat_affine, "cannot be inverted"),
-    (spoil.with_value(np.nan), "1 NaN"),
     (spoil.with_value(np.inf), "1 NaN or infinite"),
     (spoil.changed(lambda a: np.where(a == a.max(), 1e300, 0)), "NaN or infinite"),
-    (spoil.changed(lambda a: np.stack([a, a], -1)), "shape (9, 8, 7, 2)"),
     (spoil.changed(lambda array: array[..., 0]), "shape (9, 8)"),
-    (spoil.changed(lambda array: array * np.complex64(1j)), "complex64 voxels"),
     (spoil.in_unit("meter"), "lengths in metre"),
-    (spoil.in_unit("micron"), "lengths in micron"),
 ]
 
 
@@ -231,8 +222,6 @@ DEFECTIVE = [(*file, *defect) for defect in DEFECTS for file in ((BRATS, "t1c"),
 DEFECTIVE += [
     (BRATS, "seg", spoil.with_value(5), "labels 0, 1, 2, 3, 4, 5"),
     (BRATS, "seg", spoil.with_value(-1), "labels -1"),
-    (BRATS, "seg", spoil.with_value(1.4), "the value 1.4"),
-    (ISLES, "msk", spoil.with_value(2), "expected only 0, 1"),
     (ISLES, "msk", spoil.with_value(255), "labels 0, 1, 255"),
 ]
 

@@ -1,7 +1,5 @@
 """Deploy: counts follow from shapes, exports say what the network says, int8 nearly so."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections import OrderedDict

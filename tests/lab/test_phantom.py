@@ -1,7 +1,5 @@
 """The phantom cohort: physics against closed forms, anatomy and lesions against their promises."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures from tiny arrays: orientation, scale, words and units, colours, no state left behind."""
 
-from __future__ import annotations
-
 import io
 
 import matplotlib

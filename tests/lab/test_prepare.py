@@ -1,7 +1,5 @@
 """Preparation keeps every point where it was; batches depend on a seed and a step alone."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Records: what is written can be read, comes back unchanged, and says where it came from."""
 
-from __future__ import annotations
-
 import dataclasses
 import getpass
 import hashlib

@@ -1,7 +1,5 @@
 """Oracles: textbook formulas, scipy, hand examples, and simulation with known truth."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

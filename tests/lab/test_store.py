@@ -1,7 +1,5 @@
 """Store: what is opened equals what `prepare` makes, once, whole, and in little memory."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What small networks might say about a patch: noise of any width, grid and precision."""
 
-from __future__ import annotations
-
 import torch
 
 from dcd_core.types import Output
