@@ -2,12 +2,9 @@
 
 import subprocess
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import pywt
 import torch
@@ -63,21 +60,6 @@ def test_every_contender_starts_without_a_gradient_and_makes_one():
     assert teacher.grad is None
 
 
-def test_contenders_take_turns():
-    order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in ("a", "b", "slow")}
-    rounds = {"a": 12, "b": 12, "slow": 3}
-    samples = measure.interleaved(calls, rounds, CPU)
-    assert Counter(order) == rounds == {name: len(found) for name, found in samples.items()}
-    # In every round a and b once; the slow one in every fourth, never twice in between.
-    fast = [name for name in order if name != "slow"]
-    turns = list(zip(fast[::2], fast[1::2], strict=True))
-    assert all(set(turn) == {"a", "b"} for turn in turns)
-    assert len(set(turns)) == 2, "always the same order"
-    before = [order[:i].count("a") for i, name in enumerate(order) if name == "slow"]
-    assert all(3 <= gap <= 5 for gap in np.diff(before))
-
-
 def test_work_counts_products_and_what_operators_read_and_write():
     a, b = torch.ones(2, 3), torch.ones(3, 5)
     out, total = torch.empty(2, 5), torch.zeros(2, 5)
@@ -115,15 +97,6 @@ def timed(shape=(1, 32, 48, 48, 48), error=0.0):
     return tables.Timed(grid, ms, work, "batch", error, error)
 
 
-def sizes(power=1.0):
-    rows = [
-        {"voxels": n**3, "loss": loss, "time_ms": max(n**3.0, 512.0) ** power}
-        for loss in ("orthonormal", "released")
-        for n in (2, 4, 8, 16, 32, 64)
-    ]
-    return pd.DataFrame(rows)
-
-
 def test_ratios_are_ratios_of_medians():
     (ratios,) = tables.ratios([timed()], "CPU, 2 threads")
     on_cpus = [name for name in tables.RATIOS if "graphs" not in name]
@@ -135,24 +108,6 @@ def test_ratios_are_ratios_of_medians():
     assert (times["orthonormal (ms)"], times["orthonormal, graph (ms)"]) == ("8", "3")
     (times,) = tables.cost([on_gpu], "a GPU")
     assert not any("graph" in name or "copy" in name for name in times)
-
-
-def test_targets_are_met_or_not():
-    def met(one, multiple, with_dcd, power):
-        used = [(one.grid, {"orthonormal": multiple * 4 * one.grid.values})]
-        parts = {"student alone": [6.0], "teacher encoder": [4.0], "step with DCD": [with_dcd]}
-        step = tables.steps({"1×48³": parts})
-        assert list(step["over_least"]) == pytest.approx([0.6, 0.4, with_dcd / 10])
-        assert tables.exponent(sizes(power), "released") == pytest.approx(power)
-        return list(tables.targets([one], used, step, sizes(power))["met"])
-
-    # dense, ptwt, released, MSE; error; memory; step; two exponents. ptwt is 10 of 30 times slower.
-    assert met(timed(), 2.0, 11.0, 1.1) == ["yes", "no", *["yes"] * 7]
-    assert met(timed(error=1e-3), 2.1, 11.1, 1.2) == ["yes", "no", "yes", "yes", *["no"] * 5]
-    unknown = met(timed(), float("nan"), 11.0, 1.0)
-    assert unknown[5] == "no", "what was not measured was not met"
-    measured = {(grid.name, grid.wavelet) for grid in command.FULL.grids}
-    assert set(tables.AT_LEAST) | set(tables.AT_MOST) <= measured
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ from outputs import labels, leaves, noise, output
 from training import TINY, make_case, run
 
 from dcd_core import models
-from dcd_core.dcd import DCD, detail_distance
+from dcd_core.dcd import detail_distance
 from dcd_core.infer import predict
 from dcd_core.methods import METHODS, build
 from dcd_core.methods.frequency import FreeKD
@@ -75,23 +75,6 @@ def test_loss_and_gradients_are_those_of_the_cpu(wavelet, size, convention):
     expected = pulled(loss, *pair)
     assert worst(pulled(loss, *(x.cuda() for x in pair)), expected) < 1e-12
     assert worst(pulled(loss, *(x.float().cuda() for x in pair)), expected) < 1e-5
-
-
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # is a prototype, says PyTorch
-@CONVENTIONS
-@pytest.mark.parametrize("projection", ["learned", "frozen", "none"])
-def test_the_loss_never_waits_for_the_device(projection, convention):
-    narrow = (6, 8) if projection == "none" else (2, 4)
-    method = DCD(narrow, (6, 8), projection=projection, convention=convention).cuda()
-    student, teacher = moved(output(narrow, size=32)), moved(output((6, 8), size=32, seed=9))
-    method(student, teacher).backward()  # makes the matrices, which are copied there once
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        loss = method(student, teacher)
-        loss.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert loss.item() > 0
 
 
 @CONVENTIONS

@@ -234,14 +234,6 @@ def test_what_a_method_decides_itself_is_no_option(name, option):
         made(name, **{option: None})
 
 
-def test_options_are_those_of_a_method_and_of_its_bases():
-    assert options_of("cirkd") == ["temperature", "nodes", "stages"]
-    assert options_of("reco-released") == []
-    assert {"draw", "wavelet", "projection"} <= set(options_of("random-bands"))
-    options = [adapter_option(n) for n in ("random-bands", "fitnets", "at", "dist", "dcd-released")]
-    assert options == ["projection", "adapters", None, None, None]
-
-
 @pytest.mark.parametrize(
     ("name", "option", "values"),
     [

@@ -4,11 +4,10 @@ import os
 
 import pytest
 import torch
-from nnunet import BLOCKS, CHANNELS, network_of, options_of, plans_of, write
+from nnunet import BLOCKS, CHANNELS, network_of, plans_of, write
 
-from dcd_core.dcd import DCD
 from dcd_core.infer import predict
-from dcd_core.models import from_nnunet, load, planned, save
+from dcd_core.models import from_nnunet, load, save
 from dcd_core.types import ContractError
 
 PLAIN = "PlainConvUNet"
@@ -50,17 +49,6 @@ def test_a_trained_network_says_what_it_said_in_nnunet(kind, configuration, tmp_
         assert torch.equal(one, expected)
     assert model.channels == tuple(CHANNELS)
     assert all(torch.equal(a, b) for a, b in zip(output.stages, skips, strict=True))
-
-
-def test_it_teaches_and_is_saved_like_any_other(tmp_path):
-    kind = "ResidualEncoderUNet"
-    teacher = from_nnunet(write(tmp_path / "run", network_of(kind)))
-    student = planned(2, 3, channels=(2, 3, 4), network=kind, options=options_of(kind))
-    loss = DCD(student.channels, teacher.channels, wavelet="haar")
-    loss(student(image()), teacher(image())).backward()
-    assert all(p.grad is not None for p in student.network.encoder.stem.parameters())
-    again = load(save(teacher, tmp_path / "teacher.safetensors"))
-    assert torch.equal(again(image()).logits, teacher(image()).logits)
 
 
 def test_regions_are_no_classes(tmp_path):

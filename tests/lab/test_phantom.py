@@ -136,29 +136,6 @@ def test_glioma_classes_come_and_go_and_leave_no_specks(cohort) -> None:
 
 
 @pytest.mark.slow
-def test_enhancing_tumour_is_brighter_after_contrast_than_before(cohort) -> None:
-    gains = []
-    for case in cohort["glioma"]:
-        ring, rest = case.label == 3, (case.image[0] != 0) & (case.label == 0)
-        if ring.sum() >= 20:
-            before, after = (
-                image[ring].mean() / np.median(image[rest]) for image in case.image[:2]
-            )
-            gains.append(after - before)
-    assert np.mean(gains) > 0.3
-
-
-@pytest.mark.slow
-def test_stroke_volumes_spread_over_decades_and_most_pieces_are_small(cohort) -> None:
-    pieces = [pieces_ml(case) for case in cohort["stroke"]]
-    volumes = [sizes.sum() for sizes in pieces]
-    assert 2.0 < np.median(volumes) < 20.0
-    assert np.std(np.log(np.maximum(volumes, 0.01))) > 0.9
-    assert max(volumes) > 40.0
-    assert np.mean(np.concatenate(pieces) < 1.0) > 0.6
-
-
-@pytest.mark.slow
 def test_infarcts_restrict_diffusion_and_adc_is_in_thousandths(cohort) -> None:
     gaps, adcs = [], []
     for case in cohort["stroke"]:

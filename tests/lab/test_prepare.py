@@ -190,16 +190,6 @@ def test_the_draws_of_a_seed_never_change():
     ]
 
 
-def test_augmentation_moves_no_patch():
-    plain, mild = patches_of(augment=NONE), patches_of()
-    for step in range(20):
-        for a, b in zip(plain.draws(step), mild.draws(step), strict=True):
-            assert (a.case, a.corner) == (b.case, b.corner)
-            assert (a.flips, a.noise) == ((False, False, False), 0)
-            assert not a.shift.any()
-            assert (a.gain == 1).all()
-
-
 def speck(size=(30, 30, 30)):
     """Return a case with one voxel of label 1 and 200 of label 2, away from the border."""
     case = make_case(size=size, id="speck")
