@@ -29,20 +29,6 @@ def blocks(text: str, language: str) -> list[str]:
     return [body for name, body in FENCE.findall(text) if name == language]
 
 
-def test_every_page_is_in_the_contents() -> None:
-    files = [*BOOK.rglob("*.md"), *BOOK.rglob("*.ipynb")]
-    kept = [path for path in files if not {"_build", ".ipynb_checkpoints"} & set(path.parts)]
-    written = [path.relative_to(BOOK).with_suffix("").as_posix() for path in kept]
-    assert sorted(written) == sorted(PAGES)
-
-
-def test_citations_and_bibliography_agree() -> None:
-    keys = ",".join(re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", TEXT)).split(",")
-    listed = re.findall(r"^@\w+\{([^,\s]+),", (BOOK / "references.bib").read_text("utf-8"), re.M)
-    assert {key.strip() for key in keys} == set(listed)
-    assert len(listed) == len(set(listed))
-
-
 def test_commands_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:
     import run
 

@@ -132,24 +132,6 @@ def test_gradients(mode):
     )
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),
-        lambda x: x.to(memory_format=torch.channels_last_3d),
-        lambda x: x[:1].expand(2, -1, -1, -1, -1),
-    ],
-    ids=["transposed", "channels_last_3d", "expanded"],
-)
-def test_memory_layout_does_not_matter(layout):
-    x = layout(noise(2, 3, 6, 7, 8))
-    assert not x.is_contiguous()
-    bands = dwt3(x, "db2")
-    assert relative(bands, dwt3(x.contiguous(), "db2")) < 1e-14
-    turned = bands.transpose(3, 5).contiguous().transpose(3, 5)
-    assert relative(idwt3(turned, "db2", size=(6, 7, 8)), x) < 1e-12
-
-
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_and_autocast_are_computed_in_float32(half):
     x = noise(1, 2, 16, 16, 16, dtype=torch.float32)

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -445,13 +445,11 @@ def test_an_absent_package_an_interruption_and_a_defect_are_told(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_module_is_a_command(tmp_path, project):
+def test_the_module_is_a_command(tmp_path, monkeypatch):
     written(ISLES, tmp_path)
-    command = [sys.executable, "-m", "dcd_lab", "audit", str(tmp_path)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("2 scans of isles2022: sound")
+    monkeypatch.setattr(sys, "argv", ["dcd_lab", "audit", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("dcd_lab", run_name="__main__")
 
 
 @pytest.mark.real

@@ -7,16 +7,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from jobs import make_cohort, make_job
 from networks import builders, options_of_plans
 from torch import nn
-from training import TINY, make_case
+from training import TINY
 
 from dcd_core import models
 from dcd_core.models import dynunet, parameters, planned
-from dcd_core.types import ISLES, ContractError, Output
+from dcd_core.types import ContractError, Output
 from dcd_lab.compress import ReweightedGroupLasso, channel_groups, prune, squared_norms
-from dcd_lab.data import Cohort, write
-from dcd_lab.experiments import Job, run
+from dcd_lab.experiments import run
 
 pytest.importorskip("torch_pruning", reason="needs the extra [compress]")
 
@@ -217,24 +217,21 @@ def test_counts_and_strengths_are_checked():
 @pytest.mark.slow
 def test_jobs_penalise_prune_and_distil(workspace):
     """The comparison as jobs: teacher, penalty, and the pruned network trained on with DCD."""
-    ids = tuple(f"sub-strokecase000{number}" for number in range(1, 4))
-    for seed, id in enumerate(ids):
-        case = make_case(seed, size=14)
-        case = case._replace(id=id, image=case.image.repeat(3, 0))
-        write([case], workspace / "cases", task=ISLES)
-    cohort = Cohort(ISLES.name, workspace / "cases", ids[:1], ids[1:2], ids[2:], None, "tiny")
+    cohort = make_cohort(workspace / "cases")
     model = {"architecture": "dynunet", "channels": [4, 8, 8], "residual": False}
-    teacher = Job("teacher", cohort, model, RECIPE, teacher_floor=0.0)
+    given = {"model": model, "recipe": RECIPE, "teacher_floor": 0.0}
+    teacher = make_job(cohort, "teacher", **given)
     run(teacher)
     start, options = teacher.folder / "student.safetensors", {"every": 2, "stages": 2}
-    penalised = Job("sparse", cohort, model, RECIPE, "group-lasso", options, start=start)
+    given |= {"method": "group-lasso", "options": options}
+    penalised = make_job(cohort, "sparse", **given, start=start)
     run(penalised)
     assert penalised.result().method["calls"] == RECIPE.steps
     dense = penalised.result().student
     small = prune(dense, torch.zeros(1, 3, 8, 8, 8), parameters=parameters(dense) // 2, divisor=2)
     file = models.save(small, workspace / "small.safetensors")
-    options = {"wavelet": "haar", "levels": 1}
-    tuned = Job("tuned", cohort, {}, RECIPE, "dcd", options, teacher, teacher_floor=0.0, start=file)
+    given |= {"method": "dcd", "options": {"wavelet": "haar", "levels": 1}, "model": {}}
+    tuned = make_job(cohort, "tuned", **given, teacher=teacher, start=file)
     run(tuned)
     assert tuned.result().student.spec == small.spec
     assert tuned.result().history["distillation"].gt(0).all()

@@ -290,20 +290,6 @@ def test_at_a_tilt_of_45_degrees_rounding_turns_nothing(tmp_path):
     np.testing.assert_array_equal(data.read(scan).image, case.image)
 
 
-@pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1)])
-def test_the_affine_is_that_of_nibabel(sform, qform, tmp_path):
-    """The sform where its code is set, else the qform, as nibabel documents."""
-    case = make_case()
-    (scan,) = data.write([case], tmp_path, task=BRATS)
-    wrong = oblique(origin=(0.0, 0.0, 0.0))
-    for path in scan.files:
-        stored = nib.load(path)
-        stored.set_sform(case.affine if sform else wrong, code=sform)
-        stored.set_qform(wrong if sform else case.affine, code=qform)
-        nib.save(stored, path)
-    np.testing.assert_allclose(data.read(scan).affine, case.affine, atol=1e-4)
-
-
 def test_harmless_differences_are_accepted(tmp_path):
     case = make_case()
     case.image[0, 0, 0, 0] = -45  # interpolation leaves negative intensities behind

@@ -11,11 +11,9 @@ import torch
 from torch import nn
 
 from dcd_core.models import Segmenter, dynunet, parameters, resenc
-from dcd_core.train import segmentation_loss
-from dcd_core.types import ISLES, Case, ContractError
-from dcd_lab import data, deploy
+from dcd_core.types import ContractError
+from dcd_lab import deploy
 from dcd_lab.deploy.int8 import rounded_values, rounded_weights
-from dcd_lab.metrics import dice
 
 PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
 ABSENT = [name for name in PACKAGES if find_spec(name) is None]
@@ -281,57 +279,3 @@ def test_what_is_kept_in_float_is_not_simulated():
     one = deploy.simulate_int8(model, PATCHES, keep_float=["down", "up"]).network
     assert torch.equal(one.down.weight, model.network.down.weight)
     assert not torch.equal(one.head.weight, model.network.head.weight)
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A network that finds a bright block in noise, and cases like those it learned from."""
-
-    def case(seed):
-        rng = np.random.default_rng(seed)
-        label = np.zeros((16, 16, 16), np.uint8)
-        i, j, k = rng.integers(2, 8, 3)
-        label[i : i + 6, j : j + 6, k : k + 6] = 1
-        image = 2 + rng.standard_normal((3, 16, 16, 16)).astype(np.float32)
-        image[:2] += 3 * label
-        return Case(f"case{seed}", image, label, (2.0,) * 3, np.diag([2.0, 2.0, 2.0, 1.0]))
-
-    torch.manual_seed(0)
-    cases = [case(seed) for seed in range(6)]
-    prepared = [data.prepare(each, task=ISLES) for each in cases[:4]]
-    images = torch.stack([torch.tensor(each.image) for each in prepared])
-    labels = torch.stack([torch.tensor(each.label)[None] for each in prepared])
-    model, loss = dynunet(3, 2, channels=(4, 8, 8), residual=False), segmentation_loss()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(60):
-        rows = [step % 4, (step + 1) % 4]
-        optimizer.zero_grad()
-        loss(model(images[rows]).logits, labels[rows].long()).backward()
-        optimizer.step()
-    return model.eval(), cases[4:], images.split(1)
-
-
-def score(model, cases):
-    labels = [data.predict_case(model, case, ISLES, patch=(16, 16, 16)) for case in cases]
-    return np.mean([dice(label > 0, c.label > 0) for label, c in zip(labels, cases, strict=True)])
-
-
-@pytest.mark.slow
-def test_simulated_int8_segments_as_well(trained):
-    model, cases, patches = trained
-    assert score(model, cases) > 0.9
-    simulated = deploy.simulate_int8(model, patches)
-    assert score(simulated, cases) == pytest.approx(score(model, cases), abs=0.02)
-
-
-@pytest.mark.slow
-@needs_extra
-def test_int8_segments_as_well(trained, tmp_path):
-    model, cases, patches = trained
-    path = deploy.export_onnx(model, tmp_path / "a.onnx", patches[0].shape)
-    assert score(deploy.load(path), cases) == pytest.approx(score(model, cases), abs=1e-6)
-    for name in ("b.xml", "c.onnx"):
-        quantised = deploy.load(deploy.quantize(path, tmp_path / name, patches))
-        assert score(quantised, cases) == pytest.approx(score(model, cases), abs=0.02)
-    peak = deploy.peak_mib(quantised, patches[0].shape, threads=1)
-    assert np.isnan(peak) or 0 < peak < 200

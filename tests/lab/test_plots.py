@@ -205,24 +205,6 @@ def test_features_show_one_slice_of_every_network_and_stage():
     assert panels[0, 1].images[0].get_array()[0, 0] == PATCH[:2, :2, 2:].mean()
 
 
-def test_by_stage_shows_means_and_percentiles():
-    gap = (STAGES.network == "DCD") & (STAGES.stage == 2)
-    stages = STAGES.assign(share=STAGES.share.mask(gap))
-    figure = plots.by_stage(stages, "share", "network", "part", label="share (0–1)")
-    means = [line.get_ydata() for line in figure.axes[0].lines if line.get_marker() != "None"]
-    np.testing.assert_allclose(means[0], [0.05, 1.05, 2.05])
-    np.testing.assert_allclose(means[2], [0.05, 1.05])
-    low, high = figure.axes[0].collections[0].get_segments()[1][:, 1]
-    assert (low, high) == pytest.approx((1.01, 1.09))
-
-
-def test_growth_compares_every_loss_with_a_line_through_its_largest_volume():
-    left, right = plots.growth(grown("voxels"), grown("levels")).axes
-    assert [list(line.get_ydata()) for line in right.lines] == [[1, 4, 16], [2, 8, 32]]
-    dotted = [list(line.get_ydata()) for line in left.lines if line.get_linestyle() == ":"]
-    assert dotted == [[4, 8, 16], [8, 16, 32]]
-
-
 def test_forest_shows_intervals_and_what_is_detectable():
     shown = comparisons()
     figure = plots.forest(shown)
