@@ -8,11 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from book_pages import BOOK, NOTEBOOKS, PAGES, ROOT
@@ -49,36 +47,6 @@ def test_every_page_is_built_and_loads_nothing_remote(site: Path) -> None:
 
     assert [page for page in PAGES if not (site / f"{page}.html").is_file()] == []
     assert list(remote_loads(site)) == []
-
-
-class Anchors(HTMLParser):
-    """The names of a page and the addresses that it links to."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.ids, self.links = set[str](), list[str]()
-        self.feed(page.read_text("utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids |= {value for name, value in attrs if name in ("id", "name") and value}
-        self.links += [value for name, value in attrs if name in ("href", "src") and value]
-
-
-def test_internal_links_resolve(site: Path) -> None:
-    pages = {p: Anchors(p) for p in site.rglob("*.html") if "_static" not in p.parts}
-
-    def resolves(page: Path, link: str) -> bool:
-        target = urlsplit(link)
-        file = (page.parent / unquote(target.path)).resolve() if target.path else page
-        named = "=" in target.fragment  # a setting of the explorer
-        named = named or not target.fragment or file not in pages
-        external = target.scheme or target.netloc
-        return bool(external) or (
-            file.is_file() and (named or unquote(target.fragment) in pages[file].ids)
-        )
-
-    links = [(page, link) for page, anchors in pages.items() for link in anchors.links]
-    assert [f"{p.name} -> {link}" for p, link in links if not resolves(p, link)] == []
 
 
 def test_pages_say_which_command_and_commit_made_them(site: Path) -> None:
