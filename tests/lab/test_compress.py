@@ -102,12 +102,6 @@ def test_a_layer_that_cannot_be_cut_is_named():
         channel_groups(model, patch(4))
 
 
-def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr("dcd_core.errors.find_spec", lambda name: None)
-    with pytest.raises(ContractError, match=r"no torch_pruning.*dcd-core\[compress\]"):
-        prune(dynunet(2, 3, channels=CHANNELS), patch(), parameters=1000)
-
-
 @EACH
 @pytest.mark.parametrize(("divisor", "tolerance"), [(5, 0.25), (2, 0.05)])
 def test_a_pruned_network_has_its_size_and_comes_back_from_its_file(

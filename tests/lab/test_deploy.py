@@ -13,6 +13,7 @@ from torch import nn
 from dcd_core.models import Segmenter, dynunet, parameters, resenc
 from dcd_core.types import ContractError
 from dcd_lab import deploy
+from dcd_lab.compress import prune
 from dcd_lab.deploy.int8 import rounded_values, rounded_weights
 
 PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
@@ -159,12 +160,13 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
     monkeypatch.setattr("dcd_core.errors.find_spec", lambda name: None)
     exported, path = tmp_path / "a.onnx", tmp_path / "b.xml"
     exported.touch()
-    for call in (
-        lambda: deploy.export_onnx(three(), path, (1, 2, 8, 8, 8)),
-        lambda: deploy.quantize(exported, path, PATCHES),
-        lambda: deploy.load(exported),
+    for call, extra in (
+        (lambda: deploy.export_onnx(three(), path, (1, 2, 8, 8, 8)), "deploy"),
+        (lambda: deploy.quantize(exported, path, PATCHES), "deploy"),
+        (lambda: deploy.load(exported), "deploy"),
+        (lambda: prune(BUILDERS["resenc"](), PATCHES[0], parameters=100), "compress"),
     ):
-        with pytest.raises(ContractError, match=r"dcd-core\[deploy\]"):
+        with pytest.raises(ContractError, match=rf"dcd-core\[{extra}\]"):
             call()
 
 

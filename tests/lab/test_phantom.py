@@ -124,21 +124,6 @@ def test_cases_keep_the_contract(cohort, kind: str, channels: int, last: int) ->
 
 
 @pytest.mark.slow
-def test_infarcts_restrict_diffusion_and_adc_is_in_thousandths(cohort) -> None:
-    gaps, adcs = [], []
-    for case in cohort["stroke"]:
-        brain, lesion = (case.image != 0).any(0), case.label > 0
-        adcs.append(case.image[1][brain])
-        if lesion.any():
-            gaps.append([i[lesion].mean() - np.median(i[brain]) for i in case.image[:2]])
-    assert (np.mean(np.sign(gaps) == [1, -1], axis=0) > 0.8).all()
-    adc = np.concatenate(adcs)
-    assert 0.75 < np.median(adc) < 1.15
-    assert adc.max() <= 4.0
-    assert -0.4 <= adc.min() < 0.2, "sometimes negative, as noise makes it"
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "low", "high"), [("stroke", 0.1, 0.35), ("glioma", 0.35, 0.62)])
 def test_one_threshold_is_not_enough(cohort, kind: str, low: float, high: float) -> None:
     table = phantom.difficulty(cohort[kind])

@@ -219,13 +219,6 @@ def test_forest_shows_intervals_and_what_is_detectable():
     assert not of_one_seed.axes[0].patches
 
 
-def test_matrix_writes_its_numbers():
-    values = np.array([[0.1, np.nan], [-0.3, 0.4]])
-    figure = plots.matrix(values, ["a", "b"], ["c", "d"], label="Dice (0–1)", diverging=True)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.10", "–", "−0.30", "0.40"]
-    assert figure.axes[0].images[0].get_clim() == (-0.4, 0.4)
-
-
 def test_columns_become_labels_with_units():
     labels = {
         "dice": "Dice (0–1)",
