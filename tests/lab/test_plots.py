@@ -194,17 +194,6 @@ def test_bands_show_their_share_of_the_energy():
     assert low == -high
 
 
-def test_features_show_one_slice_of_every_network_and_stage():
-    panels = np.array(plots.features(PATCH, MAPS, label=LESION).axes).reshape(3, 2)
-    for column, at in enumerate((3, 1)):  # slice 3 of 4 holds most of the lesion; 1 of 2
-        shown = panels[1, column].images[0].get_array()
-        np.testing.assert_array_equal(shown, MAPS["teacher"][column][:, :, at].T)
-        scales = [axes.images[0].get_clim() for axes in panels[:, column]]
-        assert scales[0] != scales[1] == scales[2]
-    # 2 x 2 x 2 voxels of the image make one of stage 1.
-    assert panels[0, 1].images[0].get_array()[0, 0] == PATCH[:2, :2, 2:].mean()
-
-
 def test_forest_shows_intervals_and_what_is_detectable():
     shown = comparisons()
     figure = plots.forest(shown)
