@@ -12,7 +12,7 @@ import pytest
 import pywt
 import torch
 from golden import RELEASED, assert_stored
-from outputs import noise as any_noise
+from outputs import drawn as noise
 
 from dcd_core.dcd import PUBLISHED
 from dcd_core.methods import METHODS
@@ -31,7 +31,6 @@ import metrics  # noqa: E402
 import peers  # noqa: E402
 import tables  # noqa: E402
 
-noise = partial(any_noise, dtype=torch.float64)
 DEPLOY = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
 
 

@@ -14,13 +14,12 @@ from golden import RELEASED, assert_stored
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracles import DISCRETE, orthonormal_loss, released_loss, taps
-from outputs import noise as any_noise
+from outputs import drawn as noise
 
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance
 from dcd_core.types import ContractError, Output
 from dcd_core.wavelet import BANDS
 
-noise = partial(any_noise, dtype=torch.float64)
 ORTHOGONAL = ["haar", "db2", "db4", "sym5", "coif1"]
 each_convention = pytest.mark.parametrize("convention", ["orthonormal", "released"])
 some_bands = st.sets(st.sampled_from(BANDS), min_size=1).map(lambda chosen: tuple(sorted(chosen)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pywt
 import torch
-from outputs import noise, staged
+from outputs import drawn, staged
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -18,10 +18,6 @@ from dcd_core.models import Segmenter
 from dcd_core.types import ContractError
 
 BATCH = tuple[Tensor, Tensor]
-
-
-def drawn(*size: int, seed: int) -> Tensor:
-    return noise(*size, seed=seed, dtype=torch.float64)
 
 
 def details(x: Tensor, levels: int) -> list[np.ndarray]:

@@ -7,16 +7,12 @@ import numpy as np
 import outputs
 import pytest
 import torch
-from outputs import noise, staged
+from outputs import drawn, staged
 from torch import Tensor, nn
 
 from dcd_core.methods import build
 from dcd_core.methods.regions import ReCo
 from dcd_core.types import ContractError
-
-
-def drawn(*size: int, seed: int) -> Tensor:
-    return noise(*size, seed=seed, dtype=torch.float64)
 
 
 def labels(side: int = 4, batch: int = 2) -> Tensor:

@@ -7,7 +7,6 @@ products of Frobenius products of small matrices.
 
 import itertools
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import pywt
 import torch
 import torch.nn.functional as F
 from oracles import released_level
-from outputs import noise as any_noise
+from outputs import drawn as noise
 from torch import nn
 
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance, kd_weight
@@ -23,7 +22,6 @@ from dcd_core.models import resenc, shrink
 from dcd_core.types import Output
 from dcd_core.wavelet import BANDS
 
-noise = partial(any_noise, dtype=torch.float64)
 RELEASED = {"wavelet": "db4", "convention": "released"}
 
 

@@ -10,6 +10,11 @@ def noise(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def drawn(*shape, seed=0, dtype=torch.float64):
+    """The same numbers, in double precision unless told otherwise."""
+    return noise(*shape, seed=seed, dtype=dtype)
+
+
 def output(channels, *, size=16, classes=3, batch=2, seed=0, dtype=torch.float32, scale=1.0):
     """An `Output` with one stage per entry of `channels`, each on half the grid of the last."""
     stages = tuple(
