@@ -53,7 +53,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder: `records` reads and writes here and nowhere else."""
     (tmp_path / "notebooks" / "params").mkdir(parents=True)
     monkeypatch.setenv("DCD_ROOT", str(tmp_path))
-    monkeypatch.delenv("DCD_REAL_CASES", raising=False)
+    for name in ("DCD_DATA", "DCD_REAL_CASES"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
