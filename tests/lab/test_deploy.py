@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from outputs import noise as patch
 from torch import nn
 
 from dcd_core.models import Segmenter, dynunet, parameters, resenc
@@ -24,10 +25,6 @@ BUILDERS = {
     "dynunet": lambda: dynunet(2, 3, channels=(4, 6, 8)),
     "resenc": lambda: resenc(2, 3, channels=(4, 6), blocks=(1, 1), deep_supervision=True),
 }
-
-
-def patch(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 PATCHES = [patch(1, 2, 16, 16, 16), patch(2, 2, 8, 16, 24, seed=1)]
