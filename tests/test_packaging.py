@@ -145,15 +145,6 @@ def test_make_says_which_python_is_missing(checkout: Path) -> None:
 
 
 @needs_make
-def test_make_says_that_an_index_is_missing(checkout: Path) -> None:
-    stand_in(checkout, 'case "$*" in *install*) exit 1;; esac\nexit 0')
-    status, text = make("setup", folder=checkout)
-    assert status != 0
-    assert "package index" in text
-    assert not (checkout / ".venv" / "dcd-setup").exists()
-
-
-@needs_make
 def test_a_finished_setup_is_not_repeated(checkout: Path) -> None:
     stand_in(checkout, "echo called $*")
     status, text = make("setup", folder=checkout)
