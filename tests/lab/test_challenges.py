@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from dcd_core.types import BRATS
+from dcd_core.types import BRATS, ISLES
 from dcd_lab import metrics
 from dcd_lab.metrics.region import hd95_by_area
 
@@ -196,6 +196,13 @@ def test_absent_and_missed_regions():
     assert list(score.values()) == [1, 0, 0, 1]
     for masks in ((ball > 0, nothing), (nothing, ball > 0)):
         assert list(metrics.isles2022(*masks, (2, 2, 2)).values()) == [0, pytest.approx(1), 1, 0]
+
+
+def test_the_challenge_of_a_task_is_its_own():
+    pred, true = pair(1)
+    assert metrics.challenge(pred, true, BRATS, MM) == metrics.brats2024(pred, true, MM)
+    [row] = metrics.challenge(pred > 0, true > 0, ISLES, MM)
+    assert row == {"region": "lesion", **metrics.isles2022(pred > 0, true > 0, MM)}
 
 
 def test_percentiles_are_by_area_in_square_millimetres():

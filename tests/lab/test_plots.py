@@ -89,6 +89,7 @@ LESION[2, 1, 1] = 1
 FIGURES = {
     "slices": lambda: plots.slices(C, ISLES, title="A case"),
     "unlabelled": lambda: plots.slices(C._replace(label=None), ISLES, channels=["adc"]),
+    "elsewhere": lambda: plots.slices(C, ISLES, channels=["dwi"], center=(2, 3, 6)),
     "compare_cases": lambda: plots.compare_cases([C, case("LPS")], ISLES, titles=["one", "two"]),
     "segmentation": lambda: plots.segmentation(C, {"DCD": np.roll(C.label, 1, 1)}, ISLES),
     "zoomed": lambda: plots.segmentation(

@@ -58,6 +58,9 @@ def test_the_root_is_named_or_the_checkout_around_or_the_cwd(tmp_path, monkeypat
     assert records.root() == (tmp_path / "project").resolve()
     monkeypatch.setenv("DCD_ROOT", str(tmp_path))
     assert records.root() == tmp_path.resolve()
+    monkeypatch.setenv("DCD_REAL_CASES", str(tmp_path / "nowhere"))
+    with pytest.raises(ContractError, match="DCD_REAL_CASES"):
+        records.real_cases()
 
 
 @dataclasses.dataclass(frozen=True)
