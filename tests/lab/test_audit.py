@@ -135,23 +135,19 @@ def beyond_the_skull(array):
     return array
 
 
-ERRORS = [
-    ("damaged file", cut_short, "EOFError"),
-    ("damaged file", wrong_checksum, "CRC"),
-    ("damaged file", lambda path: path.write_text("not an image"), "BadGzipFile"),
-    ("missing file", Path.unlink, "no such file"),
-    ("shape differs", changed(lambda array: array[:-1]), "shape (23, 28, 22)"),
-    ("affine differs", moved_by(3), "an affine 3 mm off"),
-    ("unusable affine", spoil.flat_affine, "cannot be inverted"),
-    ("number of axes", changed(lambda a: np.stack([a, a], -1)), "22, 2)"),
-    ("complex voxels", changed(lambda a: a * np.complex64(1)), "complex64"),
-    ("unit of length", spoil.in_unit("micron"), "lengths in micron"),
-    ("NaN or infinite values", with_value(np.nan), "1 NaN or infinite"),
-]
 ONE = [
-    (t, p, check, "error", *e) for check, *e in ERRORS for t, p in ((BRATS, "t2f"), (ISLES, "msk"))
-]
-ONE = [row for row in ONE if row[1:3] != ("msk", "missing file")] + [
+    (BRATS, "t2f", "damaged file", "error", cut_short, "EOFError"),
+    (ISLES, "msk", "damaged file", "error", wrong_checksum, "CRC"),
+    (BRATS, "seg", "damaged file", "error", lambda path: path.write_text("no image"), "BadGzip"),
+    (BRATS, "t2f", "missing file", "error", Path.unlink, "no such file"),
+    (ISLES, "msk", "shape differs", "error", changed(lambda a: a[:-1]), "shape (23, 28, 22)"),
+    (BRATS, "t2f", "affine differs", "error", moved_by(3), "an affine 3 mm off"),
+    (ISLES, "msk", "unusable affine", "error", spoil.flat_affine, "cannot be inverted"),
+    (BRATS, "t2f", "number of axes", "error", changed(lambda a: np.stack([a, a], -1)), "22, 2)"),
+    (ISLES, "msk", "complex voxels", "error", changed(lambda a: a * np.complex64(1)), "complex64"),
+    (BRATS, "t2f", "unit of length", "error", spoil.in_unit("micron"), "lengths in micron"),
+    (BRATS, "t2f", "NaN or infinite values", "error", with_value(np.nan), "1 NaN or infinite"),
+    (ISLES, "msk", "NaN or infinite values", "error", with_value(np.nan), "1 NaN or infinite"),
     (ISLES, "flair", "missing file", "error", Path.unlink, "no such file"),
     (BRATS, "seg", "unknown label value", "error", with_value(7, count=3), "3 voxels of 7"),
     (ISLES, "msk", "unknown label value", "error", with_value(2), "1 voxels of 2"),
