@@ -3,8 +3,6 @@
 With DCD_CHECK_SHAPES=1, as CI has it, every call is checked against the shapes in its annotations.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -55,7 +53,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder: `records` reads and writes here and nowhere else."""
     (tmp_path / "notebooks" / "params").mkdir(parents=True)
     monkeypatch.setenv("DCD_ROOT", str(tmp_path))
-    monkeypatch.delenv("DCD_REAL_CASES", raising=False)
+    for name in ("DCD_DATA", "DCD_REAL_CASES"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 

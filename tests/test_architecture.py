@@ -1,13 +1,10 @@
 """The shape of the project: which module imports which, and what every public name says."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,11 +54,6 @@ def test_imports_point_downward() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_no_file_collects_odds_and_ends() -> None:
-    names = {part for file in FILES for part in Path(file).with_suffix("").parts}
-    assert not names & {"utils", "util", "common", "helpers", "helper", "misc", "core", "lib"}
-
-
 def test_a_file_is_read_in_one_sitting() -> None:
     lengths = {name: len((PROJECT / name).read_text("utf-8").splitlines()) for name in FILES}
     most = {"dcd_core/dcd.py": 250}
@@ -79,34 +71,6 @@ def test_importing_the_method_stays_light() -> None:
     heavy |= {"sklearn", "safetensors", "IPython", "papermill", "beartype", "dcd_lab"}
     assert loaded >= {"torch", "pywt"}
     assert not loaded & heavy
-
-
-def test_heavy_packages_are_imported_where_they_are_used() -> None:
-    """Outside functions: the standard library, the light packages and a module's own subject."""
-    light = {*sys.stdlib_module_names, "torch", "pywt", "numpy", "jaxtyping", *ROOMS}
-    subject = {
-        "metrics": {"scipy", "pandas"},
-        "stats": {"scipy", "pandas"},
-        "phantom": {"scipy", "nibabel", "pandas", "threadpoolctl"},
-        "data": {"scipy", "nibabel", "pandas"},
-        "audit": {"scipy", "nibabel", "pandas"},
-        "experiments": {"pandas"},
-        "plots": {"matplotlib", "pandas", "scipy"},
-    }
-    heavy = {}
-    for file, tree in FILES.items():
-        allowed = light | subject.get(Path(file).parts[1].removesuffix(".py"), set())
-        if names := {name.split(".")[0] for name in top_level_imports(tree)} - allowed:
-            heavy[file] = names
-    assert heavy == {}
-
-
-def top_level_imports(tree: ast.Module) -> Iterator[str]:
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
 
 
 def test_every_public_name_is_documented_by_a_sentence() -> None:

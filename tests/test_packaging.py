@@ -1,7 +1,5 @@
 """One list of dependencies, one of versions, and a set-up that says what is missing."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os
@@ -95,8 +93,6 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"## {version}" in (PROJECT / "CHANGELOG.md").read_text("utf-8")
 
 
-# --- make ---------------------------------------------------------------------------------------
-
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
@@ -128,14 +124,11 @@ def stand_in(checkout: Path, script: str) -> None:
 
 @needs_make
 def test_help_lists_targets_that_a_folder_of_that_name_does_not_hide(checkout: Path) -> None:
-    status, text = make(folder=checkout)
-    targets = re.findall(r"^  make ([a-z ]+?)  ", text, re.MULTILINE)
-    names = " ".join(targets).split()
-    assert status == 0
-    assert {"setup", "reproduce", "test", "quick", "study", "book"} <= set(names)
+    _, text = make(folder=checkout)
+    names = " ".join(re.findall(r"^  make ([a-z ]+?)  ", text, re.MULTILINE)).split()
+    assert {"setup", "reproduce", "test", "book"} <= set(names)
     for name in names:
         (checkout / name).mkdir()  # book/ is such a folder
-    for name in names:
         status, text = make("-n", name, folder=checkout)
         assert status == 0, text
         assert "up to date" not in text
@@ -149,15 +142,6 @@ def test_make_says_which_python_is_missing(checkout: Path) -> None:
     assert status != 0
     assert "python 3.11 was not found" in text
     assert not (checkout / ".venv").exists()
-
-
-@needs_make
-def test_make_says_that_an_index_is_missing(checkout: Path) -> None:
-    stand_in(checkout, 'case "$*" in *install*) exit 1;; esac\nexit 0')
-    status, text = make("setup", folder=checkout)
-    assert status != 0
-    assert "package index" in text
-    assert not (checkout / ".venv" / "dcd-setup").exists()
 
 
 @needs_make
@@ -192,5 +176,4 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "made").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "dcd_core/dcd.py" in names
     assert not [name for name in names if name.endswith((".so", ".pyd"))]

@@ -1,61 +1,44 @@
-"""The benchmark times the functions it says it times; its tables follow from its samples."""
+"""Peers are what they are called; every benchmark runs on little data and writes its tables."""
 
-from __future__ import annotations
-
+import json
 import subprocess
 import sys
-from collections import Counter
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import pywt
 import torch
 from golden import RELEASED, assert_stored
-from outputs import noise as any_noise
+from outputs import drawn as noise
 
-from dcd_core.dcd import DCD, PUBLISHED, detail_distance
-from dcd_core.types import Output
-from dcd_core.wavelet.fast import filters
+from dcd_core.dcd import PUBLISHED
+from dcd_core.methods import METHODS
 from dcd_lab import records
 
-PROJECT = Path(__file__).resolve().parents[2]
-SCRIPT = PROJECT / "benchmarks" / "loss.py"
-sys.path.insert(0, str(SCRIPT.parent))
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
 
 import contenders  # noqa: E402
-import loss as command  # noqa: E402
+import deployment  # noqa: E402
+import loss  # noqa: E402
 import measure  # noqa: E402
 import memory  # noqa: E402
+import methods  # noqa: E402
+import metrics  # noqa: E402
 import peers  # noqa: E402
 import tables  # noqa: E402
 
-CPU = torch.device("cpu")
-noise = partial(any_noise, dtype=torch.float64)
+DEPLOY = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
 
 
-# --- the peers are what they are called -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", command.LAYOUTS)
+@pytest.mark.parametrize("layout", loss.LAYOUTS)
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
 def test_the_dense_peer_is_the_released_loss(path, layout):
     distance = partial(peers.dense_distance, layout=layout)
     assert_stored(path, distance, dtype=torch.float64, tolerance=1e-6)
-
-
-def test_the_dense_method_is_the_released_method():
-    method = peers.DenseDCD((2, 4), (3, 4)).double()
-    same = DCD.released((2, 4), (3, 4)).double()
-    same.adapters.load_state_dict(method.adapters.state_dict())
-    student, teacher = (
-        Output(torch.empty(0), (noise(1, c, 12, 12, 12, seed=s), noise(1, 4, 8, 8, 8, seed=s + 1)))
-        for c, s in ((2, 0), (3, 2))
-    )
-    assert method(student, teacher).item() == pytest.approx(same(student, teacher).item())
-    assert not any(weight.requires_grad for weight in method.parameters())
 
 
 def test_the_ptwt_peer_sums_the_coefficients_of_pywavelets():
@@ -69,48 +52,6 @@ def test_the_ptwt_peer_sums_the_coefficients_of_pywavelets():
     assert found.item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_the_ptwt_peer_is_the_orthonormal_convention_where_no_border_is_crossed():
-    student, teacher = noise(1, 2, 8, 16, 24).requires_grad_(), noise(1, 2, 8, 16, 24, seed=1)
-    values, gradients = [], []
-    for distance in (peers.ptwt_distance, detail_distance):
-        values.append(distance(student, teacher, wavelet="haar", levels=3))
-        gradients.append(torch.autograd.grad(values[-1], student)[0])
-    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-10)
-    assert torch.allclose(*gradients, rtol=1e-10, atol=1e-14)
-
-
-def test_every_contender_starts_without_a_gradient_and_makes_one():
-    student, teacher = contenders.features((1, 2, 16, 16, 16), CPU)
-    gradients = {}
-    for name, loss in contenders.contenders("db4", "batch").items():
-        call = contenders.training_pass(loss, student, teacher)
-        call()
-        once = student.grad.clone()
-        call()
-        assert torch.equal(student.grad, once), f"{name} adds to the old gradient"
-        gradients[name] = once
-    assert torch.allclose(gradients["dense"], gradients["released"], atol=1e-8)
-    assert teacher.grad is None
-
-
-# --- clocks and meters ----------------------------------------------------------------------------
-
-
-def test_contenders_take_turns():
-    order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in ("a", "b", "slow")}
-    rounds = {"a": 12, "b": 12, "slow": 3}
-    samples = measure.interleaved(calls, rounds, CPU)
-    assert Counter(order) == rounds == {name: len(found) for name, found in samples.items()}
-    # In every round a and b once; the slow one in every fourth, never twice in between.
-    fast = [name for name in order if name != "slow"]
-    turns = list(zip(fast[::2], fast[1::2], strict=True))
-    assert all(set(turn) == {"a", "b"} for turn in turns)
-    assert len(set(turns)) == 2, "always the same order"
-    before = [order[:i].count("a") for i, name in enumerate(order) if name == "slow"]
-    assert all(3 <= gap <= 5 for gap in np.diff(before))
-
-
 def test_work_counts_products_and_what_operators_read_and_write():
     a, b = torch.ones(2, 3), torch.ones(3, 5)
     out, total = torch.empty(2, 5), torch.zeros(2, 5)
@@ -120,65 +61,12 @@ def test_work_counts_products_and_what_operators_read_and_write():
     assert measure.work(lambda: a.view(3, 2).T[:1].detach()) == (0, 0)
 
 
-def test_work_of_the_losses_is_what_their_formulas_say():
-    student, teacher = contenders.features((1, 2, 16, 16, 16), CPU)
-    losses = contenders.contenders("db4", "batch")
-    found = {
-        name: measure.work(contenders.training_pass(losses[name], student, teacher))
-        for name in ("plain MSE", "orthonormal", "dense")
-    }
-    values = student.numel()
-    # Both are read, a scalar written; both are read again, the gradient written.
-    assert found["plain MSE"].bytes / (4 * values) == pytest.approx(5, abs=0.01)
-    # Additions and multiplications per value, of eight taps each: along D, which all need; then of
-    # half of the values, of aaa and ddd, along H, and of a quarter along W. As many go back, and
-    # the second level has an eighth of the values.
-    filtered = 2 * 8 * 2 * (1 + 1 / 2 + 1 / 4) * (1 + 1 / 8)
-    # Multiplied by matrices, on an edge of n, those of all levels together have n columns.
-    contracted = 2 * 16 * 2 * (1 + 1 / 2 + 1 / 4)
-    served = filters.serves(student)
-    assert found["orthonormal"].operations / values == (filtered if served else contracted)
-    assert found["dense"].operations / values > 5 * 2 * 8**3
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not memory.CLEAR.exists(), reason="peaks are read on Linux only")
-def test_the_peak_counts_what_is_held_at_once():
-    # In a process of its own: here an earlier test may have left memory with the allocator.
-    code = (
-        "import torch, memory; size, cpu = 2**24, torch.device('cpu'); torch.ones(size); "
-        "print(memory.peak(lambda: [torch.ones(size), torch.ones(size)], cpu) / (4 * size))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True
-    )
-    assert float(run.stdout) == pytest.approx(2, abs=0.03), run.stderr
-    # The squares of plain MSE are gone before its gradient comes: the peak is one set of features.
-    grid = contenders.Grid((1, 16, 48, 48, 48))
-    found = memory.extra_bytes(grid, "plain MSE", "batch", CPU)
-    assert found / (4 * grid.values) == pytest.approx(1, abs=0.25)
-    with pytest.raises(RuntimeError, match="nobody"):
-        memory.extra_bytes(contenders.Grid((1, 1, 8, 8, 8)), "nobody", "batch", CPU)
-
-
-# --- tables from samples --------------------------------------------------------------------------
-
-
-def timed(shape=(1, 32, 48, 48, 48), error=0.0):
+def timed():
     ms = {"plain MSE": [3.0, 4.0, 5.0], "orthonormal": [9.0, 8.0, 7.0], "released": [16.0]}
     ms |= {"ptwt": [80.0], "dense": [480.0], "copy": [2.0]}
-    grid = contenders.Grid(shape)
+    grid = contenders.Grid((1, 32, 48, 48, 48))
     work = {name: measure.Work(28 * grid.values, 10**6) for name in ms if name != "copy"}
-    return tables.Timed(grid, ms, work, "batch", error, error)
-
-
-def sizes(power=1.0):
-    rows = [
-        {"voxels": n**3, "loss": loss, "time_ms": max(n**3.0, 512.0) ** power}
-        for loss in ("orthonormal", "released")
-        for n in (2, 4, 8, 16, 32, 64)
-    ]
-    return pd.DataFrame(rows)
+    return tables.Timed(grid, ms, work, "batch", 0.0, 0.0)
 
 
 def test_ratios_are_ratios_of_medians():
@@ -194,66 +82,101 @@ def test_ratios_are_ratios_of_medians():
     assert not any("graph" in name or "copy" in name for name in times)
 
 
-def test_the_roofline_is_arithmetic():
-    mse = tables.roofline([timed((1, 1, 8, 8, 8))]).set_index("loss").loc["plain MSE"]
-    values = 8**3
-    assert float(mse["needs (MiB)"]) == pytest.approx(3 * 4 * values / 2**20, rel=0.01)
-    assert float(mse["moves (MiB)"]) == pytest.approx(7 * 4 * values / 2**20, rel=0.01)
-    assert float(mse["GFLOP/s"]) == pytest.approx(1e6 / 4e-3 / 1e9, rel=0.01)
-    # Seven numbers against two, in twice the time of the copy.
-    assert float(mse["moves / copy"]) == pytest.approx(7 / 2 * 2 / 4, rel=0.01)
-    assert float(mse["needs / copy"]) == pytest.approx(3 / 2 * 2 / 4, rel=0.01)
+def quick(name, *options):
+    """What a benchmark prints, run quickly in a process of its own, where warnings are errors."""
+    command = [sys.executable, "-W", "error", str(FOLDER / f"{name}.py"), "--quick", *options]
+    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_targets_are_met_or_not():
-    def met(one, multiple, with_dcd, power):
-        used = [(one.grid, {"orthonormal": multiple * 4 * one.grid.values})]
-        parts = {"student alone": [6.0], "teacher encoder": [4.0], "step with DCD": [with_dcd]}
-        step = tables.steps({"1×48³": parts})
-        assert list(step["over_least"]) == pytest.approx([0.6, 0.4, with_dcd / 10])
-        assert tables.exponent(sizes(power), "released") == pytest.approx(power)
-        return list(tables.targets([one], used, step, sizes(power))["met"])
-
-    # dense, ptwt, released, MSE; error; memory; step; two exponents. ptwt is 10 of 30 times slower.
-    assert met(timed(), 2.0, 11.0, 1.1) == ["yes", "no", *["yes"] * 7]
-    assert met(timed(error=1e-3), 2.1, 11.1, 1.2) == ["yes", "no", "yes", "yes", *["no"] * 5]
-    unknown = met(timed(), float("nan"), 11.0, 1.0)
-    assert unknown[5] == "no", "what was not measured was not met"
-    measured = {(grid.name, grid.wavelet) for grid in command.FULL.grids}
-    assert set(tables.AT_LEAST) | set(tables.AT_MOST) <= measured
+def sidecar(workspace, name):
+    path = workspace / "results" / "smoke" / f"{name}.json"
+    return json.loads(path.read_text("utf-8"))
 
 
-# --- the command ----------------------------------------------------------------------------------
+def assert_ordered(table):
+    assert (table["low_ms"] <= table["time_ms"]).all()
+    assert (table["time_ms"] <= table["high_ms"]).all()
 
 
 @pytest.mark.slow
-def test_a_quick_run_writes_every_table_and_the_figure(workspace):
-    asked = [sys.executable, "-W", "error", str(SCRIPT), "--quick", "--threads", "1"]
-    done = subprocess.run([*asked, "--device", "cpu"], cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_loss(workspace):
+    quick("loss", "--threads", "1", "--device", "cpu")
     assert (workspace / "figures" / "smoke" / "loss-growth.svg").exists()
-    named = [line.split()[0] for line in command.__doc__.splitlines() if "<out>/loss-" in line]
-    tables_named = [name.removeprefix("results/<out>/loss-") for name in named]
-    assert len(tables_named) == 12
-    found = {name: records.load("smoke", "loss", name) for name in tables_named if name != "graphs"}
-    times, plan = found["times"], command.QUICK
-    assert list(times["loss"]) == [*contenders.contenders("db4", "batch"), "copy"] * 2
-    assert (times["low_ms"] <= times["time_ms"]).all()
-    slow = times["loss"].isin(contenders.SLOW)
-    assert set(times["rounds"][slow]) == {plan.seldom}
-    assert set(times["rounds"][~slow]) == {plan.often}
-    assert list(found["choices"]["choice"]) == ["as shipped", *command.changes(CPU)]
+    named = [line.split()[0] for line in loss.__doc__.splitlines() if "<out>/loss-" in line]
+    names = {name.removeprefix("results/<out>/loss-") for name in named} - {"graphs"}
+    found = {name: records.load("smoke", "loss", name) for name in names}
+    assert list(found["times"]["loss"]) == [*contenders.contenders("db4", "batch"), "copy"] * 2
+    assert_ordered(found["times"])
     met = found["targets"].set_index("quantity")["met"]
     assert met[met.index.str.contains("difference")].item() == "yes"
 
 
+@pytest.mark.slow
+def test_the_methods(workspace):
+    quick("methods", "--threads", "1")
+    table = records.load("smoke", "methods", "cost").set_index("method")
+    said = sidecar(workspace, "methods-cost")
+    assert list(table.index) == list(METHODS)
+    assert_ordered(table)
+    assert table.loc["feature-mse", "over_mse"] == 1
+    assert said["failed"] == {}
+    if memory.CLEAR.exists():
+        measured = table.dropna(subset=["peak_mib"])
+        assert sorted(measured.index) == sorted(methods.QUICK.measured)
+        # What was asked for at least: the gradients of the student's features.
+        assert measured.loc["feature-mse", "over_features"] > 1
+        expected = measured["over_features"] * said["student_mib"]
+        np.testing.assert_allclose(measured["peak_mib"], expected, rtol=0.01)
+
+
+@pytest.mark.slow
+def test_the_deployment(workspace):
+    """Every contender that can run, and what is missing for the rest."""
+    said = quick("deployment", "--threads", "1")
+    table, kept = records.load("smoke", "deployment", "cost"), sidecar(workspace, "deployment-cost")
+    absent = [name for name in DEPLOY if find_spec(name) is None]
+    pruned = find_spec("torch_pruning") is not None
+    assert len(table) == 2 + pruned + (0 if absent else 4)
+    assert len(kept["missing"]) == (not pruned) + bool(absent)
+    assert all(line in said for line in kept["missing"])
+    assert_ordered(table)
+    student = table[table["network"] == "student"]
+    weights = 4 * student["parameters"].iloc[0] / 2**20
+    assert weights < student["size_mib"].iloc[0] < weights + 0.01, "of its own file alone"
+
+
+@pytest.mark.slow
+def test_the_preparation(workspace):
+    quick("preparation")
+    table = records.load("smoke", "preparation", "times").set_index("step")
+    assert list(table.index) == ["nibabel", "read", "prepare", "resampled", "keep"]
+    assert table.loc["nibabel", "over_nibabel"] == 1
+    assert (table.time_ms > 0).all()
+
+
+def test_the_metrics(workspace):
+    assert metrics.main(["--quick"]) == 0
+    times = records.load("smoke", "metrics", "times")
+    assert list(times.contender) == ["dcd_core", "whole volume", "dcd_core"]
+    assert set(times.loc[times.contender == "dcd_core", "over_dcd_core"]) == {1.0}
+    with pytest.raises(RuntimeError, match="WT"):  # contenders that differ are not timed
+        metrics.agree([{"region": "WT", "fp": 1}], [{"region": "WT", "fp": 2}])
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["--threads", "0"], "at least 1"), (["--device", "cuda"], "--device cpu")],
+    ("benchmark", "options", "words"),
+    [
+        (loss, ["--threads", "0"], "at least 1"),
+        (loss, ["--device", "cuda"], "--device cpu"),
+        (methods, ["--quick", "--threads", "0"], "at least 1"),
+        (deployment, ["--quick", "--threads", "0"], "at least 1"),
+    ],
 )
-def test_a_wrong_request_is_refused(arguments, words, capsys, monkeypatch):
+def test_a_wrong_request_is_refused(benchmark, options, words, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert command.main(arguments) == 2
+    assert benchmark.main(options) == 2
     assert words in capsys.readouterr().err
 
 
@@ -261,7 +184,7 @@ def test_a_wrong_request_is_refused(arguments, words, capsys, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_nothing_waits_tf32_takes_part_and_large_stages_need_two_sets_of_features():
     cuda = torch.device("cuda")
-    found = command.timed(command.QUICK.grids[0], command.QUICK, cuda)
+    found = loss.timed(loss.QUICK.grids[0], loss.QUICK, cuda)
     assert {"orthonormal, TF32", "orthonormal, graph"} < set(found.samples)
     assert max(found.loss_error, found.gradient_error) < 1e-4
     # As the gradient of plain MSE does there. Small ones are worked on whole, and need three.

@@ -1,7 +1,5 @@
 """What the book and the README say holds: names, options and examples."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import json
@@ -31,41 +29,21 @@ def blocks(text: str, language: str) -> list[str]:
     return [body for name, body in FENCE.findall(text) if name == language]
 
 
-def test_every_page_is_in_the_contents() -> None:
-    files = [*BOOK.rglob("*.md"), *BOOK.rglob("*.ipynb")]
-    kept = [path for path in files if not {"_build", ".ipynb_checkpoints"} & set(path.parts)]
-    written = [path.relative_to(BOOK).with_suffix("").as_posix() for path in kept]
-    assert sorted(written) == sorted(PAGES)
-
-
-def test_citations_and_bibliography_agree() -> None:
-    keys = ",".join(re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", TEXT)).split(",")
-    listed = re.findall(r"^@\w+\{([^,\s]+),", (BOOK / "references.bib").read_text("utf-8"), re.M)
-    assert {key.strip() for key in keys} == set(listed)
-    assert len(listed) == len(set(listed))
-
-
-def test_make_targets_that_are_named_exist() -> None:
-    shells = "\n".join(blocks(TEXT, "bash"))
-    named = set(re.findall(r"^make (\w+)", shells, re.M)) | set(re.findall(r"`make (\w+)`", TEXT))
-    rules = re.findall(r"^([a-z][a-z ]*):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.M)
-    assert named
-    assert named <= set(" ".join(rules).split())
-
-
-def test_runner_options_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:
     import run
 
-    lines = "\n".join(re.findall(r"^python notebooks/run\.py.*$", TEXT, re.M))
-    named = set(re.findall(r"--\w+", lines))
+    from runner import sources
+
+    targets = set(re.findall(r"^make (\w+)", "\n".join(blocks(TEXT, "bash")), re.M))
+    targets |= set(re.findall(r"`make (\w+)`", TEXT))
+    rules = re.findall(r"^([a-z][a-z ]*):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    assert {"reproduce"} <= targets <= set(" ".join(rules).split())
+
     with pytest.raises(SystemExit):
         run.main(["--help"])
-    assert named
-    assert named <= set(re.findall(r"--\w+", capsys.readouterr().out))
-
-
-def test_parameters_that_are_set_are_declared() -> None:
-    from runner import sources
+    lines = "\n".join(re.findall(r"^python notebooks/run\.py.*$", TEXT, re.M))
+    options = set(re.findall(r"--\w+", lines))
+    assert {"--profile"} <= options <= set(re.findall(r"--\w+", capsys.readouterr().out))
 
     known = sources.discover(ROOT / "notebooks")
     calls = re.findall(r"notebooks/run\.py --profile \w+ (\d\d) --set (\w+)=", TEXT)
@@ -87,9 +65,6 @@ def test_names_of_the_packages_that_are_named_exist() -> None:
     named = set(re.findall(r"`(dcd_(?:core|lab)(?:\.\w+)+)", TEXT))
     assert named
     assert [name for name in sorted(named) if not exists(name)] == []
-
-
-# --- examples -----------------------------------------------------------------------------------
 
 
 def network(*channels: int) -> nn.Module:
@@ -170,9 +145,6 @@ def test_the_example_of_the_readme_gives_the_student_a_gradient() -> None:
     assert all(g is not None and g.abs().sum() > 0 for g in gradients)
 
 
-# --- the README's results and links -------------------------------------------------------------
-
-
 def test_the_results_table_is_that_of_the_published_demo_run() -> None:
     # As committed: `make reproduce` writes numbers of its own over the file.
     file = "results/demo/11-results-summary.csv"
@@ -195,9 +167,6 @@ def test_the_results_table_is_that_of_the_published_demo_run() -> None:
 def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert [path for path in links if not (ROOT / path).exists()] == []
-
-
-# --- the extensions and the explorer ------------------------------------------------------------
 
 
 def test_remote_loads_are_seen_and_links_are_not(tmp_path: Path) -> None:

@@ -1,14 +1,10 @@
 """DCD: golden values of the released loss, PyWavelets as an oracle, and exact identities."""
 
-from __future__ import annotations
-
 import math
-import os
 import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import pytest
 import pywt
@@ -18,14 +14,12 @@ from golden import RELEASED, assert_stored
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracles import DISCRETE, orthonormal_loss, released_loss, taps
-from outputs import noise as any_noise
+from outputs import drawn as noise
 
-import dcd_core
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance
 from dcd_core.types import ContractError, Output
-from dcd_core.wavelet import BANDS, Pyramid, wavedec3, waverec3
+from dcd_core.wavelet import BANDS
 
-noise = partial(any_noise, dtype=torch.float64)
 ORTHOGONAL = ["haar", "db2", "db4", "sym5", "coif1"]
 each_convention = pytest.mark.parametrize("convention", ["orthonormal", "released"])
 some_bands = st.sets(st.sampled_from(BANDS), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
@@ -50,9 +44,6 @@ def outputs(channels, sizes, *, batch=1, seed=0, dtype=torch.float32):
         for i, (c, n) in enumerate(zip(channels, sizes, strict=True))
     )
     return Output(torch.zeros(batch, 2, 1, 1, 1), stages)
-
-
-# --- oracles --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,16 +135,6 @@ def test_every_discrete_wavelet_in_both_conventions():
         assert_orthonormal((3, n + n % 4, 5), name, 3, BANDS[1:])
 
 
-@pytest.mark.parametrize("size", [(131, 8, 4), (9, 2, 114)])
-@pytest.mark.parametrize("name", ["db4", "bior2.2", "haar"])
-def test_long_axes(size, name):
-    assert_orthonormal(size, name, 2, PUBLISHED)
-    assert_released(size, name, 2, PUBLISHED, 0)
-
-
-# --- identities -----------------------------------------------------------------------------------
-
-
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(size=st.tuples(*[st.integers(1, 32)] * 3), name=st.sampled_from(ORTHOGONAL))
 def test_all_bands_of_one_level_are_the_mean_squared_error(size, name):
@@ -168,62 +149,16 @@ def test_all_bands_of_one_level_are_the_mean_squared_error(size, name):
     assert split.item() == expected
 
 
-@pytest.mark.parametrize("wavelet", [*ORTHOGONAL, "bior2.2"])
-def test_loss_is_blind_to_a_constant_offset(wavelet):
-    x, y = noise(1, 2, 16, 17, 16), noise(1, 2, 16, 17, 16, seed=1)
-    loss = partial(detail_distance, wavelet=wavelet, levels=2)
-    (same, one), (moved, other) = (gradients(lambda x: loss(x, y), z) for z in (x, x + 30))
-    assert moved == pytest.approx(same, rel=1e-7)
-    assert torch.allclose(other[0], one[0], rtol=0, atol=1e-7)
-    assert loss(x, x + 30, coarse_weight=1.0).item() > 100
-
-
-def test_an_offset_does_not_drown_detail_in_float32():
-    # ||x||^2 - ||aaa||^2 - ||ddd||^2 would be off by hundreds of times the result, and negative.
-    x = 100 + 0.1 * noise(1, 4, 32, 32, 32)
-    single, double = (
-        detail_distance(x.to(dtype), zeros(x).to(dtype)).item()
-        for dtype in (torch.float32, torch.float64)
-    )
-    assert single == pytest.approx(double, rel=1e-4)
-
-
-@pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2"])
-@pytest.mark.parametrize("bands", [PUBLISHED, ("aad", "ddd"), ("dda",)], ids=len)
-def test_zero_over_levels_where_all_of_them_agree_and_only_there(wavelet, bands):
-    x = noise(1, 1, 24, 16, 32)
-    pyramid = wavedec3(x, wavelet, levels=2)
-    keep = torch.tensor([float(band in bands) for band in BANDS[1:]])[:, None, None, None].double()
-    same = [detail * keep + noise(*detail.shape, seed=9) * (1 - keep) for detail in pyramid.details]
-    options = {"wavelet": wavelet, "levels": 2, "bands": bands}
-    y = waverec3(Pyramid(pyramid.coarse + 1, tuple(same)), wavelet)
-    assert detail_distance(x, y, **options).item() < 1e-24
-    assert detail_distance(x, y, coarse_weight=1.0, **options).item() > 0.01
-    for level in range(2):
-        other = [d + (level == i) * keep for i, d in enumerate(same)]
-        y = waverec3(Pyramid(pyramid.coarse, tuple(other)), wavelet)
-        assert detail_distance(x, y, **options).item() > 0.01
-
-
-# --- what autograd, precisions and layouts may ask ------------------------------------------------
-
-
 @each_convention
-def test_a_loss_may_be_asked_again_and_beside_another(convention):
+def test_a_gradient_may_be_asked_for_again(convention):
     x, y = noise(1, 2, 12, 12, 12), noise(1, 2, 12, 12, 12, seed=1)
-    kept = x.clone(), y.clone()
-    losses = [
-        partial(detail_distance, teacher=y, wavelet=wavelet, convention=convention)
-        for wavelet in ("db2", "haar")
-    ]
-    (value, (one,)), (_, (other,)) = (gradients(loss, x) for loss in losses)
+    loss = partial(detail_distance, teacher=y, wavelet="db2", convention=convention)
+    value, (one,) = gradients(loss, x)
     leaf = x.clone().requires_grad_()
-    first, second = (loss(leaf) for loss in losses)
+    first = loss(leaf)
     assert torch.equal(torch.autograd.grad(first, leaf, retain_graph=True)[0], one)
-    (both,) = torch.autograd.grad(3 * first + second, leaf)
-    assert torch.allclose(both, 3 * one + other, rtol=1e-12, atol=1e-15)
-    assert torch.equal(x, kept[0])
-    assert torch.equal(y, kept[1])
+    assert torch.allclose(torch.autograd.grad(3 * first, leaf)[0], 3 * one, rtol=1e-12, atol=0)
+    assert torch.equal(leaf, x)
     # Twice the value is the gradient along the difference, as of any quadratic form (Euler).
     assert (one * (x - y)).sum().item() == pytest.approx(2 * value, rel=1e-10)
 
@@ -297,27 +232,18 @@ def test_float32_agrees_with_float64_over_many_levels(convention, offset):
     assert (one - two).abs().max() < (1e-3 if offset else 1e-4) * two.abs().max()
 
 
-@pytest.fixture
-def no_values(monkeypatch):
-    """A device whose tensors have shapes and no values: "meta".
-
-    There .item(), float(), bool(), .cpu() and .tolist() raise, so a loss that runs on it never
-    makes a GPU wait for the host. torch.autocast alone does not know the device.
-    """
+def test_no_value_is_ever_read_back(monkeypatch):
+    """Tensors on "meta" have shapes and no values: a read, for which a GPU would wait, raises."""
     real = torch.autocast
 
     def autocast(device_type, *rest, **options):
         return nullcontext() if device_type == "meta" else real(device_type, *rest, **options)
 
-    monkeypatch.setattr(torch, "autocast", autocast)
-    return "meta"
-
-
-def test_no_value_is_ever_read_back(no_values):
+    monkeypatch.setattr(torch, "autocast", autocast)  # which does not know this device
     for model in (DCD([2, 3], [4, 5]), DCD.released([2, 3], [4, 5])):
-        model.to(no_values)
+        model.to("meta")
         student, teacher = (
-            Output(torch.empty(0), tuple(stage.to(no_values) for stage in made.stages))
+            Output(torch.empty(0), tuple(stage.to("meta") for stage in made.stages))
             for made in (outputs([2, 3], [16, 9]), outputs([4, 5], [16, 9]))
         )
         student.stages[0].requires_grad_()
@@ -329,54 +255,29 @@ def test_no_value_is_ever_read_back(no_values):
 
 
 COMPILED = """
-import warnings
 import torch
-from torch import nn
 from dcd_core.dcd import DCD
 from dcd_core.types import Output
-warnings.simplefilter("ignore")  # dynamo warns of caches
-student, method = nn.Conv3d(1, 2, 3, padding=1), DCD([2], [3], wavelet="db2")
+student, method = torch.nn.Conv3d(1, 2, 3, padding=1), DCD([2], [3], wavelet="db2")
 def loss(x, t):
     features = torch.relu(student(x))
     return 2 * method(Output(features, (features,)), Output(t, (t,)))
-for batch in (1, 1, 2):  # again, and with another shape
+compiled = torch.compile(loss, backend="aot_eager")
+for batch in (1, 2):  # with another shape
     x, t = torch.randn(batch, 1, 12, 10, 12), torch.randn(batch, 3, 12, 10, 12)
-    found = []
-    for run in (loss, torch.compile(loss, backend="aot_eager")):
-        value = run(x, t)
-        weights = student.weight, method.adapters[0].weight
-        found.append([value, *torch.autograd.grad(value, weights)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-        assert one.abs().max() > 1e-3
-print("equal")
+    weights = student.weight, method.adapters[0].weight
+    plain, other = loss(x, t), compiled(x, t)
+    found = [[value, *torch.autograd.grad(value, weights)] for value in (plain, other)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 """
 
 
 @pytest.mark.slow
-def test_a_compiled_model_has_the_same_loss_and_gradient():
+def test_a_compiled_model_has_the_same_loss_and_gradient(project):
     # In a process of its own: the tests' type checker is not there for dynamo to trace through.
-    package = Path(dcd_core.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED],
-        env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout == "equal\n", done.stderr
-
-
-# --- levels and short axes ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "levels"), [(7, 0), (8, 1), (14, 1), (15, 2), (16, 2), (28, 2), (29, 3), (64, 3)]
-)
-def test_levels_end_where_the_filter_outgrows_the_grid(size, levels):
-    model = DCD([1], [1], projection="none", wavelet="db4", levels=3)
-    [stage] = model.per_stage(outputs([1], [size]), outputs([1], [size], seed=1))
-    assert stage.levels == levels
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_small_stages_drop_out_and_only_the_last_one_raises():
@@ -390,9 +291,6 @@ def test_small_stages_drop_out_and_only_the_last_one_raises():
         small(student, teacher)
     with pytest.raises(ContractError, match="an axis of at least 8 voxels"):
         detail_distance(noise(1, 1, 7, 7, 7), noise(1, 1, 7, 7, 7))
-
-
-# --- the module -----------------------------------------------------------------------------------
 
 
 def test_forward_is_the_mean_or_the_sum_over_stages():
@@ -423,7 +321,7 @@ def test_released_is_the_sum_over_stages_behind_frozen_projections_with_bias():
     assert model(student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("channels", [(4, 8), (8, 4)], ids=["widening", "narrowing"])
+@pytest.mark.parametrize("channels", [(4, 8), (8, 4), (4, 4)], ids=["wider", "narrower", "equal"])
 @pytest.mark.parametrize("kind", ["learned", "frozen", "orthogonal"])
 def test_projections(kind, channels):
     model = DCD([channels[0]], [channels[1]], projection=kind)
@@ -441,36 +339,14 @@ def test_projections(kind, channels):
     assert (weight.grad is not None) == (kind == "learned")
 
 
-@pytest.mark.parametrize(
-    "wavelet",
-    [("haar", "db4", "db4"), ["haar", pywt.Wavelet("db4"), "db4"]],
-    ids=["names", "mixed"],
-)
-def test_a_wavelet_per_axis_by_name_or_as_an_object(wavelet):
-    model = DCD([1], [1], wavelet=wavelet, projection="none")
+def test_a_wavelet_per_axis_by_name_or_as_an_object():
+    model = DCD([1], [1], wavelet=["haar", pywt.Wavelet("db4"), "db4"], projection="none")
     assert model.wavelet == ("haar", "db4", "db4")
     student, teacher = outputs([1], [(4, 16, 16)]), outputs([1], [(4, 16, 16)], seed=1)
     expected, _ = orthonormal_loss(
         (student.stages[0] - teacher.stages[0]).double(), model.wavelet, 3, PUBLISHED
     )
     assert model(student, teacher).item() == pytest.approx(expected, rel=1e-5)
-    x, y = noise(1, 1, 8, 8, 8), noise(1, 1, 8, 8, 8, seed=1)
-    same = detail_distance(x, y, wavelet=pywt.Wavelet("db4"))
-    assert torch.equal(same, detail_distance(x, y, wavelet="db4"))
-
-
-# --- refusals -------------------------------------------------------------------------------------
-
-
-def test_other_grid_batch_or_channels_name_the_stage():
-    model = DCD([1, 2], [1, 2], projection="none")
-    student = outputs([1, 2], [16, 8])
-    for shape in [(1, 2, 8, 8, 9), (2, 2, 8, 8, 8), (1, 1, 8, 8, 8)]:
-        teacher = student._replace(stages=(student.stages[0], torch.zeros(shape)))
-        with pytest.raises(ContractError, match=r"encoder stage 1: got student \(1, 2, 8, 8, 8\)"):
-            model(student, teacher)
-    with pytest.raises(ContractError, match="encoder stage 0"):
-        model(student, outputs([1, 2], [12, 8]))
 
 
 @pytest.mark.parametrize(
@@ -495,32 +371,14 @@ def test_options_out_of_range_are_refused(options, message):
         DCD([1], [1], **options)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        (([1, 2], [1]), {}, "2 in the student, 1 in the teacher"),
-        (([1], [1]), {"stages": [1]}, "indices from 0 to 0"),
-        (([1], [1]), {"stages": []}, "stages: got"),
-        (([2], [3]), {"projection": "none"}, "2 student and 3 teacher channels"),
-    ],
-    ids=str,
-)
-def test_stages_and_projections_out_of_range_are_refused(arguments, options, message):
-    with pytest.raises(ContractError, match=message):
-        DCD(*arguments, **options)
-
-
 @each_convention
 def test_unequal_or_empty_features_are_refused(convention):
     with pytest.raises(ContractError, match=r"the student's shape \(1, 1, 8, 8, 8\)"):
         detail_distance(noise(1, 1, 8, 8, 8), noise(1, 2, 8, 8, 8), convention=convention)
-    for shape in [(0, 2, 16, 16, 16), (1, 0, 16, 16, 16), (1, 2, 16, 0, 16)]:
+    empty = [(0, 2, 16, 16, 16), (1, 0, 16, 16, 16), (1, 2, 16, 0, 16)]
+    if convention == "released":
+        # Its synthesis returns an odd axis one voxel short: of one none, and their mean is NaN.
+        empty.append((1, 1, 1, 8, 8))
+    for shape in empty:
         with pytest.raises(ContractError, match="at least one voxel"):
             detail_distance(torch.zeros(shape), torch.zeros(shape), convention=convention)
-
-
-def test_the_released_loss_of_a_single_slice_is_refused():
-    # Its synthesis returns one voxel less than an odd axis has: none, and the mean of none is NaN.
-    x = noise(1, 1, 1, 8, 8)
-    with pytest.raises(ContractError, match="two along every axis"):
-        detail_distance(x, zeros(x), convention="released")

@@ -5,8 +5,6 @@ A difference means that the same recipe trains to other weights. If that is want
 tests/core/test_golden.py
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

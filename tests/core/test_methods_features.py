@@ -1,9 +1,5 @@
 """Methods on encoder features, and controls, against oracles: numpy, scipy, DCD, closed forms."""
 
-from __future__ import annotations
-
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +9,7 @@ from scipy.special import rel_entr, softmax
 
 from dcd_core.dcd import DCD, PUBLISHED
 from dcd_core.methods import build
-from dcd_core.types import ContractError, Output
+from dcd_core.types import Output
 from dcd_core.wavelet import BANDS
 
 NARROW, WIDE = (4, 6), (8, 12)
@@ -53,49 +49,11 @@ def differences(method, student, teacher):
     return [a - t.numpy() for a, t in zip(adapted(method, student), teacher.stages, strict=True)]
 
 
-# --- stages and adapters --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["feature-mse", "at"])
-def test_the_loss_is_the_mean_over_the_chosen_stages(name):
-    student, teacher = output(WIDE), output(WIDE, seed=9)
-    options = {} if name == "at" else {"adapters": "none"}
-
-    def value(stages):
-        return build(name, WIDE, WIDE, stages=stages, **options)(student, teacher).item()
-
-    assert value(None) == pytest.approx((value([0]) + value([1])) / 2)
-    assert value([0]) != pytest.approx(value([1]))
-
-
-def test_adapters_are_trained_unless_frozen_and_none_needs_equal_channels():
-    name = "feature-mse"
-    assert [tuple(p.shape[:2]) for p in made(name).parameters()] == [(8, 4), (12, 6)]
-    assert all(p.requires_grad for p in made(name).parameters())
-    assert len(list(made(name, WIDE, WIDE).parameters())) == 2  # equal channels are adapted too
-    assert not any(p.requires_grad for p in made(name, adapters="frozen").parameters())
-    for p in made(name, adapters="orthogonal").parameters():
-        assert not p.requires_grad
-        columns = p.flatten(1).float()
-        torch.testing.assert_close(columns.T @ columns, torch.eye(p.shape[1]), atol=1e-6, rtol=0)
-    assert not list(made(name, WIDE, WIDE, adapters="none").parameters())
-    with pytest.raises(ContractError, match="adapters 'none': got 4 student and 8 teacher"):
-        made(name, adapters="none")
-
-
-# --- regression -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["feature-mse", "fitnets"])
 def test_regression_is_the_mean_square_per_stage(name):
     method, (student, teacher) = made(name), pair()
     expected = np.mean([np.square(d).mean() for d in differences(method, student, teacher)])
     assert method(student, teacher).item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_feature_mse_is_dcd_with_all_bands_and_one_level():
-    dcd = made("dcd", levels=1, bands=BANDS)(*pair())
-    assert made("feature-mse")(*pair()).item() == pytest.approx(dcd.item(), rel=1e-9)
 
 
 def test_fitnets_may_standardise_the_teacher_over_batch_and_voxels():
@@ -108,17 +66,6 @@ def test_fitnets_may_standardise_the_teacher_over_batch_and_voxels():
     for same in (teacher, moved):
         assert method(student, same).item() == pytest.approx(np.mean(expected), rel=1e-4)
     assert method(student, staged(*map(torch.ones_like, teacher.stages))).isfinite()
-
-
-# --- attention ------------------------------------------------------------------------------------
-
-
-def test_attention_closed_form():
-    # All of the student's attention is on one voxel of eight, the teacher's on all alike.
-    student = torch.zeros(1, 3, 2, 2, 2)
-    student[0, 1, 0, 0, 0] = -5
-    value = build("at", (3,), (2,))(staged(student), staged(torch.ones(1, 2, 2, 2, 2)))
-    assert value.item() == pytest.approx(2 - 2 / math.sqrt(8))
 
 
 def test_attention_equals_numpy_and_is_a_mean_over_samples():
@@ -141,9 +88,6 @@ def test_attention_survives_an_empty_map():
     assert student.grad.isfinite().all()
 
 
-# --- channel-wise ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_cwd_of_features_equals_scipy_and_divides_by_the_teachers_channels(temperature):
     method, (student, teacher) = made("cwd-features", temperature=temperature), pair()
@@ -152,9 +96,6 @@ def test_cwd_of_features_equals_scipy_and_divides_by_the_teachers_channels(tempe
         p, q = (softmax(f.reshape(*f.shape[:2], -1) / temperature, axis=2) for f in (a, t.numpy()))
         expected.append(temperature**2 * rel_entr(q, p).sum() / (2 * t.shape[1]))
     assert method(student, teacher).item() == pytest.approx(np.mean(expected), rel=1e-10)
-
-
-# --- controls: filters without a wavelet ----------------------------------------------------------
 
 
 def without_blur(x, sigma):
@@ -192,15 +133,6 @@ def test_high_pass_of_odd_and_tiny_grids_by_default(name, size):
     x = noise(1, 2, *size, dtype=torch.float64)
     expected = np.square(oracle(x.numpy(), default)).mean()
     assert of_one(name, x) == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_default_blur_halves_the_power_where_a_first_level_divides():
-    wave = torch.cos(torch.arange(64, dtype=torch.float64) * math.pi / 2)
-    kept = of_one("gaussian-highpass", wave.expand(1, 1, 8, 8, 64)) / wave.square().mean().item()
-    assert kept == pytest.approx(0.5, abs=0.02)
-
-
-# --- controls: other bands ------------------------------------------------------------------------
 
 
 def test_coarse_band_finest_band_and_published_bands_add_up_to_the_mse():

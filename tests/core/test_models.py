@@ -1,8 +1,5 @@
 """Models: one interface around every U-Net; all weights of a file come back, or it is refused."""
 
-from __future__ import annotations
-
-import copy
 import json
 
 import pytest
@@ -28,9 +25,6 @@ def equal(one, two):
     return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-# --- networks -------------------------------------------------------------------------------------
-
-
 def test_teacher_and_student_have_the_published_sizes():
     with torch.device("meta"):
         assert parameters(resenc(3, 2, channels=(32, 64, 128, 256))) == 25_892_162
@@ -40,18 +34,12 @@ def test_teacher_and_student_have_the_published_sizes():
 
 
 @EACH
-def test_an_output_has_the_documented_shapes(make):
-    logits, stages, deep = make().eval()(patch())
-    assert logits.shape == (1, 3, 16, 16, 16)
-    grids = [(4, 16, 16, 16), (6, 8, 8, 8), (8, 4, 4, 4)]
-    assert [tuple(stage.shape[1:]) for stage in stages] == grids
-    assert deep == ()
-
-
-@EACH
 def test_encode_gives_the_stages_of_forward_which_take_gradients_and_leave_no_hook(make):
     model = make()
     out = model(patch())
+    assert out.logits.shape == (1, 3, 16, 16, 16)
+    grids = [(4, 16, 16, 16), (6, 8, 8, 8), (8, 4, 4, 4)]
+    assert [tuple(stage.shape[1:]) for stage in out.stages] == grids
     assert equal(out.stages, model.encode(patch()))
     gradients = torch.autograd.grad(out.logits.square().mean(), out.stages)
     assert all(g.abs().max() > 0 for g in gradients)
@@ -82,18 +70,6 @@ def test_deep_supervision_returns_heads_in_training_only():
     assert [z.shape[2] for z in four(patch(channels=1)).deep] == [8, 4]
 
 
-@EACH
-def test_a_deep_copy_shares_nothing(make):
-    model = make()
-    twin = copy.deepcopy(model)
-    assert torch.equal(model(patch()).logits, twin(patch()).logits)
-    assert not {p.data_ptr() for p in model.parameters()} & {
-        p.data_ptr() for p in twin.parameters()
-    }
-    # DynUNet registers its blocks under two names: the copy must have kept them one.
-    assert len(list(twin.parameters())) == len(list(model.parameters()))
-
-
 @pytest.mark.slow
 def test_a_transformer_encoder_is_distilled_through_the_same_interface(tmp_path):
     """Question of the reviewers: other multi-resolution encoders than convolutional ones."""
@@ -116,9 +92,6 @@ def test_a_transformer_encoder_is_distilled_through_the_same_interface(tmp_path)
     assert {name.split(".")[1] for name in reached} == {"patch_embed", "layers1", "layers2"}
     again = load(save(student.eval(), tmp_path / "swin.safetensors"))
     assert equal(again.encode(image), alone)
-
-
-# --- any network ----------------------------------------------------------------------------------
 
 
 def test_a_stage_is_kept_though_an_activation_in_place_follows():
@@ -174,16 +147,9 @@ def test_a_stage_that_does_not_run_is_refused():
         Segmenter(network, ["stem", "idle"], [2, 2]).encode(patch(channels=1))
 
 
-# --- names, widths --------------------------------------------------------------------------------
-
-
 def test_build_is_the_function_of_that_name():
-    torch.manual_seed(0)
-    one = build("resenc", 2, 3, channels=[4, 6], blocks=[1, 1])
-    torch.manual_seed(0)
-    two = resenc(2, 3, channels=(4, 6), blocks=(1, 1))
-    assert one.spec == two.spec
-    assert equal(list(one.parameters()), list(two.parameters()))
+    model = build("resenc", 2, 3, channels=[4, 6], blocks=[1, 1])
+    assert model.spec == resenc(2, 3, channels=(4, 6), blocks=(1, 1)).spec
     with pytest.raises(ContractError, match=r"architecture: got 'unet'.*dynunet.*resenc"):
         build("unet", 1, 2)
 
@@ -214,9 +180,6 @@ def test_unfit_arguments_are_refused(call, message):
         call()
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 @EACH
 def test_saved_weights_come_back_bit_by_bit_and_equal_models_make_equal_files(make, tmp_path):
     model = make().eval()
@@ -233,11 +196,9 @@ def test_saved_weights_come_back_bit_by_bit_and_equal_models_make_equal_files(ma
     assert other.read_bytes() == path.read_bytes()
 
 
-def test_saving_replaces_a_file_and_a_failure_keeps_it(tmp_path, monkeypatch):
+def test_a_file_stays_whole_where_saving_over_it_fails(tmp_path, monkeypatch):
     path = save(BUILDERS["resenc"](), tmp_path / "model.safetensors")
-    first = path.read_bytes()
-    before = save(BUILDERS["resenc"](), path).read_bytes()
-    assert before != first
+    before = path.read_bytes()
 
     def fail(weights, target, **_):
         target.write_bytes(b"half")

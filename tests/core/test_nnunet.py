@@ -1,24 +1,19 @@
 """Networks that nnU-Net trained come back whole or not at all, and no file runs anything."""
 
-from __future__ import annotations
-
 import os
 
 import pytest
 import torch
-from nnunet import BLOCKS, CHANNELS, network_of, options_of, plans_of, write
+from nnunet import BLOCKS, CHANNELS, network_of, plans_of, write
+from outputs import noise
 
-from dcd_core.dcd import DCD
 from dcd_core.infer import predict
-from dcd_core.models import from_nnunet, load, planned, save
+from dcd_core.models import from_nnunet, load, save
 from dcd_core.types import ContractError
 
 PLAIN = "PlainConvUNet"
+IMAGE = noise(1, 2, 16, 16, 16, seed=1)
 REGIONS = {"background": 0, "whole": [1, 2], "core": [1]}
-
-
-def image():
-    return torch.randn(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def changed(**changes):
@@ -45,34 +40,23 @@ def test_a_trained_network_says_what_it_said_in_nnunet(kind, configuration, tmp_
     prefixed = {f"module.{key}": value for key, value in network.state_dict().items()}
     weights = {"network_weights": prefixed} if configuration == "3d_large" else {}
     model = from_nnunet(write(tmp_path / "run", network, configuration=configuration, **weights))
-    skips = network.eval().encoder(image())
-    output = model(image())
+    skips = network.eval().encoder(IMAGE)
+    output = model(IMAGE)
     assert not model.training
-    for one, expected in zip((output.logits, *output.deep), network(image()), strict=True):
+    for one, expected in zip((output.logits, *output.deep), network(IMAGE), strict=True):
         assert torch.equal(one, expected)
     assert model.channels == tuple(CHANNELS)
     assert all(torch.equal(a, b) for a, b in zip(output.stages, skips, strict=True))
-
-
-def test_it_teaches_and_is_saved_like_any_other(tmp_path):
-    kind = "ResidualEncoderUNet"
-    teacher = from_nnunet(write(tmp_path / "run", network_of(kind)))
-    student = planned(2, 3, channels=(2, 3, 4), network=kind, options=options_of(kind))
-    loss = DCD(student.channels, teacher.channels, wavelet="haar")
-    loss(student(image()), teacher(image())).backward()
-    assert all(p.grad is not None for p in student.network.encoder.stem.parameters())
-    again = load(save(teacher, tmp_path / "teacher.safetensors"))
-    assert torch.equal(again(image()).logits, teacher(image()).logits)
 
 
 def test_regions_are_no_classes(tmp_path):
     """nnU-Net gives each a sigmoid; read as classes, they would be wrong without an error."""
     model = from_nnunet(write(tmp_path / "run", network_of(PLAIN, classes=2), labels=REGIONS))
     assert model.regions
-    assert model(image()).logits.shape[1] == 2
+    assert model(IMAGE).logits.shape[1] == 2
     again = load(save(model, tmp_path / "model.safetensors"))
     with pytest.raises(ContractError, match="overlapping regions, a sigmoid each"):
-        predict(again, image()[0].numpy(), patch=(16, 16, 16))
+        predict(again, IMAGE[0].numpy(), patch=(16, 16, 16))
     assert not from_nnunet(write(tmp_path / "other", network_of(PLAIN))).regions
 
 

@@ -1,9 +1,5 @@
 """Wavelet: equal to PyWavelets for every family, boundary mode and size, and differentiable."""
 
-from __future__ import annotations
-
-from functools import partial
-
 import numpy as np
 import pytest
 import pywt
@@ -11,12 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import DISCRETE, EIGHT, pywt_bands, pywt_volume, relative
-from outputs import noise as any_noise
+from outputs import drawn as noise
 
 from dcd_core.types import ContractError
 from dcd_core.wavelet import BANDS, Pyramid, dwt3, idwt3, max_level, wavedec3, waverec3
 
-noise = partial(any_noise, dtype=torch.float64)
 ORTHOGONAL = ["haar", "db2", "db4", "sym5", "coif1"]
 SIZES = [(8, 8, 8), (9, 7, 5), (6, 11, 16), (2, 3, 2)]
 # These two continue a slope beyond the border. Where the filter is longer than the volume, large
@@ -30,9 +25,6 @@ def largest_summand(x, name, mode):
         one = np.abs(np.concatenate(pywt.dwt(np.eye(x.shape[axis]), name, mode, axis=0)))
         x = np.moveaxis(np.tensordot(one, np.abs(x), (1, axis)), 0, axis)
     return x.max()
-
-
-# --- against PyWavelets ---------------------------------------------------------------------------
 
 
 def test_bands_are_numbered_4d_2h_w():
@@ -114,20 +106,6 @@ def test_max_level_equals_pywt(name):
     assert max_level((8, 64, 64), ("haar", name, name)) <= 3
 
 
-# --- properties -----------------------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    size=st.tuples(*[st.integers(2, 9)] * 3),
-    name=st.sampled_from(EIGHT),
-    mode=st.sampled_from(pywt.Modes.modes),
-)
-def test_reconstruction_is_perfect(size, name, mode):
-    x = noise(1, 1, *size)
-    assert relative(idwt3(dwt3(x, name, mode), name, mode, size=size), x) < 1e-10
-
-
 @pytest.mark.parametrize("name", ORTHOGONAL)
 def test_an_orthonormal_transform_keeps_energy_and_its_inverse_is_its_adjoint(name):
     x = noise(1, 2, 8, 6, 10).requires_grad_()
@@ -151,27 +129,6 @@ def test_gradients(mode):
     )
 
 
-# --- layouts, precisions and modes of torch -------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),
-        lambda x: x.to(memory_format=torch.channels_last_3d),
-        lambda x: x[:1].expand(2, -1, -1, -1, -1),
-    ],
-    ids=["transposed", "channels_last_3d", "expanded"],
-)
-def test_memory_layout_does_not_matter(layout):
-    x = layout(noise(2, 3, 6, 7, 8))
-    assert not x.is_contiguous()
-    bands = dwt3(x, "db2")
-    assert relative(bands, dwt3(x.contiguous(), "db2")) < 1e-14
-    turned = bands.transpose(3, 5).contiguous().transpose(3, 5)
-    assert relative(idwt3(turned, "db2", size=(6, 7, 8)), x) < 1e-12
-
-
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_and_autocast_are_computed_in_float32(half):
     x = noise(1, 2, 16, 16, 16, dtype=torch.float32)
@@ -189,36 +146,6 @@ def test_half_precision_and_autocast_are_computed_in_float32(half):
     assert torch.equal(idwt3(expected.to(half)), idwt3(expected.to(half).float()))
 
 
-def test_training_works_after_first_use_under_inference_mode():
-    # Sizes that no other test uses: whatever is kept between calls is made here.
-    x = noise(1, 1, 46, 42, 50)
-    with torch.inference_mode():
-        idwt3(dwt3(x, "sym6"), "sym6")
-    x.requires_grad_()
-    bands = dwt3(x, "sym6")
-    bands.square().sum().backward(retain_graph=True)
-    assert relative(x.grad, 2 * x.detach()) < 1e-10
-    (through,) = torch.autograd.grad(idwt3(bands, "sym6").sum(), x)
-    assert relative(through, np.ones(x.shape)) < 1e-10
-
-
-# --- refusals -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["db99", "gaus1", "", "morl"])
-def test_unknown_or_continuous_wavelet_is_refused(name):
-    with pytest.raises(ContractError, match="a discrete wavelet of PyWavelets"):
-        dwt3(noise(1, 1, 4, 4, 4), name)
-
-
-def test_unknown_mode_is_refused():
-    x = noise(1, 1, 4, 4, 4)
-    with pytest.raises(ContractError, match="mode: got 'mirror'"):
-        dwt3(x, "haar", "mirror")
-    with pytest.raises(ContractError, match="mode: got 'mirror'"):
-        idwt3(dwt3(x, "haar"), "haar", "mirror")
-
-
 def test_an_axis_of_one_voxel_cannot_be_reflected():
     x = noise(1, 1, 1, 4, 4)
     for mode in pywt.Modes.modes:
@@ -229,16 +156,27 @@ def test_an_axis_of_one_voxel_cannot_be_reflected():
             assert relative(dwt3(x, "haar", mode), pywt_bands(x, "haar", mode)) < 1e-12
 
 
-@pytest.mark.parametrize("levels", [0, -1])
-def test_levels_below_one_are_refused(levels):
-    with pytest.raises(ContractError, match=f"levels: got {levels}"):
-        wavedec3(noise(1, 1, 4, 4, 4), levels=levels)
+X = noise(1, 1, 7, 8, 8)
+HAAR = dwt3(X, "haar")
 
 
-def test_size_beyond_the_reconstruction_is_refused():
-    bands = dwt3(noise(1, 1, 7, 8, 8), "haar")
-    assert idwt3(bands, "haar").shape == (1, 1, 8, 8, 8)
-    with pytest.raises(ContractError, match=r"at most \(8, 8, 8\)"):
-        idwt3(bands, "haar", size=(9, 8, 8))
-    with pytest.raises(ContractError, match="size of the inverse"):
-        waverec3(Pyramid(bands[:, :, 0], (bands[:, :, 1:],)), "haar", size=(8, 8, 10))
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *(
+            (lambda name=name: dwt3(X, name), "a discrete wavelet of PyWavelets")
+            for name in ("db99", "gaus1", "", "morl")
+        ),
+        (lambda: dwt3(X, "haar", "mirror"), "mode: got 'mirror'"),
+        (lambda: idwt3(HAAR, "haar", "mirror"), "mode: got 'mirror'"),
+        (lambda: wavedec3(X, levels=0), "levels: got 0"),
+        (lambda: idwt3(HAAR, "haar", size=(9, 8, 8)), r"at most \(8, 8, 8\)"),
+        (
+            lambda: waverec3(Pyramid(HAAR[:, :, 0], (HAAR[:, :, 1:],)), "haar", size=(8, 8, 10)),
+            "size of the inverse",
+        ),
+    ],
+)
+def test_options_out_of_range_are_refused(call, message):
+    with pytest.raises(ContractError, match=message):
+        call()

@@ -1,12 +1,8 @@
 """Audit: a sound data set has no findings; broken one way, it has that one, by its name."""
 
-from __future__ import annotations
-
-import gzip
 import hashlib
 import importlib
-import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -22,7 +18,6 @@ from dcd_core.types import BRATS, ISLES, Case, ContractError
 from dcd_lab import data
 from dcd_lab.audit import inspection
 from dcd_lab.cli import main
-from dcd_lab.data import volumes
 
 # The function of the same name hides the module.
 audit_module = importlib.import_module("dcd_lab.audit")
@@ -84,9 +79,6 @@ def named(result):
     return set(result.findings[["case", "check", "severity"]].itertuples(index=False, name=None))
 
 
-# --- sound ----------------------------------------------------------------------------------------
-
-
 @TASK
 def test_a_sound_data_set_has_no_findings(task, tmp_path):
     saved = written(task, tmp_path)
@@ -113,25 +105,6 @@ def test_a_sound_data_set_has_no_findings(task, tmp_path):
     if task == ISLES:
         assert (rows.flair_overlap == 1).all()
         assert rows.adc_median.between(0.7, 1.0).all()
-
-
-def test_both_data_sets_are_audited_or_one_is_named(tmp_path):
-    written(BRATS, tmp_path / "validation_data", labelled=False)
-    diagonal, empty = written(ISLES, tmp_path / "i")
-    save(empty.label, np.zeros(SIZE, np.uint8))
-    label = np.zeros(SIZE, np.uint8)
-    label[10, 10, 10] = label[11, 11, 11] = label[14, 14, 14] = 1  # two touch at a corner
-    save(diagonal.label, label)
-    both = data.audit(tmp_path)
-    expected = {(id, "no label", "info") for id in IDS[BRATS.name]}
-    assert named(both) == expected | {(empty.id, "empty mask", "info")}
-    assert "2 scans of brats2024 and 2 scans of isles2022: sound" in both.verdict()
-    assert both.manifest.lesion_components.dropna().tolist() == [2, 0]
-    assert set(data.audit(tmp_path, task="isles2022").manifest.task) == {"isles2022"}
-    assert set(data.audit(tmp_path, edition=2025).manifest.edition) == {2022, 2025}
-
-
-# --- broken one way at a time ---------------------------------------------------------------------
 
 
 def wrong_checksum(path):
@@ -162,23 +135,19 @@ def beyond_the_skull(array):
     return array
 
 
-ERRORS = [
-    ("damaged file", cut_short, "EOFError"),
-    ("damaged file", wrong_checksum, "CRC"),
-    ("damaged file", lambda path: path.write_text("not an image"), "BadGzipFile"),
-    ("missing file", Path.unlink, "no such file"),
-    ("shape differs", changed(lambda array: array[:-1]), "shape (23, 28, 22)"),
-    ("affine differs", moved_by(3), "an affine 3 mm off"),
-    ("unusable affine", spoil.flat_affine, "cannot be inverted"),
-    ("number of axes", changed(lambda a: np.stack([a, a], -1)), "22, 2)"),
-    ("complex voxels", changed(lambda a: a * np.complex64(1)), "complex64"),
-    ("unit of length", spoil.in_unit("micron"), "lengths in micron"),
-    ("NaN or infinite values", with_value(np.nan), "1 NaN or infinite"),
-]
 ONE = [
-    (t, p, check, "error", *e) for check, *e in ERRORS for t, p in ((BRATS, "t2f"), (ISLES, "msk"))
-]
-ONE = [row for row in ONE if row[1:3] != ("msk", "missing file")] + [
+    (BRATS, "t2f", "damaged file", "error", cut_short, "EOFError"),
+    (ISLES, "msk", "damaged file", "error", wrong_checksum, "CRC"),
+    (BRATS, "seg", "damaged file", "error", lambda path: path.write_text("no image"), "BadGzip"),
+    (BRATS, "t2f", "missing file", "error", Path.unlink, "no such file"),
+    (ISLES, "msk", "shape differs", "error", changed(lambda a: a[:-1]), "shape (23, 28, 22)"),
+    (BRATS, "t2f", "affine differs", "error", moved_by(3), "an affine 3 mm off"),
+    (ISLES, "msk", "unusable affine", "error", spoil.flat_affine, "cannot be inverted"),
+    (BRATS, "t2f", "number of axes", "error", changed(lambda a: np.stack([a, a], -1)), "22, 2)"),
+    (ISLES, "msk", "complex voxels", "error", changed(lambda a: a * np.complex64(1)), "complex64"),
+    (BRATS, "t2f", "unit of length", "error", spoil.in_unit("micron"), "lengths in micron"),
+    (BRATS, "t2f", "NaN or infinite values", "error", with_value(np.nan), "1 NaN or infinite"),
+    (ISLES, "msk", "NaN or infinite values", "error", with_value(np.nan), "1 NaN or infinite"),
     (ISLES, "flair", "missing file", "error", Path.unlink, "no such file"),
     (BRATS, "seg", "unknown label value", "error", with_value(7, count=3), "3 voxels of 7"),
     (ISLES, "msk", "unknown label value", "error", with_value(2), "1 voxels of 2"),
@@ -217,7 +186,7 @@ def test_one_fault_gives_one_finding(task, part, check, severity, act, words, tm
         data.read(scan)
     else:
         assert "not usable as it is (1 error, 0 warnings, 0 notes)" in result.verdict()
-        with pytest.raises(ContractError):
+        with pytest.raises(ContractError, match=path.name):
             data.read(scan)
 
 
@@ -321,9 +290,6 @@ def test_what_the_names_alone_tell_is_listed(tmp_path, monkeypatch):
     assert len(result.manifest) == 3
 
 
-# --- never stopped --------------------------------------------------------------------------------
-
-
 @TASK
 def test_all_faults_of_all_scans_are_listed_by_any_number_of_processes(task, tmp_path):
     first, second = written(task, tmp_path)
@@ -348,101 +314,78 @@ def test_all_faults_of_all_scans_are_listed_by_any_number_of_processes(task, tmp
         pd.testing.assert_frame_equal(result.manifest, together.manifest)
 
 
-@pytest.mark.parametrize(("module", "name"), [(audit_module, "survey"), (volumes, "open_image")])
-@pytest.mark.parametrize("part", ["t1c", "seg"])
-def test_a_file_that_vanishes_on_the_way_is_missing(module, name, part, tmp_path, monkeypatch):
-    scan, _ = written(BRATS, tmp_path)
-    path, original = file_of(scan, part), getattr(module, name)
-
-    def and_gone(argument):
-        result = original(argument) if name == "survey" else None
-        if argument in (path, tmp_path):
-            path.unlink()
-        return result or original(argument)
-
-    monkeypatch.setattr(module, name, and_gone)
-    result = data.audit(tmp_path)
-    assert named(result) == {(scan.id, "missing file", "error")}
+def test_both_data_sets_are_audited_or_one_is_named(tmp_path):
+    written(BRATS, tmp_path / "validation_data", labelled=False)
+    diagonal, empty = written(ISLES, tmp_path / "i")
+    save(empty.label, np.zeros(SIZE, np.uint8))
+    label = np.zeros(SIZE, np.uint8)
+    label[10, 10, 10] = label[11, 11, 11] = label[14, 14, 14] = 1  # two touch at a corner
+    save(diagonal.label, label)
+    both = data.audit(tmp_path)
+    expected = {(id, "no label", "info") for id in IDS[BRATS.name]}
+    assert named(both) == expected | {(empty.id, "empty mask", "info")}
+    assert "2 scans of brats2024 and 2 scans of isles2022: sound" in both.verdict()
+    assert both.manifest.lesion_components.dropna().tolist() == [2, 0]
+    assert set(data.audit(tmp_path, task="isles2022").manifest.task) == {"isles2022"}
+    assert set(data.audit(tmp_path, edition=2025).manifest.edition) == {2022, 2025}
 
 
 def test_an_unforeseen_error_ends_one_scan_only(tmp_path, monkeypatch):
     first, second = written(ISLES, tmp_path)
-
-    def stumble(*arguments):
-        raise ZeroDivisionError("nobody thought of it")
-
-    monkeypatch.setattr(inspection, "contrast", stumble)
+    monkeypatch.setattr(inspection, "contrast", lambda *_: 1 / 0)
     result = data.audit(tmp_path)
     assert named(result) == {(scan.id, "not examined", "error") for scan in (first, second)}
-    assert "ZeroDivisionError: nobody" in result.findings.got[0]
+    assert "ZeroDivisionError" in result.findings.got[0]
     assert (result.manifest.lesion_ml > 0).all()
 
 
-# --- kept -----------------------------------------------------------------------------------------
-
-
-def times(out):
-    """When each scan was last examined."""
-    return {path.stem[10:]: path.stat().st_mtime_ns for path in (out / "scans").iterdir()}
-
-
 def test_an_audit_examines_again_only_what_had_errors_or_has_changed(tmp_path, monkeypatch):
-    root, out = tmp_path / "data", tmp_path / "out"
+    root, out, examined = tmp_path / "data", tmp_path / "out", []
     first, second = written(ISLES, root)
     with_forms(1, 0)(first.channels[0])
-    monkeypatch.setenv("DCD_PROGRESS", str(tmp_path / "progress"))
-
-    def examined(**options):
-        before = times(out)
-        result = data.audit(root, out=out, **options)
-        return result, {id for id, time in times(out).items() if time != before.get(id)}
-
     inspect = audit_module.inspect
 
-    def interrupted(scan, base):
-        if scan.id == second.id:
+    def noted(scan, base):
+        examined.append(scan.id)
+        if examined == [first.id, second.id]:  # in the first audit
             raise KeyboardInterrupt
         return inspect(scan, base)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(audit_module, "inspect", interrupted)
-        data.audit(root, out=out)
+    def audited():
+        before = len(examined)
+        result = data.audit(root, out=out)
+        return result, examined[before:]
+
+    monkeypatch.setattr(audit_module, "inspect", noted)
+    with pytest.raises(KeyboardInterrupt):
+        audited()
     assert not (out / "findings.csv").exists()
-    assert list(times(out)) == [first.id]
-    one, ids = examined()
-    assert ids == {second.id}
+    one, ids = audited()
+    assert ids == [second.id]
     kept = {name: pd.read_csv(out / f"{name}.csv") for name in ("findings", "manifest")}
     pd.testing.assert_frame_equal(kept["findings"], one.findings)
     assert list(kept["manifest"].id) == [first.id, second.id]
     assert not list(out.rglob(".*"))
-    state = json.loads((tmp_path / "progress").read_text())
-    assert (state["label"], state["done"], state["total"]) == ("audit", 2, 2)
-    two, ids = examined()
-    assert ids == set()
+    two, ids = audited()
+    assert ids == []
     pd.testing.assert_frame_equal(two.findings, one.findings)
     pd.testing.assert_frame_equal(two.manifest, one.manifest)
     with_value(0)(second.label)
-    three, ids = examined()
+    three, ids = audited()
     assert three.manifest.lesion_ml[1] < one.manifest.lesion_ml[1]
-    assert ids == {second.id}
+    assert ids == [second.id]
     (out / "scans" / f"isles2022-{first.id}.json").write_text("{")
-    assert examined()[1] == {first.id}
+    assert audited()[1] == [first.id]
     monkeypatch.setattr(audit_module, "VERSION", audit_module.VERSION + 1)
-    assert examined()[1] == {first.id, second.id}
+    assert audited()[1] == [first.id, second.id]
     cut_short(first.channels[0])
     for _ in range(2):  # an error may have come from the disk or the network
-        assert examined()[1] == {first.id}
+        assert audited()[1] == [first.id]
 
 
-# --- command line ---------------------------------------------------------------------------------
-
-
-def test_exit_codes(tmp_path, capsys):
+def test_the_exit_code_tells_sound_from_unsound(tmp_path, capsys):
     root, out = tmp_path / "data", tmp_path / "out"
     scan, _ = written(BRATS, root)
-    assert main(["audit", str(root)]) == 0
-    sound = "2 scans of brats2024: sound (0 errors, 0 warnings, 0 notes)\n"
-    assert capsys.readouterr().out == sound
     reoriented("RAS")(scan.label)
     assert main(["audit", str(root), "--task", "brats2024", "--edition", "2024"]) == 0
     shown = capsys.readouterr().out.splitlines()
@@ -498,16 +441,11 @@ def test_an_absent_package_an_interruption_and_a_defect_are_told(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_module_is_a_command(tmp_path, project):
+def test_the_module_is_a_command(tmp_path, monkeypatch):
     written(ISLES, tmp_path)
-    command = [sys.executable, "-m", "dcd_lab", "audit", str(tmp_path)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("2 scans of isles2022: sound")
-
-
-# --- real cases -----------------------------------------------------------------------------------
+    monkeypatch.setattr(sys, "argv", ["dcd_lab", "audit", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("dcd_lab", run_name="__main__")
 
 
 @pytest.mark.real
@@ -528,32 +466,3 @@ def test_isles_0009_passes_and_is_implausible_with_swapped_channels(real_cases, 
             findings = data.audit(tmp_path).findings
             (got,) = findings.got[findings.check == "implausible contrast"]
             assert "dwi and adc may be swapped" in got
-
-
-@pytest.mark.real
-def test_a_real_brain_passes_as_a_brats_scan(real_cases, tmp_path, monkeypatch):
-    """Patient 19 of open_ms is on the grid of BraTS 2024; its lesions are no tumour."""
-    monkeypatch.undo()  # the true size of the grid
-    source, id = real_cases / "open_ms_mni" / "patient19", "BraTS-GLI-00019-100"
-
-    def linked(folder, order):
-        (tmp_path / folder / id).mkdir(parents=True)
-        names = ("T1", "T1POST", "T2", "FLAIR", "lesions")
-        for part, name in zip(order, names, strict=True):
-            path = tmp_path / folder / id / f"{id}-{part}.nii.gz"
-            path.symlink_to(source / f"{name}.nii.gz")
-        return data.audit(tmp_path / folder)
-
-    sound = linked("as it is", ("t1n", "t1c", "t2w", "t2f", "seg"))
-    assert named(sound) == set()
-    (row,) = sound.manifest.to_dict("records")
-    assert (row["shape"], row["spacing_mm"], row["orientation"]) == ("182x218x182", "1x1x1", "LAS")
-    with gzip.open(source / "lesions.nii.gz") as file:
-        assert row["NETC_ml"] == pytest.approx(sum(file.read()[352:]) / 1000)
-    swapped = linked("swapped", ("t1n", "t1c", "t2f", "t2w", "seg"))
-    assert named(swapped) == {(id, "implausible contrast", "warning")}
-    assert "t2w and t2f may be swapped" in swapped.findings.got[0]
-    case = data.read(data.brats2024(tmp_path / "as it is")[0])
-    prepared = data.prepare(case)
-    np.testing.assert_allclose(prepared.image[:, prepared.image.any(0)].mean(1), 0, atol=0.02)
-    assert prepared.label.sum() == case.label.sum()

@@ -1,7 +1,5 @@
 """Cohorts: splits that share no patient, work that is continued, names that tell the content."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest
@@ -11,14 +9,8 @@ from dcd_core.types import BRATS, ISLES, ContractError
 from dcd_lab import phantom
 from dcd_lab.data import Cohort, clinical, cohort, isles2022, patient, synthetic, write
 
+pytestmark = pytest.mark.usefixtures("workspace")
 SIZES = {"train": 2, "val": 1, "test": 1}
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DCD_ROOT", str(tmp_path))
-    monkeypatch.delenv("DCD_DATA", raising=False)
-    return tmp_path
 
 
 @pytest.fixture
@@ -41,17 +33,14 @@ def patients(made):
     return [{patient(id) for id in ids} for ids in (made.train, made.val, made.test)]
 
 
-# --- synthetic ------------------------------------------------------------------------------------
-
-
-def test_phantoms_are_written_read_and_prepared(root):
+def test_phantoms_are_written_read_and_prepared(workspace):
     made = cohort("synthetic", "isles2022", **SIZES, spacing_mm=4.0)
     assert isinstance(made, Cohort)
-    assert list((root / "runs").glob("prepared-isles2022-*/*4-*")), "it comes prepared"
+    assert list((workspace / "runs").glob("prepared-isles2022-*/*4-*")), "it comes prepared"
     assert made == synthetic("isles2022", **SIZES, spacing_mm=4.0)
     assert made.train == ("sub-strokecase0001", "sub-strokecase0002")
     assert (made.val, made.test) == (("sub-strokecase0003",), ("sub-strokecase0004",))
-    assert made.folder.parent == root / "runs"
+    assert made.folder.parent == workspace / "runs"
     assert len(isles2022(made.folder)) == 4
     phantoms = phantom.cohort("stroke", 2, seed=0, spacing_mm=4.0)
     for case, whole in zip(made.cases("train"), phantoms, strict=True):
@@ -105,15 +94,12 @@ def test_identity_names_content_not_folder(painted, tmp_path, monkeypatch):
     assert len({made.identity for made in [one, *others]}) == 6
 
 
-# --- clinical -------------------------------------------------------------------------------------
-
-
-def test_clinical_data_are_split_by_patient_into_five_folds(root, monkeypatch):
+def test_clinical_data_are_split_by_patient_into_five_folds(workspace, monkeypatch):
     ids = [f"BraTS-GLI-{number:05}-{scan}" for number in range(20) for scan in (100, 101)]
     cases = [make_case(id=id, seed=n) for n, id in enumerate(ids)]
-    write(cases, root / "data", task=BRATS)
-    write([make_case(id="BraTS-GLI-00099-100", labelled=False)], root / "data", task=BRATS)
-    monkeypatch.setenv("DCD_DATA", str(root / "data"))
+    write(cases, workspace / "data", task=BRATS)
+    write([make_case(id="BraTS-GLI-00099-100", labelled=False)], workspace / "data", task=BRATS)
+    monkeypatch.setenv("DCD_DATA", str(workspace / "data"))
     folds = [clinical("brats2024", fold=fold) for fold in range(5)]
     assert sorted(id for made in folds for id in made.test) == ids  # labelled ones, each once
     for made in folds:
@@ -123,12 +109,12 @@ def test_clinical_data_are_split_by_patient_into_five_folds(root, monkeypatch):
     assert cohort("clinical", "brats2024", **SIZES, spacing_mm=4.0).identity != folds[0].identity
     resampled = clinical("brats2024", spacing_mm=4.0).cases("val")[0]
     assert resampled.spacing_mm == (4.0, 4.0, 4.0)
-    shutil.rmtree(root / "data" / folds[0].val[0])
+    shutil.rmtree(workspace / "data" / folds[0].val[0])
     with pytest.raises(ContractError, match=folds[0].val[0]):
         folds[0].scans("val")
-    (root / "data").rename(root / "moved")
-    monkeypatch.setenv("DCD_DATA", str(root / "moved"))
-    write([cases[ids.index(folds[0].val[0])]], root / "moved", task=BRATS)
+    (workspace / "data").rename(workspace / "moved")
+    monkeypatch.setenv("DCD_DATA", str(workspace / "moved"))
+    write([cases[ids.index(folds[0].val[0])]], workspace / "moved", task=BRATS)
     assert clinical("brats2024").identity == folds[0].identity
 
 
@@ -142,15 +128,15 @@ def test_clinical_data_are_split_by_patient_into_five_folds(root, monkeypatch):
         (clinical, {"task": "isles2022", "fold": 5}, "fold: got 5"),
     ],
 )
-def test_what_makes_no_cohort_is_refused(make, arguments, words, root):
+def test_what_makes_no_cohort_is_refused(make, arguments, words, workspace):
     with pytest.raises(ContractError, match=words):
         make(**arguments)
-    assert not (root / "runs").exists()
+    assert not (workspace / "runs").exists()
 
 
-def test_too_few_labelled_cases_are_refused(root, monkeypatch):
+def test_too_few_labelled_cases_are_refused(workspace, monkeypatch):
     cases = [make_case(ISLES, id=f"case-{n}", labelled=n <= 12) for n in range(1, 14)]
-    write(cases, root / "data", task=ISLES)
-    monkeypatch.setenv("DCD_DATA", str(root / "data"))
+    write(cases, workspace / "data", task=ISLES)
+    monkeypatch.setenv("DCD_DATA", str(workspace / "data"))
     with pytest.raises(ContractError, match="folds"):
         clinical("isles2022")

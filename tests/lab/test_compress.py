@@ -1,7 +1,5 @@
 """Compress: channels that go leave the rest untouched; the penalty is its formula and bites."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json
@@ -9,18 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from jobs import make_cohort, make_job
 from networks import builders, options_of_plans
 from torch import nn
-from training import TINY, make_case
+from training import TINY
 
 from dcd_core import models
 from dcd_core.models import dynunet, parameters, planned
-from dcd_core.train import Distiller, fit
-from dcd_core.types import ISLES, ContractError, Output
+from dcd_core.types import ContractError, Output
 from dcd_lab.compress import ReweightedGroupLasso, channel_groups, prune, squared_norms
 from dcd_lab.compress.channels import channel_axis, cut
-from dcd_lab.data import Cohort, write
-from dcd_lab.experiments import Job, run
+from dcd_lab.experiments import run
 
 pytest.importorskip("torch_pruning", reason="needs the extra [compress]")
 
@@ -104,12 +101,6 @@ def test_a_layer_that_cannot_be_cut_is_named():
     model.network.append(nn.Sigmoid())
     with pytest.raises(ContractError, match="last layer of every head"):
         channel_groups(model, patch(4))
-
-
-def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr("dcd_core.errors.find_spec", lambda name: None)
-    with pytest.raises(ContractError, match=r"no torch_pruning.*dcd-core\[compress\]"):
-        prune(dynunet(2, 3, channels=CHANNELS), patch(), parameters=1000)
 
 
 @EACH
@@ -218,51 +209,24 @@ def test_counts_and_strengths_are_checked():
             ReweightedGroupLasso(two_layers(), patch(4), **{"every": 1, **wrong})
 
 
-class Batches:
-    """Noise, and where it is positive, anew at every step."""
-
-    def __getitem__(self, step):
-        image = patch(8, seed=step)
-        return image, (image[:, :1] > 0).long()
-
-
-@pytest.mark.slow
-def test_the_penalty_trains_without_a_teacher_and_owns_no_weight(tmp_path):
-    sizes = []
-    for peak in (1.0, 100.0):
-        torch.manual_seed(0)
-        student = dynunet(2, 2, channels=(4, 4, 8), residual=False)
-        penalty = ReweightedGroupLasso(student, patch(8), every=2, stages=3, strength=1e-2)
-        recipe, folder = dataclasses.replace(RECIPE, kd_peak=peak), tmp_path / f"{peak}"
-        result = fit(Distiller(student, None, penalty), Batches(), [], recipe, run_dir=folder)
-        assert set(result.method) == {"penalties", "calls"}
-        assert result.method["calls"] == RECIPE.steps
-        assert result.history["distillation"].gt(0).all()
-        sizes.append(sum(p.square().sum() for p in result.student.parameters()))
-    assert sizes[1] < sizes[0]
-
-
 @pytest.mark.slow
 def test_jobs_penalise_prune_and_distil(workspace):
     """The comparison as jobs: teacher, penalty, and the pruned network trained on with DCD."""
-    ids = tuple(f"sub-strokecase000{number}" for number in range(1, 4))
-    for seed, id in enumerate(ids):
-        case = make_case(seed, size=14)
-        case = case._replace(id=id, image=case.image.repeat(3, 0))
-        write([case], workspace / "cases", task=ISLES)
-    cohort = Cohort(ISLES.name, workspace / "cases", ids[:1], ids[1:2], ids[2:], None, "tiny")
+    cohort = make_cohort(workspace / "cases")
     model = {"architecture": "dynunet", "channels": [4, 8, 8], "residual": False}
-    teacher = Job("teacher", cohort, model, RECIPE, teacher_floor=0.0)
+    given = {"model": model, "recipe": RECIPE, "teacher_floor": 0.0}
+    teacher = make_job(cohort, "teacher", **given)
     run(teacher)
     start, options = teacher.folder / "student.safetensors", {"every": 2, "stages": 2}
-    penalised = Job("sparse", cohort, model, RECIPE, "group-lasso", options, start=start)
+    given |= {"method": "group-lasso", "options": options}
+    penalised = make_job(cohort, "sparse", **given, start=start)
     run(penalised)
     assert penalised.result().method["calls"] == RECIPE.steps
     dense = penalised.result().student
     small = prune(dense, torch.zeros(1, 3, 8, 8, 8), parameters=parameters(dense) // 2, divisor=2)
     file = models.save(small, workspace / "small.safetensors")
-    options = {"wavelet": "haar", "levels": 1}
-    tuned = Job("tuned", cohort, {}, RECIPE, "dcd", options, teacher, teacher_floor=0.0, start=file)
+    given |= {"method": "dcd", "options": {"wavelet": "haar", "levels": 1}, "model": {}}
+    tuned = make_job(cohort, "tuned", **given, teacher=teacher, start=file)
     run(tuned)
     assert tuned.result().student.spec == small.spec
     assert tuned.result().history["distillation"].gt(0).all()

@@ -1,7 +1,5 @@
 """Data: files in, cases out, every defect refused by name; folds by patient."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path
@@ -26,9 +24,6 @@ def message(call, *arguments, **options):
         call(*arguments, **options)
     assert "Try:" in str(caught.value)
     return str(caught.value)
-
-
-# --- layouts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -70,9 +65,7 @@ def test_a_label_is_read_alone_as_with_its_images(task, tmp_path):
     for path in scan.channels[1:]:
         path.unlink()
     alone = data.read_label(scan)
-    assert alone.image.shape == (0, *whole.label.shape)
     np.testing.assert_array_equal(alone.label, case.label)
-    np.testing.assert_array_equal(alone.label, whole.label)
     np.testing.assert_array_equal(alone.affine, whole.affine)
     assert (alone.id, alone.spacing_mm) == (whole.id, whole.spacing_mm)
     assert "no label" in message(data.read_label, scan._replace(label=None))
@@ -157,9 +150,6 @@ def test_what_is_there_twice_is_refused(task, tmp_path):
     assert "v3/" in text
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("task", "files"), [(BRATS, 5), (ISLES, 4)])
 @pytest.mark.parametrize("after", [1, 3, 5, 7])
 def test_an_interrupted_write_is_continued(task, files, after, tmp_path, monkeypatch):
@@ -214,24 +204,17 @@ def test_ids_are_translated_by_their_number_or_refused(tmp_path):
     assert "4 channels; expected dwi, adc, flair" in text
 
 
-# --- reading what is wrong ------------------------------------------------------------------------
-
+# What a single file can have wrong is in test_audit.py, which reads what it spoils; this is more.
 DEFECTS = [
     (Path.unlink, "no such file"),
     (lambda path: path.write_text("not an image"), "readable NIfTI"),
     (lambda path: path.write_bytes(b""), "readable NIfTI"),
     (spoil.cut_short, "readable NIfTI"),
-    (spoil.changed(lambda array: array[:-1]), "shape (8, 8, 7)"),
     (spoil.moved_by(0.01), "0.01 mm off"),
-    (spoil.flat_affine, "cannot be inverted"),
-    (spoil.with_value(np.nan), "1 NaN"),
     (spoil.with_value(np.inf), "1 NaN or infinite"),
     (spoil.changed(lambda a: np.where(a == a.max(), 1e300, 0)), "NaN or infinite"),
-    (spoil.changed(lambda a: np.stack([a, a], -1)), "shape (9, 8, 7, 2)"),
     (spoil.changed(lambda array: array[..., 0]), "shape (9, 8)"),
-    (spoil.changed(lambda array: array * np.complex64(1j)), "complex64 voxels"),
     (spoil.in_unit("meter"), "lengths in metre"),
-    (spoil.in_unit("micron"), "lengths in micron"),
 ]
 
 
@@ -239,8 +222,6 @@ DEFECTIVE = [(*file, *defect) for defect in DEFECTS for file in ((BRATS, "t1c"),
 DEFECTIVE += [
     (BRATS, "seg", spoil.with_value(5), "labels 0, 1, 2, 3, 4, 5"),
     (BRATS, "seg", spoil.with_value(-1), "labels -1"),
-    (BRATS, "seg", spoil.with_value(1.4), "the value 1.4"),
-    (ISLES, "msk", spoil.with_value(2), "expected only 0, 1"),
     (ISLES, "msk", spoil.with_value(255), "labels 0, 1, 255"),
 ]
 
@@ -309,20 +290,6 @@ def test_at_a_tilt_of_45_degrees_rounding_turns_nothing(tmp_path):
     np.testing.assert_array_equal(data.read(scan).image, case.image)
 
 
-@pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1)])
-def test_the_affine_is_that_of_nibabel(sform, qform, tmp_path):
-    """The sform where its code is set, else the qform, as nibabel documents."""
-    case = make_case()
-    (scan,) = data.write([case], tmp_path, task=BRATS)
-    wrong = oblique(origin=(0.0, 0.0, 0.0))
-    for path in scan.files:
-        stored = nib.load(path)
-        stored.set_sform(case.affine if sform else wrong, code=sform)
-        stored.set_qform(wrong if sform else case.affine, code=qform)
-        nib.save(stored, path)
-    np.testing.assert_allclose(data.read(scan).affine, case.affine, atol=1e-4)
-
-
 def test_harmless_differences_are_accepted(tmp_path):
     case = make_case()
     case.image[0, 0, 0, 0] = -45  # interpolation leaves negative intensities behind
@@ -386,9 +353,6 @@ def test_everything_may_be_brought_to_the_grid_of_the_flair(tmp_path):
     np.testing.assert_array_equal(moved.label[::2, ::2], case.label[:, :, ::2])
     assert set(np.unique(moved.label)) <= {0, 1}
     assert "grid of isles2022: got 't2w'" in message(data.read, scan, grid="t2w")
-
-
-# --- folds ----------------------------------------------------------------------------------------
 
 
 def test_isles_folds_are_those_of_nnunet():

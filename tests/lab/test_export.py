@@ -1,7 +1,5 @@
 """Export: a label lies on its scan, voxel by voxel and in the header."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Figures from tiny arrays: orientation, scale, words and units, colours, no state left behind."""
 
-from __future__ import annotations
-
 import io
 
 import matplotlib
@@ -91,6 +89,7 @@ LESION[2, 1, 1] = 1
 FIGURES = {
     "slices": lambda: plots.slices(C, ISLES, title="A case"),
     "unlabelled": lambda: plots.slices(C._replace(label=None), ISLES, channels=["adc"]),
+    "elsewhere": lambda: plots.slices(C, ISLES, channels=["dwi"], center=(2, 3, 6)),
     "compare_cases": lambda: plots.compare_cases([C, case("LPS")], ISLES, titles=["one", "two"]),
     "segmentation": lambda: plots.segmentation(C, {"DCD": np.roll(C.label, 1, 1)}, ISLES),
     "zoomed": lambda: plots.segmentation(
@@ -132,9 +131,6 @@ def test_settings_of_the_reader_do_not_change_the_figure():
         assert plots.seeds(SCORES, "dice")._repr_png_() == expected
 
 
-# --- volumes --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("orientation", ["LPS", "PIR"])
 def test_storage_order_does_not_change_the_figure(orientation):
     def drawn(x: Case) -> list[bytes]:
@@ -157,15 +153,6 @@ def test_panels_are_radiological_and_in_millimetres():
     extents = [axes.images[0].get_extent() for axes in (axial, coronal, sagittal)]
     assert extents == [[-12, 12, -10, 10], [-12, 12, -16, 16], [-10, 10, -16, 16]]
     assert {axes.get_aspect() for axes in (axial, coronal, sagittal)} == {1.0}
-
-
-def test_slices_go_where_the_label_is():
-    labelled = plots.slices(C, ISLES, channels=["dwi"])
-    assert all(axes.collections for axes in labelled.axes)
-    elsewhere = plots.slices(C, ISLES, channels=["dwi"], center=(2, 3, 6))
-    assert not any(axes.collections for axes in elsewhere.axes)
-    same = plots.slices(case("LPS"), ISLES, channels=["dwi"], center=(9, 16, 6))
-    assert same._repr_png_() == elsewhere._repr_png_()
 
 
 def test_contours_enclose_the_label_in_millimetres():
@@ -196,9 +183,6 @@ def test_a_page_of_slices_keeps_its_contours_in_the_notebook():
     assert tuple(bytes.fromhex(plots.LABEL_COLORS[0][1:])) in shown
 
 
-# --- features and sub-bands -----------------------------------------------------------------------
-
-
 def test_bands_show_their_share_of_the_energy():
     figure = plots.bands(DETAILS, marked=["aad"])
     titles = [axes.get_title(loc="left").split() for axes in figure.axes[:8]]
@@ -211,72 +195,6 @@ def test_bands_show_their_share_of_the_energy():
     assert low == -high
 
 
-def test_features_show_one_slice_of_every_network_and_stage():
-    panels = np.array(plots.features(PATCH, MAPS, label=LESION).axes).reshape(3, 2)
-    assert [axes.get_ylabel() for axes in panels[:, 0]] == ["image", "teacher", "DCD"]
-    titles = [axes.get_title(loc="left") for axes in panels[0]]
-    assert titles == ["stage 0: 12×8×4", "stage 1: 6×4×2"]
-    for column, at in enumerate((3, 1)):  # slice 3 of 4 holds most of the lesion; 1 of 2
-        shown = panels[1, column].images[0].get_array()
-        np.testing.assert_array_equal(shown, MAPS["teacher"][column][:, :, at].T)
-        scales = [axes.images[0].get_clim() for axes in panels[:, column]]
-        assert scales[0] != scales[1] == scales[2]
-    # 2 x 2 x 2 voxels of the image make one of stage 1.
-    assert panels[0, 1].images[0].get_array()[0, 0] == PATCH[:2, :2, 2:].mean()
-
-
-def test_a_gallery_shows_every_map_on_its_own_scale():
-    figure = plots.gallery(PATCH, {"one": PATCH, "ten": 10 * PATCH}, label=LESION, columns=2)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["image", "one", "ten"]
-    low, high = figure.axes[1].images[0].get_clim()
-    assert figure.axes[2].images[0].get_clim() == pytest.approx((10 * low, 10 * high))
-
-
-def test_subbands_share_one_slice_and_one_scale():
-    one, two = DETAILS.copy(), 10 * DETAILS
-    one[1:, :, :, 2] *= 5
-    one[0, :, :, 1] *= 50  # the coarse band does not choose the slice
-    panels = np.array(plots.subbands({"one": one, "two": two}).axes).reshape(2, 8)
-    assert tuple(axes.get_title(loc="center") for axes in panels[0]) == BANDS
-    np.testing.assert_array_equal(panels[1, 3].images[0].get_array(), two[3, :, :, 2].T)
-    assert len({axes.images[0].get_clim() for axes in panels[:, 1:].ravel()}) == 1
-    assert len({axes.images[0].get_clim() for axes in panels[:, 0]}) == 1
-
-
-# --- curves and comparisons -----------------------------------------------------------------------
-
-
-def test_by_stage_shows_means_and_percentiles():
-    gap = (STAGES.network == "DCD") & (STAGES.stage == 2)
-    stages = STAGES.assign(share=STAGES.share.mask(gap))
-    figure = plots.by_stage(stages, "share", "network", "part", label="share (0–1)")
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b", "c"]
-    assert figure.get_supylabel() == "share (0–1)"
-    assert legend_of(figure) == list(NAMES)
-    means = [line.get_ydata() for line in figure.axes[0].lines if line.get_marker() != "None"]
-    np.testing.assert_allclose(means[0], [0.05, 1.05, 2.05])
-    np.testing.assert_allclose(means[2], [0.05, 1.05])
-    low, high = figure.axes[0].collections[0].get_segments()[1][:, 1]
-    assert (low, high) == pytest.approx((1.01, 1.09))
-
-
-def test_curves_draw_every_seed_and_skip_gaps():
-    figure = plots.curves(TRAINING, "epoch", "dice")
-    (axes,) = figure.axes
-    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 3, 5]] * 6
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "Dice (0–1)")
-    assert legend_of(figure) == list(NAMES)
-
-
-def test_growth_compares_every_loss_with_a_line_through_its_largest_volume():
-    left, right = plots.growth(grown("voxels"), grown("levels")).axes
-    assert (left.get_xlabel(), left.get_ylabel()) == ("voxels", "time (ms)")
-    assert left.get_xscale() == left.get_yscale() == "log"
-    assert [list(line.get_ydata()) for line in right.lines] == [[1, 4, 16], [2, 8, 32]]
-    dotted = [list(line.get_ydata()) for line in left.lines if line.get_linestyle() == ":"]
-    assert dotted == [[4, 8, 16], [8, 16, 32]]
-
-
 def test_forest_shows_intervals_and_what_is_detectable():
     shown = comparisons()
     figure = plots.forest(shown)
@@ -286,41 +204,9 @@ def test_forest_shows_intervals_and_what_is_detectable():
     np.testing.assert_allclose(widths, [2 * c.detectable for c in shown])
     assert [shown[0].low, shown[0].high] in [list(line.get_xdata()) for line in axes.lines]
     assert not any("no evidence" in text for text in legend_of(figure))
-
-
-def test_forest_says_when_one_seed_is_no_evidence():
-    figure = plots.forest(comparisons(1))
-    assert any("no evidence" in text for text in legend_of(figure))
-    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert {line.get_markerfacecolor() for line in dots} == {"white"}
-    assert not figure.axes[0].patches
-
-
-def test_by_volume_is_logarithmic_and_leaves_zero_out():
-    figure = plots.by_volume(SCORES.assign(volume_ml=SCORES.volume_ml.where(SCORES.index > 0, 0)))
-    assert figure.axes[0].get_xscale() == "log"
-    assert len(figure.axes[0].collections[1].get_offsets()) == 14
-    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("volume (ml)", "Dice (0–1)")
-
-
-def test_tradeoff_joins_the_variants_of_a_network_on_a_log_axis():
-    figure = plots.tradeoff(DEPLOYED, "latency_ms", "dice")
-    (axes,) = figure.axes
-    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "latency (ms)")
-    joined = [line.get_xdata().tolist() for line in axes.lines if line.get_linestyle() == "-"]
-    assert joined == [[80.0, 20.0], [10.0]]
-    assert legend_of(figure) == ["teacher", "student", "float32", "int8"]
-
-
-def test_matrix_writes_its_numbers():
-    values = np.array([[0.1, np.nan], [-0.3, 0.4]])
-    figure = plots.matrix(values, ["a", "b"], ["c", "d"], label="Dice (0–1)", diverging=True)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.10", "–", "−0.30", "0.40"]
-    assert figure.axes[0].images[0].get_clim() == (-0.4, 0.4)
-    assert figure.axes[1].get_ylabel() == "Dice (0–1)"
-
-
-# --- words and colours ----------------------------------------------------------------------------
+    of_one_seed = plots.forest(comparisons(1))
+    assert any("no evidence" in text for text in legend_of(of_one_seed))
+    assert not of_one_seed.axes[0].patches
 
 
 def test_columns_become_labels_with_units():
@@ -336,14 +222,6 @@ def test_columns_become_labels_with_units():
         "kd_loss": "KD loss",
     }
     assert {column: plots.axis_label(column) for column in labels} == labels
-
-
-def test_colours_are_told_apart_by_colour_blind_readers():
-    """Okabe and Ito, Color Universal Design, 2008."""
-    okabe_ito = ["000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"]
-    assert sorted(plots.PALETTE) == sorted(f"#{value}" for value in okabe_ito)
-    assert set(plots.LABEL_COLORS) < set(plots.PALETTE)
-    assert plots.colors(["b", "a", "b"]) == {"b": plots.PALETTE[0], "a": plots.PALETTE[1]}
 
 
 BROKEN = {

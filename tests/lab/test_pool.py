@@ -1,7 +1,5 @@
 """Work in several processes: every result arrives, errors stop the rest, none is left behind."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

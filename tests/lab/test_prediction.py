@@ -1,10 +1,9 @@
 """Prediction: labels of a case on its own grid, which is checked in mm."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
+from cases import oblique, world
 from torch import nn
 
 from dcd_core.infer import decide, predict
@@ -20,37 +19,19 @@ def voxelwise(channels=1, classes=3):
     return Segmenter(nn.Conv3d(channels, classes, 1), [""], [classes])
 
 
-def image(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def oblique(spacing_mm, tilt=0.3, origin=(5.0, -20.0, 11.0)):
-    cos, sin = np.cos(tilt), np.sin(tilt)
-    affine = np.eye(4)
-    affine[:3, :3] = np.array([[-cos, sin, 0], [sin, cos, 0], [0, 0, 1.0]]) @ np.diag(spacing_mm)
-    affine[:3, 3] = origin
-    return affine
-
-
 def make_case(task=ISLES, size=(14, 12, 10), spacing_mm=(2.0, 1.0, 3.0), seed=0):
     """A block of noise around 2, off centre, in zeros."""
     full = np.zeros((len(task.channels), *size), np.float32)
-    block = (slice(None), slice(3, 11), slice(4, 10), slice(3, 9))
-    full[block] = 2 + 0.3 * image(*full[block].shape, seed=seed)
+    full[:, 3:11, 4:10, 3:9] = np.random.default_rng(seed).normal(2, 0.3, (len(full), 8, 6, 6))
     label = (full[0] > 2.2).astype(np.uint8)
     return Case("sub-strokecase0001", full, label, spacing_mm, oblique(spacing_mm))
-
-
-def world(affine, size):
-    index = np.indices(size).reshape(3, -1)
-    return (affine[:3, :3] @ index + affine[:3, 3:]).reshape(3, *size)
 
 
 def test_a_crop_is_pasted_back_voxel_by_voxel():
     case = make_case()
     prepared = prepare(case, task=ISLES)
     assert prepared.image.shape[1:] == (12, 10, 9)  # the block and a margin of 2, cut at the edge
-    p = image(2, *prepared.image.shape[1:]) ** 2
+    p = np.random.default_rng(0).random((2, 12, 10, 9))
     p = (p / p.sum(0)).astype(np.float32)
     native = to_native(p, prepared, case)
     assert native.shape == (2, 14, 12, 10)
@@ -94,15 +75,10 @@ def test_a_case_is_labelled_on_its_own_grid(task, spacing_mm):
     assert label.max() < len(task.labels)
     assert label.any()
     assert not label[:1].any()  # beyond the crop
-
-
-def test_the_label_of_a_case_is_that_of_its_prepared_image_moved_back():
-    case, model = make_case(), voxelwise(3, 2)
-    prepared = prepare(case, task=ISLES)
-    expected = decide(predict(model, prepared.image, patch=(8, 8, 8)).numpy(), 0.5)
-    found = predict_case(model, case, ISLES, patch=(8, 8, 8), threshold=0.5)
-    assert np.array_equal(found[1:13, 2:12, 1:10], expected)
-    assert found.sum() == expected.sum() > 0
+    if spacing_mm is None:
+        prepared = prepare(case, task=task).image
+        expected = decide(predict(model, prepared, patch=(8, 8, 8)).numpy(), 0.4)
+        assert np.array_equal(label[1:13, 2:12, 1:10], expected)
 
 
 def test_other_channels_than_the_task_has_are_refused():

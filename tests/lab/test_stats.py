@@ -1,7 +1,5 @@
 """Oracles: textbook formulas, scipy, hand examples, and simulation with known truth."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -46,13 +44,6 @@ def test_the_crossed_interval_covers(sds, k, n):
     assert 0.92 <= np.mean((crossed.low <= 0.02) & (crossed.high >= 0.02)) <= 0.98
 
 
-def test_one_seed_is_no_evidence():
-    """The lesson: nominal 95 % from one training run misses the truth about every other time."""
-    cases_only = stats.interval(draw(4, 400, 1, 32, (0.03, 0.05, 0.03)))
-    assert not cases_only.seed_is_random
-    assert np.mean((cases_only.low <= 0) & (cases_only.high >= 0)) < 0.65
-
-
 def test_one_seed_says_so():
     d = draw(6, 1, 1, 20, (0.05, 0.05, 0.02))[0]
     shown = stats.compare(table_of(d), "dice", "dcd", "none")
@@ -77,25 +68,6 @@ def test_a_hand_example():
     assert float(shown.sd_seed) == pytest.approx(2)
     assert float(shown.sd_case) == pytest.approx(math.sqrt(2))
     assert float(shown.sd_residual) == 0
-
-
-def test_the_limits_are_the_classical_t_tests():
-    rng = np.random.default_rng(7)
-    by_seed, by_case = rng.standard_normal((4, 1)), rng.standard_normal((1, 9))
-    only_seed = stats.interval(np.broadcast_to(by_seed, (4, 9)))
-    only_case = stats.interval(np.broadcast_to(by_case, (4, 9)))
-    for shown, values in ((only_seed, by_seed.ravel()), (only_case, by_case.ravel())):
-        oracle = scipy_stats.ttest_1samp(values, 0)
-        assert float(shown.p) == pytest.approx(oracle.pvalue)
-        assert float(shown.low) == pytest.approx(oracle.confidence_interval(0.95).low)
-        assert float(shown.df) == pytest.approx(oracle.df)
-
-
-def test_detectable_is_what_the_test_detects():
-    sds = (0.03, 0.05, 0.03)
-    effect = stats.detectable(*sds, 3, 32)
-    crossed = stats.interval(draw(9, 3000, 3, 32, sds, mean=effect))
-    assert np.mean(crossed.p < 0.05) == pytest.approx(0.8, abs=0.06)
 
 
 def test_detectable_in_closed_form():
@@ -182,38 +154,27 @@ def test_holm():
 
 TABLE = table_of(np.zeros((2, 4)))
 LONE = TABLE[(TABLE.method == "dcd") == (TABLE.seed == 0)]
-BROKEN = {
-    "unknown method": (TABLE, "dice", "DCD", "none", "'dcd', 'none'"),
-    "itself": (TABLE, "dice", "dcd", "dcd", "another"),
-    "unknown metric": (TABLE, "hd95_mm", "dcd", "none", "hd95_mm"),
-    "two regions": (pd.concat([TABLE, TABLE]), "dice", "dcd", "none", "one region"),
-    "one case": (TABLE[TABLE.case == "case00"], "dice", "dcd", "none", "2 cases"),
-    "no common seed": (LONE, "dice", "dcd", "none", "common seed"),
-}
+REFUSED = [
+    (stats.compare, (TABLE, "dice", "DCD", "none"), "'dcd', 'none'"),
+    (stats.compare, (TABLE, "dice", "dcd", "dcd"), "another"),
+    (stats.compare, (TABLE, "hd95_mm", "dcd", "none"), "hd95_mm"),
+    (stats.compare, (pd.concat([TABLE, TABLE]), "dice", "dcd", "none"), "one region"),
+    (stats.compare, (TABLE[TABLE.case == "case00"], "dice", "dcd", "none"), "2 cases"),
+    (stats.compare, (LONE, "dice", "dcd", "none"), "common seed"),
+    (stats.summarise, (TABLE[["method", "seed"]], "method"), "metric"),
+    (stats.summarise, (TABLE, "centre"), "centre"),
+    (stats.spread, (TABLE, "nsd_1mm"), "nsd_1mm"),
+    (stats.holm, ([1.2],), "between 0 and 1"),
+    (stats.detectable, (-1, 1, 1, 3, 32), "sds >= 0"),
+    (stats.detectable, (math.nan, 1, 1, 3, 32), "sds >= 0"),
+    (stats.interval, (np.full((2, 3), np.nan),), "finite"),
+]
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_errors_of_compare_say_what_exists(name):
-    *arguments, words = BROKEN[name]
+@pytest.mark.parametrize(("function", "arguments", "words"), REFUSED)
+def test_errors_say_what_exists(function, arguments, words):
     with pytest.raises(ContractError, match=words):
-        stats.compare(*arguments)
-
-
-def test_errors_say_what_exists():
-    for function, arguments, words in (
-        (stats.summarise, (TABLE[["method", "seed"]], "method"), "metric"),
-        (stats.summarise, (TABLE, "centre"), "centre"),
-        (stats.spread, (TABLE, "nsd_1mm"), "nsd_1mm"),
-        (stats.holm, ([1.2],), "between 0 and 1"),
-        (stats.detectable, (-1, 1, 1, 3, 32), "sds >= 0"),
-        (stats.detectable, (math.nan, 1, 1, 3, 32), "sds >= 0"),
-        (stats.interval, (np.full((2, 3), np.nan),), "finite"),
-    ):
-        with pytest.raises(ContractError, match=words):
-            function(*arguments)
-
-
-# --- the spread of many methods -------------------------------------------------------------------
+        function(*arguments)
 
 
 def test_the_spread_of_two_methods_is_their_paired_t_test():
@@ -225,12 +186,3 @@ def test_the_spread_of_two_methods_is_their_paired_t_test():
     assert shown.n_methods == 2
     assert (shown.methods / shown.chance) ** 2 == pytest.approx(t**2)
     assert shown.seeds == pytest.approx(runs.mean(axis=1).std())
-
-
-def test_methods_that_differ_equally_at_every_seed_leave_nothing_to_chance():
-    table = table_of(np.full((3, 4), 0.1))
-    shown = stats.spread(table, "dice")
-    assert shown.methods == pytest.approx(0.1 / 2**0.5)
-    assert shown.chance == pytest.approx(0, abs=1e-12)
-    one_seed = stats.spread(table[table.seed == 0], "dice")
-    assert math.isnan(one_seed.seeds)

@@ -1,25 +1,18 @@
 """Store: what is opened equals what `prepare` makes, once, whole, and in little memory."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from cases import make_case
 
 from dcd_core.types import BRATS, ISLES, Case, ContractError
 from dcd_lab.data import brats2024, isles2022, prepare, prepared, read, store, write
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("DCD_ROOT", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 @pytest.fixture
@@ -28,9 +21,9 @@ def scans(tmp_path):
     return write(cases, tmp_path / "data", task=ISLES)
 
 
-def kept(root):
+def kept(workspace):
     """The folders of prepared cases."""
-    return {path.parent for path in (root / "runs").rglob("case.json")}
+    return {path.parent for path in (workspace / "runs").rglob("case.json")}
 
 
 @pytest.mark.parametrize(("spacing_mm", "workers"), [(None, 1), (1.5, 2)])
@@ -62,26 +55,28 @@ def test_what_is_prepared_never_changes_within_a_version(tmp_path):
     assert (case.label * np.arange(case.label.size).reshape(case.label.shape)).sum() == 2583609
 
 
-def test_a_case_is_made_again_only_when_what_it_is_made_of_changes(scans, root, monkeypatch):
+def test_a_case_is_made_again_only_when_what_it_is_made_of_changes(scans, workspace, monkeypatch):
     prepared(scans)
-    before = kept(root)
+    before = kept(workspace)
     prepared(scans)
-    assert kept(root) == before
+    assert kept(workspace) == before
     os.utime(scans[0].channels[1], ns=(1, 1))
     prepared(scans)
-    assert len(kept(root)) == len(before) + 1
+    assert len(kept(workspace)) == len(before) + 1
     prepared(scans, spacing_mm=4.0)
-    assert len(kept(root)) == len(before) + 1 + len(scans)
+    assert len(kept(workspace)) == len(before) + 1 + len(scans)
     monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
     prepared(scans)
-    assert len(kept(root)) == len(before) + 1 + 2 * len(scans)
-    write([make_case()._replace(label=np.full((9, 8, 7), 4, np.uint8))], root / "b", task=BRATS)
+    assert len(kept(workspace)) == len(before) + 1 + 2 * len(scans)
+    write(
+        [make_case()._replace(label=np.full((9, 8, 7), 4, np.uint8))], workspace / "b", task=BRATS
+    )
     for edition, expected in ((2024, 4), (2021, 3), (2024, 4)):
-        [case] = prepared(brats2024(root / "b", edition=edition))
+        [case] = prepared(brats2024(workspace / "b", edition=edition))
         assert np.unique(case.label) == [expected]
 
 
-def test_interrupted_work_leaves_whole_cases_and_is_continued(scans, root, monkeypatch):
+def test_interrupted_work_leaves_whole_cases_and_is_continued(scans, workspace, monkeypatch):
     save, calls = np.save, []
 
     def cut_off(path, array):
@@ -93,9 +88,9 @@ def test_interrupted_work_leaves_whole_cases_and_is_continued(scans, root, monke
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(np, "save", cut_off)
         prepared(scans)
-    [folder] = kept(root)
+    [folder] = kept(workspace)
     assert folder.name.startswith(scans[0].id)
-    assert not list((root / "runs").rglob(".partial-*"))
+    assert not list((workspace / "runs").rglob(".partial-*"))
     made = folder.stat().st_mtime_ns
     assert [case.id for case in prepared(scans)] == [scan.id for scan in scans]
     assert folder.stat().st_mtime_ns == made
@@ -114,7 +109,7 @@ def test_a_case_that_another_process_made_meanwhile_is_kept(scans, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_unsound_scan_is_named_and_the_others_stay(workers, scans, root):
+def test_an_unsound_scan_is_named_and_the_others_stay(workers, scans, workspace):
     scans[1].channels[0].write_bytes(b"not an image")
     with pytest.raises(ContractError, match="sub-strokecase0002_ses-0001_dwi"):
         prepared(scans, workers=workers)
@@ -148,15 +143,3 @@ print(*case.image.shape, 1024 * int(status[status.index("VmHWM:") + 1]))
     *shape, peak = map(int, done.stdout.split())
     assert shape == [4, 144, 178, 140]
     assert peak < 1.5 * 2**30
-
-
-@pytest.mark.slow
-def test_a_quick_benchmark_of_the_preparation_writes_its_table(root, project):
-    script = project / "benchmarks" / "preparation.py"
-    command = [sys.executable, "-W", "error", str(script), "--quick"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    table = pd.read_csv(root / "results" / "smoke" / "preparation-times.csv").set_index("step")
-    assert list(table.index) == ["nibabel", "read", "prepare", "resampled", "keep"]
-    assert table.loc["nibabel", "over_nibabel"] == 1
-    assert (table.time_ms > 0).all()

@@ -1,7 +1,5 @@
 """The pages of the book as its tests read them."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Small cases, and ways to spoil the files they are written to."""
 
-from __future__ import annotations
-
 import os
 
 import nibabel as nib

@@ -1,7 +1,5 @@
 """The released loss as the authors' code gave it: stored features, values and gradients."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

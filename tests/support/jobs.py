@@ -1,7 +1,5 @@
 """Tiny jobs: five cases of tissue with a lesion, a student, a teacher, and runs of a second."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from dcd_core.train import Recipe

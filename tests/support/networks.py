@@ -1,7 +1,5 @@
 """One small network of every kind that `models` builds: two channels in, three classes out."""
 
-from __future__ import annotations
-
 from dcd_core.models import dynunet, planned, resenc
 
 

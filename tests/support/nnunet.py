@@ -1,7 +1,5 @@
 """What nnU-Net leaves of a training: networks as it builds them, folders as it writes them."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the transform and the loss are held to: PyWavelets, and the released convolution."""
 
-from __future__ import annotations
-
 import numpy as np
 import pywt
 import torch

@@ -1,7 +1,5 @@
 """What small networks might say about a patch: noise of any width, grid and precision."""
 
-from __future__ import annotations
-
 import torch
 
 from dcd_core.types import Output
@@ -10,6 +8,11 @@ from dcd_core.types import Output
 def noise(*shape, seed=0, dtype=torch.float32):
     """Standard normal numbers; the same for the same seed in every precision."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def drawn(*shape, seed=0, dtype=torch.float64):
+    """The same numbers, in double precision unless told otherwise."""
+    return noise(*shape, seed=seed, dtype=dtype)
 
 
 def output(channels, *, size=16, classes=3, batch=2, seed=0, dtype=torch.float32, scale=1.0):

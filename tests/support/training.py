@@ -1,7 +1,5 @@
 """Tiny runs: noise with a lesion, a student, a teacher and a method, and a machine that is lost."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
