@@ -28,7 +28,6 @@ from pathlib import Path
 # The modules that are hashed are the modules that run: those of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import study
 
 from dcd_core.types import ContractError
 from dcd_lab import records
@@ -36,6 +35,7 @@ from dcd_lab.experiments import record
 from runner.execution import papermill, run
 from runner.jobs import BOOK_PROFILE, Job, plan
 from runner.parameters import assignments, resolve
+from runner.runs import enter_archives
 from runner.screen import Screen, listing
 from runner.sources import chunk, discover, refuse, select, with_needs
 
@@ -82,7 +82,7 @@ def answer(options: argparse.Namespace) -> bool:
     """Do what the command line asks for; return whether all went well."""
     if options.archives:
         overrides = assignments(options.assigned)
-        names = study.enter_archives(options.archives, options.profile, overrides)
+        names = enter_archives(options.archives, options.profile, overrides)
         print(f"{len(names)} runs entered the record", *names, sep="\n")
         return True
     jobs = prepare(options)

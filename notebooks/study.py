@@ -6,9 +6,9 @@
     python notebooks/study.py verify --workers 2           hold the record to what is computed here
     python notebooks/study.py pack runs/lease --parts 16   finished runs and checkpoints as archives
 
-Teachers come first, then the students in the order of the pages. A run that is stopped goes on from
-its checkpoint at the next call. A finished run enters results/study at once. Archives are read on
-another machine by `run.py --import`.
+Runs without a teacher come first, then those with one, both in the order of the pages. A run that
+is stopped goes on from its checkpoint at the next call. A finished run enters results/study at
+once. Archives are read on another machine by `run.py --import`.
 """
 
 from __future__ import annotations
@@ -21,66 +21,46 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 # The modules that run are those of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab import records
 from dcd_lab.cache import run_dir
-from dcd_lab.experiments import Job, Study, enter, record, run
-from dcd_lab.experiments.transport import pack, unpack
+from dcd_lab.experiments import Job, enter, record, run
+from dcd_lab.experiments.transport import pack
 from dcd_lab.experiments.verify import Check, table, verify
 from dcd_lab.pool import each
 from dcd_lab.records.places import write_json
-from runner.parameters import assignments, resolve
-from runner.sources import discover, refuse
-
-PAGES = {"06-isles": "isles2022", "05-brats": "brats2024"}
-"""Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
-
-
-def jobs(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) -> list[Job]:
-    """The runs of the pages, each once: teachers, then students."""
-    known = discover(records.root() / "notebooks")
-    for name in names:
-        refuse(name, PAGES, "page")
-    resolved = resolve(known, profile, overrides)
-    ladder = {**known["04-teacher"].declared, **resolved["04-teacher"]}
-    found: dict[Path, Job] = {}
-    for name in names or PAGES:
-        page = {**known[name].declared, **resolved[name]}
-        study = Study.of(PAGES[name], **page)
-        runs = [study.teacher(), *study.arms(page["arms"], page["seeds"])]
-        if PAGES[name] == "isles2022":
-            runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
-        for job in runs:
-            found.setdefault(job.folder, job)
-    return list(found.values())
+from runner.parameters import assignments
+from runner.runs import PAGES, runs_of, state
 
 
 def train(todo: Sequence[Job], *, workers: int) -> None:
-    """Run jobs and enter each into the record, teachers before all others."""
-    teachers = [job for job in todo if job.arm == "teacher"]
-    for some in (teachers, [job for job in todo if job not in teachers]):
-        for count, line in enumerate(each(_one, some, workers=workers), start=1):
-            print(f"{time.strftime('%H:%M:%S')} {count}/{len(some)} {line}", flush=True)
+    """Run jobs and enter each into the record; those with a teacher late, untested ones last."""
+    waves: dict[tuple[bool, bool], list[Job]] = {}
+    for job in todo:
+        waves.setdefault((not job.tested, job.teacher is not None), []).append(job)
+    done = 0
+    for _, wave in sorted(waves.items()):
+        for line in each(_one, wave, workers=workers):
+            done += 1
+            print(f"{time.strftime('%H:%M:%S')} {done}/{len(todo)} {line}", flush=True)
 
 
 def _one(job: Job) -> str:
-    run(job)
+    try:
+        run(job)
+    except FloatingPointError:
+        if not diverged(job.folder):  # of other origin
+            raise
+        enter(job)
+        return f"{job.folder.name}: diverged"
     enter(job)
     fitted = job.result()
     return f"{job.folder.name}: val Dice {fitted.val_dice:.3f}, {fitted.seconds:.0f} s"
-
-
-def enter_archives(archives: Sequence[str], profile: str, overrides: dict[str, Any]) -> list[str]:
-    """Add the runs in archives to `runs/` and the finished ones to the record; returns these."""
-    for archive in archives:
-        unpack(Path(archive))
-    finished = [job for job in jobs(profile, overrides) if state(job) == "trained"]
-    return [enter(job).name for job in finished]
 
 
 def verified(*, workers: int) -> list[Check]:
@@ -97,15 +77,6 @@ def verified(*, workers: int) -> list[Check]:
     return [Check(*values) for values in json.loads(file.read_text("utf-8"))]
 
 
-def state(job: Job) -> str:
-    """Where a run is: recorded, trained, begun or nowhere."""
-    if (record.home() / job.folder.name / record.DESCRIPTION).is_file():
-        return "recorded"
-    if job.done:
-        return "trained"
-    return "begun" if job.folder.is_dir() else "to do"
-
-
 def answer(options: argparse.Namespace) -> bool:
     """Do what the command line says; return whether all is well."""
     if options.command == "pack":
@@ -118,7 +89,7 @@ def answer(options: argparse.Namespace) -> bool:
         if not (passed and options.quiet):
             print(table(checks).to_string(index=False))
         return passed
-    everything = jobs(options.profile, assignments(options.assigned), options.pages)
+    everything = runs_of(options.profile, assignments(options.assigned), options.pages)
     if options.command == "list":
         for job in everything:
             print(f"{state(job):9} {job.recipe.steps:6} steps  {job.folder.name}")

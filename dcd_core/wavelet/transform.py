@@ -66,8 +66,8 @@ def idwt3(
     x = _transform(synthesis, from_bands(bands), bands.shape[3:], wavelet, mode)
     if size is None:
         return x
-    if any(want > have for want, have in zip(size, x.shape[2:], strict=True)):
-        expected = f"at most {tuple(x.shape[2:])} along (D, H, W)"
+    if not all(0 < want <= have for want, have in zip(size, x.shape[2:], strict=True)):
+        expected = f"1 to {tuple(x.shape[2:])} along (D, H, W)"
         attempt = "the size of the volume that was transformed"
         raise ContractError("size of the inverse transform", tuple(size), expected, attempt)
     return x[:, :, : size[0], : size[1], : size[2]]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dcd_core import train
-from dcd_core.train import Recipe
+from dcd_core.train import Recipe, diverged
 from dcd_core.types import Case, ContractError
 from dcd_lab.data import Cohort, cohort, read
 from dcd_lab.experiments import record
@@ -47,8 +47,11 @@ def made_again(plain: Mapping[str, Any], *, workers: int = 1) -> Job:
 
 
 def enter(job: Job) -> Path:
-    """Add a finished job to the record; returns its entry. Raises ContractError as `describe`."""
-    if not job.done:
+    """Add a finished or diverged job to the record; returns its entry.
+
+    Raises ContractError for another job, and as `describe` does.
+    """
+    if not (job.done or diverged(job.folder)):
         raise ContractError(f"run to record, {job.label}", "not done", "a finished job", "run(job)")
     description = {"identity": job.identity, "job": describe(job)}
     file = case_file(job.cohort)

@@ -13,7 +13,7 @@ from dcd_core import methods, models, train
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train import Distiller, Fit, fit, read_fit, training_device
+from dcd_core.train import Distiller, Fit, diverged, fit, read_fit, training_device
 from dcd_core.types import TASKS, ContractError
 from dcd_lab.compress import ReweightedGroupLasso
 from dcd_lab.data import Patches
@@ -29,7 +29,10 @@ def run(job: Job) -> Path:
     Raises ContractError when it must be trained and the teacher's job is not done, or failed its
     check, and as `record.restore` does.
     """
-    if not (job.trained or record.restore(job.folder)):
+    restored = not job.trained and record.restore(job.folder)
+    if restored and diverged(job.folder):
+        raise FloatingPointError(f"{job.label} diverged when it was recorded")
+    if not (job.trained or restored):
         fitted = _train(job)
         _keep_threshold(job, fitted.threshold, fitted.val_dice)
     elif not job.threshold_file.is_file():

@@ -20,7 +20,7 @@ import pandas as pd
 
 from dcd_core.models import load
 from dcd_core.progress import progress
-from dcd_core.train import training_device
+from dcd_core.train import diverged, training_device
 from dcd_core.types import ContractError
 from dcd_lab.data import Cohort
 from dcd_lab.experiments import evaluation, record
@@ -76,7 +76,8 @@ def verify(*, workers: int = 1) -> list[Check]:
                 checks.append(Check(f"description of {entry.name}", "read", "1", 1, 0, str(error)))
     cohorts = {job.cohort.identity: job.cohort for job in jobs}
     work: list[partial[Check]] = [partial(_check_cases, c) for c in cohorts.values()]
-    work += [partial(_check_scores, job, _share(job, turn)) for turn, job in enumerate(jobs)]
+    scored = [j for j in jobs if j.tested and not diverged(record.home() / j.folder.name)]
+    work += [partial(_check_scores, job, _share(job, turn)) for turn, job in enumerate(scored)]
     by_seed = sorted(jobs, key=lambda job: -job.recipe.seed)
     lowest = {(job.cohort.identity, job.arm): job for job in by_seed}
     work += [partial(_check_history, job) for job in lowest.values()]

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab.experiments import Study, enter, record, run, run_all
 from dcd_lab.experiments.description import describe, made_again
@@ -211,3 +212,17 @@ def test_a_cut_archive_is_refused_and_large_runs_are_named(jobs, tmp_path):
         unpack(archive)
     with pytest.raises(ContractError, match="larger"):
         pack(tmp_path / "packed", mebibytes=0)
+
+
+def test_a_run_that_diverged_is_recorded_as_such(jobs):
+    wild = replace(jobs[0], recipe=replace(jobs[0].recipe, learning_rate=1e30, clip=1e30))
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        run(wild)
+    entry = enter(wild)
+    assert not list(entry.glob("*.pt"))
+    shutil.rmtree(wild.folder)
+    with pytest.raises(FloatingPointError, match="diverged when it was recorded"):
+        run(wild)
+    assert diverged(wild.folder)
+    assert len(pd.read_csv(wild.folder / "history.csv")) >= 1
+    assert all(check.passed for check in verify())

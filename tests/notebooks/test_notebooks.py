@@ -113,7 +113,8 @@ def test_profiles_set_declared_parameters_of_the_declared_type() -> None:
 def test_the_faithful_arm_has_the_schedule_of_the_release(
     page: str, peak: float, start: int, ramp: int
 ) -> None:
-    released = parameters.resolve(KNOWN, "paper", {})[page]["released"]
+    released = dict(parameters.resolve(KNOWN, "paper", {})[page]["arms"]["DCD released"])
+    assert released.pop("method") == "dcd-released"
     recipe = train.Recipe(**released)
     epochs = 1000
     assert recipe.kd_balance == "fixed"

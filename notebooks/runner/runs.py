@@ -1,0 +1,52 @@
+"""The training runs behind the pages of a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dcd_lab import records
+from dcd_lab.experiments import Job, Study, enter, record
+from dcd_lab.experiments.transport import unpack
+from runner.parameters import resolve
+from runner.sources import discover, refuse
+
+PAGES = {"06-isles": "isles2022", "05-brats": "brats2024"}
+"""Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
+
+
+def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) -> list[Job]:
+    """The runs of the pages, each once: teachers, then students."""
+    known = discover(records.root() / "notebooks")
+    for name in names:
+        refuse(name, PAGES, "page")
+    resolved = resolve(known, profile, overrides)
+    ladder = {**known["04-teacher"].declared, **resolved["04-teacher"]}
+    found: dict[Path, Job] = {}
+    for name in names or PAGES:
+        page = {**known[name].declared, **resolved[name]}
+        study = Study.of(PAGES[name], **page)
+        runs = [study.teacher(), *study.arms(page["arms"], page["seeds"])]
+        if PAGES[name] == "isles2022":
+            runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
+        for job in runs:
+            found.setdefault(job.folder, job)
+    return list(found.values())
+
+
+def state(job: Job) -> str:
+    """Where a run is: recorded, trained, begun or nowhere."""
+    if (record.home() / job.folder.name / record.DESCRIPTION).is_file():
+        return "recorded"
+    if job.done:
+        return "trained"
+    return "begun" if job.folder.is_dir() else "to do"
+
+
+def enter_archives(archives: Sequence[str], profile: str, overrides: dict[str, Any]) -> list[str]:
+    """Add the runs in archives to `runs/` and the finished ones to the record; returns these."""
+    for archive in archives:
+        unpack(Path(archive))
+    finished = [job for job in runs_of(profile, overrides) if state(job) == "trained"]
+    return [enter(job).name for job in finished]
