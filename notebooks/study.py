@@ -36,6 +36,7 @@ from dcd_lab.pool import each
 from dcd_lab.records.places import write_json
 from runner.parameters import assignments
 from runner.runs import PAGES, runs_of, state
+from runner.sources import refuse
 
 
 def train(todo: Sequence[Job], *, workers: int) -> None:
@@ -97,7 +98,10 @@ def answer(options: argparse.Namespace) -> bool:
     if options.minutes:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes)
-    train([job for job in everything if state(job) != "recorded"], workers=options.workers)
+    for arm in options.arms:
+        refuse(arm, {job.arm for job in everything}, "--arms")
+    wanted = [job for job in everything if job.arm in options.arms or not options.arms]
+    train([job for job in wanted if state(job) != "recorded"], workers=options.workers)
     return True
 
 
@@ -113,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=text)
         command.add_argument("pages", nargs="*", help=f"some of {', '.join(PAGES)}; all if none")
     command.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time")
+    command.add_argument("--arms", nargs="+", default=[], metavar="arm", help="these alone")
     command.add_argument("--minutes", type=float, default=0, help="stop after this time")
     command = commands.add_parser("verify", help="hold the record to what this machine computes")
     command.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
