@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the next runs of the study on a machine that is lent for minutes, and packs what is finished.
 #
-#     bash benchmarks/lease.sh MINUTES TARGET [WORKERS]
+#     bash benchmarks/lease.sh MINUTES TARGET [WORKERS]      (PROFILE=smoke tries it)
 #
 # It needs no network: torch must be installed, everything else is taken from wheels/ if that is there
 # (pip download -d wheels -r <(pip freeze) makes it). It stops by itself a minute before MINUTES are
@@ -26,7 +26,7 @@ fi
 pack() { "$python" notebooks/study.py pack "$target" --parts 16 || true; }
 export OMP_NUM_THREADS=1
 left=$(( minutes * 60 - 60 - ($(date +%s) - began) ))
-timeout --signal=INT --kill-after=30 "$left" "$python" notebooks/study.py run --workers "$workers" &
+timeout --signal=INT --kill-after=30 "$left" "$python" notebooks/study.py --profile "${PROFILE:-study}" run --workers "$workers" &
 work=$!
 trap 'kill -INT "$work" 2>/dev/null || true; wait "$work" || true; pack' EXIT
 while kill -0 "$work" 2>/dev/null; do

@@ -10,7 +10,7 @@ from dcd_lab import records
 from dcd_lab.experiments import Job, Study, enter, record
 from dcd_lab.experiments.transport import unpack
 from runner.parameters import resolve
-from runner.sources import discover, refuse
+from runner.sources import discover, refuse, select
 
 PAGES = {"06-isles": "isles2022", "05-brats": "brats2024"}
 """Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
@@ -19,12 +19,14 @@ PAGES = {"06-isles": "isles2022", "05-brats": "brats2024"}
 def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) -> list[Job]:
     """The runs of the pages, each once: teachers, then students."""
     known = discover(records.root() / "notebooks")
-    for name in names:
-        refuse(name, PAGES, "page")
+    pages = {name: known[name] for name in PAGES}
+    chosen = select(pages, names)
+    for key in overrides:
+        refuse(key, {key for name in PAGES for key in known[name].declared}, "--set")
     resolved = resolve(known, profile, overrides)
     ladder = {**known["04-teacher"].declared, **resolved["04-teacher"]}
     found: dict[Path, Job] = {}
-    for name in names or PAGES:
+    for name in (name for name in PAGES if name in chosen):
         page = {**known[name].declared, **resolved[name]}
         study = Study.of(PAGES[name], **page)
         runs = [study.teacher(), *study.arms(page["arms"], page["seeds"])]
