@@ -48,7 +48,7 @@ def test_a_wrong_request_is_answered_in_words(
 ) -> None:
     for words, said in {
         "--profile smoke list 04": "06-isles",
-        "--profile smoke run 06-isles --arms dcd": "'DCD'",
+        "--profile smoke run 06-isles --arms dcd": "one of DCD",
         "--profile smoke --set steps=1 list": "--set",
     }.items():
         assert study.main(words.split()) == 2
