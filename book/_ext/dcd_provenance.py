@@ -17,6 +17,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
+PARAMETERS = Path(__file__).parents[2] / "notebooks" / "params"
 
 
 def provenance(notebook: Path) -> dict[str, Any]:
@@ -49,8 +50,8 @@ def _line(css: str, *parts: str | nodes.Node) -> nodes.paragraph:
 
 def _short(made: dict[str, Any]) -> nodes.paragraph:
     profile = nodes.inline("", f"profile {made.get('profile', '?')}", classes=["dcd-chip"])
-    # Cells may be rewritten after a run whose outputs are kept.
-    later = ["; its cells are newer than its outputs"] if made.get("renamed") else []
+    gone = not (PARAMETERS / f"{made.get('profile')}.yml").is_file()
+    later = ["; an earlier, shorter experiment, whose profile is gone"] if gone else []
     return _line("dcd-run", profile, " commit ", nodes.literal("", commit(made)), *later)
 
 

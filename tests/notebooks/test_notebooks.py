@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,24 @@ def test_the_notebook_runs(smoke: dict[str, jobs.Job], name: str) -> None:
 
 
 def test_pages_are_fresh() -> None:
-    """A page says what it was made of; if its source or its parameters moved on, make it again."""
-    stale = {}
+    """A page says what it was made of; if its source or its parameters moved on, make it again.
+
+    Pages of a profile that is gone show an earlier experiment, and their badge says so.
+    """
+    stale, recorded = {}, []
     for path, page in PAGES.items():
+        if not (PROJECT / "notebooks" / "params" / f"{page.metadata.dcd.profile}.yml").is_file():
+            continue
+        recorded.append(path.stem[:2])
         made, document = page.metadata.dcd, KNOWN[path.stem].document
         expected = parameters.resolve(KNOWN, made.profile, {})[path.stem]
         hashes = (jobs.source_sha256(document), records.fingerprint(expected), expected)
         if hashes != (made.source_sha256, made.params_sha256, made.parameters):
             stale[path.stem] = f"python notebooks/run.py --profile {made.profile} {path.stem}"
     assert stale == {}
+    listed = re.search(r"^RECORDED := (.*)$", (PROJECT / "Makefile").read_text("utf-8"), re.M)
+    assert listed
+    assert listed[1].split() == recorded, "make reproduce makes the pages that the record has"
 
 
 def test_pages_are_small_whole_and_without_chance() -> None:
