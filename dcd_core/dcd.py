@@ -2,8 +2,8 @@
 
 A large segmenter (teacher) and a small one (student) look at the same patch. At every encoder stage
 a 3D wavelet transform splits their features into one coarse and seven detail bands. The loss pulls
-the *directional detail* bands together. The coarse band stays free, so the student keeps its own
-global semantics. The loss acts in training alone: what is deployed is the undistilled network.
+the *directional detail* bands together. The last coarse band stays free, so the student keeps its
+own global semantics. The loss acts in training alone: what is deployed is the undistilled network.
 
 With student features s, teacher features t and a 1x1x1 projection P, everything after P is linear.
 So one tensor is transformed, x_0 = P(s) - t; `dcd_core.wavelet.energy` has the double sum over its
