@@ -2,8 +2,8 @@
 
 A large segmenter (teacher) and a small one (student) look at the same patch. At every encoder stage
 a 3D wavelet transform splits their features into one coarse and seven detail bands. The loss pulls
-the *directional detail* bands together. The coarse band stays free, so the student keeps its own
-global semantics. The loss acts in training alone: what is deployed is the undistilled network.
+the *directional detail* bands together. The last coarse band stays free, so the student keeps its
+own global semantics. The loss acts in training alone: what is deployed is the undistilled network.
 
 With student features s, teacher features t and a 1x1x1 projection P, everything after P is linear.
 So one tensor is transformed, x_0 = P(s) - t; `dcd_core.wavelet.energy` has the double sum over its
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dcd_core.errors import at_least, one_of
 from dcd_core.method import Adapters, StageMethod, check_target, released_adapters
 from dcd_core.types import ContractError, Output, Volume
-from dcd_core.wavelet.energy import Convention, Selection, usable_levels, voxels
+from dcd_core.wavelet.energy import Convention, LevelWeighting, Selection, usable_levels, voxels
 from dcd_core.wavelet.fast import distance
 from dcd_core.wavelet.transform import BANDS, Wavelet, axis_names, taps
 
@@ -51,6 +51,7 @@ def detail_distance(
     bands: Sequence[str] = PUBLISHED,
     coarse_weight: float = 0.0,
     convention: Convention = "orthonormal",
+    level_weighting: LevelWeighting = "resolution",
 ) -> Float[Tensor, ""]:
     """Mean squared difference of the selected wavelet bands of two feature maps, a scalar.
 
@@ -58,9 +59,17 @@ def detail_distance(
     autocast. `bands` are names out of `BANDS`; `coarse_weight` adds the coarse band of the last
     level. Convention "orthonormal" compares periodized wavelet coefficients: with all bands and one
     level it is the MSE. "released" compares the masked reconstructions of commit 7cf0ca6.
-    Raises ContractError for unequal shapes, unknown names, or a grid too small for a single level.
+
+    `level_weighting` "resolution", as published, takes the mean of each level on its own grid, then
+    the mean over levels: a coefficient of level l counts 8^(l-1) times one of level 1 (if every
+    axis is split). "energy", our option, divides all squares by |x_0|, the elements of `student`,
+    and sums them. With bands BANDS[1:] and coarse weight 1 it is the MSE at any number of levels,
+    for an orthonormal wavelet and axes that are even wherever they are split.
+
+    Raises ContractError for unequal shapes, unknown names, "energy" in the released convention, or
+    a grid too small for a single level.
     """
-    selection = _selection(wavelet, levels, bands, coarse_weight, convention)
+    selection = _selection(wavelet, levels, bands, coarse_weight, convention, level_weighting)
     if student.shape != teacher.shape:
         expected = f"the student's shape {tuple(student.shape)}"
         attempt = "DCD(...), which projects channels, on stages of the same grid"
@@ -97,8 +106,9 @@ class DCD(StageMethod):
         projection: Adapters = "learned",
         stage_reduction: Literal["mean", "sum"] = "mean",
         convention: Convention = "orthonormal",
+        level_weighting: LevelWeighting = "resolution",
     ) -> None:
-        selection = _selection(wavelet, levels, bands, coarse_weight, convention)
+        selection = _selection(wavelet, levels, bands, coarse_weight, convention, level_weighting)
         one_of("stage_reduction", stage_reduction, "mean", "sum")
         super().__init__(student_channels, teacher_channels, stages=stages, adapters=projection)
         self.selection, self.stage_reduction = selection, stage_reduction
@@ -155,6 +165,7 @@ def _selection(
     bands: Sequence[str],
     coarse_weight: float,
     convention: Convention,
+    level_weighting: LevelWeighting,
 ) -> Selection:
     """What these options select; ContractError for one that is out of range."""
     at_least("levels", levels, 1)
@@ -165,7 +176,13 @@ def _selection(
     if not 0 <= coarse_weight < math.inf or (coarse_weight and convention == "released"):
         expected = "a finite number >= 0, and 0 in the released convention"
         raise ContractError("coarse_weight", coarse_weight, expected, "0.0, or band 'aaa'")
-    return Selection(axis_names(wavelet), levels, tuple(bands), coarse_weight, convention)
+    one_of("level_weighting", level_weighting, "resolution", "energy")
+    if level_weighting == "energy" and convention == "released":
+        expected = "'resolution' in the released convention, which repeats a computation"
+        attempt = "convention='orthonormal'"
+        raise ContractError("level_weighting", repr(level_weighting), expected, attempt)
+    names = axis_names(wavelet)
+    return Selection(names, levels, tuple(bands), coarse_weight, convention, level_weighting)
 
 
 def _stage(

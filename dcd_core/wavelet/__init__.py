@@ -4,7 +4,7 @@
 book defines it. `fast` computes that loss and its gradient faster.
 """
 
-from dcd_core.wavelet.energy import Convention, Selection
+from dcd_core.wavelet.energy import Convention, LevelWeighting, Selection
 from dcd_core.wavelet.transform import (
     BANDS,
     Pyramid,
@@ -16,5 +16,5 @@ from dcd_core.wavelet.transform import (
     waverec3,
 )
 
-__all__ = ["BANDS", "Convention", "Pyramid", "Selection", "Wavelet", "dwt3", "idwt3", "max_level"]
-__all__ += ["wavedec3", "waverec3"]
+__all__ = ["BANDS", "Convention", "LevelWeighting", "Pyramid", "Selection", "Wavelet", "dwt3"]
+__all__ += ["idwt3", "max_level", "wavedec3", "waverec3"]

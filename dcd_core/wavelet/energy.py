@@ -5,8 +5,9 @@ L levels, the set of bands B and the weight gamma of the last coarse band, the l
 
     1/L sum_(l=1..L) 1/|x_(l-1)| ( sum_(b in B) ||W_b x_(l-1)||^2 + gamma [l = L] ||x_l||^2 ),
 
-where |x| counts elements. This is the convention "orthonormal". The convention "released" compares
-reconstructions in place of coefficients. With S_b the synthesis of band b it is
+where |x| counts elements. This is the convention "orthonormal" with the published level weighting,
+"resolution". The level weighting "energy" has 1/|x_0| in place of 1/L and of every 1/|x_(l-1)|.
+The convention "released" compares reconstructions. With S_b the synthesis of band b it is
 
     1/L sum_(l=1..L) mean( (sum_(b in B) S_b W_b x_(l-1))^2 ).
 
@@ -37,23 +38,27 @@ from dcd_core.wavelet.transform import (
 )
 
 Convention: TypeAlias = Literal["orthonormal", "released"]
+LevelWeighting: TypeAlias = Literal["resolution", "energy"]
 
 
 class Selection(NamedTuple):
-    """What is compared: a wavelet per axis (D, H, W), levels, bands, and the convention."""
+    """What is compared: a wavelet per axis (D, H, W), levels, bands, convention and weighting."""
 
     names: tuple[str, str, str]
     levels: int
     bands: tuple[str, ...]
     coarse_weight: float
     convention: Convention
+    level_weighting: LevelWeighting = "resolution"
 
 
 def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
     """The loss of differences `x` (b, c, d, h, w), a scalar; all levels must be usable."""
     total, selected = x.new_zeros(()), matrix(_selected, selection.bands, like=x)[..., None, None]
+    averaged, count = selection.level_weighting == "resolution", 1
     for level in range(1, selection.levels + 1):
-        count = len(x) * x.shape[1] * voxels(x.shape[2:], selection)
+        if averaged or level == 1:
+            count = len(x) * x.shape[1] * voxels(x.shape[2:], selection)
         axes = [*zip(x.shape[2:], selection.names, strict=True)]
         split = [matrix(_analysis, *axis, selection.convention, like=x) for axis in axes]
         bands = to_bands(apply_separable(x, split))
@@ -64,7 +69,7 @@ def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
         total = total + compared.square().sum() / count
         if level == selection.levels and selection.coarse_weight:
             total = total + selection.coarse_weight * x.square().sum() / count
-    return total / selection.levels
+    return total / selection.levels if averaged else total
 
 
 @lru_cache(maxsize=512)
@@ -95,6 +100,17 @@ def voxels(size: Sequence[int], selection: Selection) -> int:
     """Voxels of a volume (D, H, W) over which its level is averaged."""
     released = selection.convention == "released"  # whose synthesis cuts odd axes by a sample
     return math.prod(n - n % 2 if released else n for n in size)
+
+
+def units(size: Sequence[int], selection: Selection) -> int:
+    """What the loss of one channel (D, H, W) is divided by: L |x_0|, or |x_0| by energy."""
+    averaged = selection.level_weighting == "resolution"
+    return voxels(size, selection) * (selection.levels if averaged else 1)
+
+
+def ratio(fine: Sequence[int], coarse: Sequence[int], selection: Selection) -> float:
+    """The weight of a level that splits the grid `coarse`, in units of that which splits `fine`."""
+    return math.prod(fine) / math.prod(coarse) if selection.level_weighting == "resolution" else 1.0
 
 
 def _selected(bands: Sequence[str]) -> np.ndarray:

@@ -18,9 +18,10 @@ from outputs import drawn as noise
 
 from dcd_core.dcd import DCD, PUBLISHED, detail_distance
 from dcd_core.types import ContractError, Output
-from dcd_core.wavelet import BANDS
+from dcd_core.wavelet import BANDS, Pyramid, waverec3
 
 ORTHOGONAL = ["haar", "db2", "db4", "sym5", "coif1"]
+WEIGHTINGS = ["resolution", "energy"]
 each_convention = pytest.mark.parametrize("convention", ["orthonormal", "released"])
 some_bands = st.sets(st.sampled_from(BANDS), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
 
@@ -84,9 +85,12 @@ def test_released_loss_and_gradient_of_any_case(size, wavelet, levels, bands, se
     assert_released(size, wavelet, levels, bands, seed)
 
 
-def assert_orthonormal(size, wavelet, levels, bands, coarse_weight=0.0, seed=0):
+def assert_orthonormal(
+    size, wavelet, levels, bands, coarse_weight=0.0, level_weighting="resolution", seed=0
+):
     x, y, v = (noise(2, 1, *size, seed=seed + shift) for shift in (0, 1, 2))
     options = {"wavelet": wavelet, "levels": levels, "bands": bands, "coarse_weight": coarse_weight}
+    options["level_weighting"] = level_weighting
     expected, used = orthonormal_loss(x - y, **options)
     [stage] = DCD([1], [1], projection="none", **options).per_stage(
         Output(x, (x,)), Output(y, (y,))
@@ -116,12 +120,13 @@ def assert_orthonormal(size, wavelet, levels, bands, coarse_weight=0.0, seed=0):
     levels=st.integers(1, 4),
     bands=some_bands,
     coarse_weight=st.sampled_from([0.0, 0.3]),
+    level_weighting=st.sampled_from(WEIGHTINGS),
     seed=st.integers(0, 99),
 )
 def test_orthonormal_loss_levels_and_gradient_of_any_case(
-    size, wavelet, levels, bands, coarse_weight, seed
+    size, wavelet, levels, bands, coarse_weight, level_weighting, seed
 ):
-    assert_orthonormal(size, wavelet, levels, bands, coarse_weight, seed)
+    assert_orthonormal(size, wavelet, levels, bands, coarse_weight, level_weighting, seed)
 
 
 @pytest.mark.slow
@@ -147,6 +152,50 @@ def test_all_bands_of_one_level_are_the_mean_squared_error(size, name):
     assert detail_distance(x, y, bands=BANDS, **options).item() == expected
     split = detail_distance(x, y, bands=BANDS[1:], coarse_weight=1.0, **options)
     assert split.item() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("wavelet", ["haar", "db4", "sym4"])
+def test_by_energy_detail_and_coarse_band_are_the_mean_squared_error(wavelet, levels, dtype):
+    options = {"wavelet": wavelet, "levels": levels, "level_weighting": "energy"}
+    # Every axis is split three times, but for the last of the second grid, which is too short.
+    for grid in [(32, 40, 48), (40, 32, 1)]:
+        x, y = (noise(2, 2, *grid, seed=seed).to(dtype) for seed in (0, 1))
+        loss = partial(detail_distance, bands=BANDS[1:], coarse_weight=1.0, **options)
+        value, (gradient, _) = gradients(loss, x, y)
+        expected, (wanted, _) = gradients(F.mse_loss, x, y)
+        exact = dtype == torch.float64
+        assert value == pytest.approx(expected, rel=1e-10 if exact else 1e-5)
+        assert (gradient - wanted).abs().max() < (1e-9 if exact else 1e-5) * wanted.abs().max()
+        [stage] = DCD(
+            [2], [2], projection="none", bands=BANDS[1:], coarse_weight=1.0, **options
+        ).per_stage(Output(x, (x,)), Output(y, (y,)))
+        assert (stage.distance.item(), stage.levels) == (value, levels)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db4"])
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_what_the_energy_of_one_band_counts_at_each_level(wavelet, level):
+    """An energy E in band `add` of level l counts 8^(l-1) E / 3 |x_0|, or simply E / |x_0|."""
+    details = [torch.zeros(1, 2, 7, n, n, n, dtype=torch.float64) for n in (16, 8, 4)]
+    band = details[level - 1][:, :, BANDS.index("add") - 1]
+    band.copy_(noise(*band.shape))
+    energy = band.square().sum().item()
+    x = waverec3(Pyramid(torch.zeros_like(details[-1][:, :, 0]), tuple(details)), wavelet)
+    loss = partial(detail_distance, x, zeros(x), wavelet=wavelet)
+    by_hand = energy / (2 * 32**3)
+    assert loss(level_weighting="energy").item() == pytest.approx(by_hand, rel=1e-10)
+    assert loss().item() == pytest.approx(8 ** (level - 1) * by_hand / 3, rel=1e-10)
+
+
+@pytest.mark.parametrize("wavelet", ["db4", "bior2.2"])
+def test_the_weightings_of_a_single_level_are_equal(wavelet):
+    x, y = noise(1, 2, 12, 9, 16), noise(1, 2, 12, 9, 16, seed=1)
+    one, other = (
+        detail_distance(x, y, wavelet=wavelet, levels=1, level_weighting=w) for w in WEIGHTINGS
+    )
+    assert torch.equal(one, other)
 
 
 @each_convention
@@ -360,6 +409,7 @@ def test_a_wavelet_per_axis_by_name_or_as_an_object():
         ({"coarse_weight": -0.1}, "coarse_weight: got -0.1"),
         ({"coarse_weight": math.nan}, "coarse_weight: got nan"),
         ({"coarse_weight": 0.1, "convention": "released"}, "0 in the released convention"),
+        ({"level_weighting": "energy", "convention": "released"}, "'resolution' in the released"),
     ],
     ids=str,
 )

@@ -30,7 +30,8 @@ some_bands = st.one_of(
 
 def assert_equal_to_definition(part, x, selection, tolerance, weight):
     leaf = x.double()[None].requires_grad_()
-    units = selection.levels * x.numel()
+    averaged = selection.level_weighting == "resolution"
+    units = x.numel() * (selection.levels if averaged else 1)
     expected = units * energy(leaf, selection)
     (its_gradient,) = torch.autograd.grad(expected / 2, leaf)
     value, found = part(x.clone(), selection)
@@ -47,10 +48,13 @@ def assert_equal_to_definition(part, x, selection, tolerance, weight):
     levels=st.integers(1, 3),
     bands=some_bands,
     coarse_weight=st.sampled_from([0.0, 0.125, 1.0, 7.0, 1e5]),
+    weighting=st.sampled_from(["resolution", "energy"]),
     seed=st.integers(0, 9),
 )
-def test_filters_and_matrices_are_the_definition(size, names, levels, bands, coarse_weight, seed):
-    selection = Selection(names, levels, bands, coarse_weight, "orthonormal")
+def test_filters_and_matrices_are_the_definition(
+    size, names, levels, bands, coarse_weight, weighting, seed
+):
+    selection = Selection(names, levels, bands, coarse_weight, "orthonormal", weighting)
     selection = selection._replace(levels=usable_levels(size, selection))
     assume(selection.levels and matrices.is_diagonal(size, selection))
     x = noise(3, *size, seed=seed)
@@ -210,15 +214,18 @@ def test_the_gradient_of_a_projection_does_not_drift_in_float32():
     assert (single - double).abs().max() < 4e-7 * double.abs().max()
 
 
-@each_convention
+@pytest.mark.parametrize(
+    ("convention", "weighting"),
+    [("orthonormal", "resolution"), ("orthonormal", "energy"), ("released", "resolution")],
+)
 @pytest.mark.parametrize(
     ("size", "bands"), [((4, 4, 6), PUBLISHED), ((5, 4, 7), ("aad", "ddd"))], ids=["even", "odd"]
 )
-def test_first_and_second_derivatives_by_every_input(convention, size, bands):
+def test_first_and_second_derivatives_by_every_input(convention, weighting, size, bands):
     double = {"dtype": torch.float64}
     inputs = [noise(1, 2, *size, **double), noise(1, 3, *size, seed=1, **double)]
     inputs += [noise(3, 2, seed=2, **double), noise(3, seed=3, **double)]
-    selection = Selection(("db2", "haar", "db2"), 2, bands, 0.0, convention)
+    selection = Selection(("db2", "haar", "db2"), 2, bands, 0.0, convention, weighting)
 
     def loss(*inputs):
         return gradient.distance(*inputs, selection)

@@ -41,12 +41,13 @@ def pywt_volume(bands, wavelet, mode):
     return pywt.idwtn(there, wavelet, mode=mode, axes=(2, 3, 4))
 
 
-def orthonormal_loss(x, wavelet, levels, bands, coarse_weight=0.0):
+def orthonormal_loss(x, wavelet, levels, bands, coarse_weight=0.0, level_weighting="resolution"):
     """The loss of a difference by PyWavelets alone, and the levels it took.
 
     An axis shorter than its filter is left as it is: bands that are high along it do not exist.
     """
     names, x, total, used = per_axis(wavelet), x.numpy(), 0.0, 0
+    whole = x.size
     while used < levels:
         axes = [axis for axis in range(3) if x.shape[2 + axis] >= taps(names[axis])]
         if not axes:
@@ -56,11 +57,12 @@ def orthonormal_loss(x, wavelet, levels, bands, coarse_weight=0.0):
         )
         for band in bands:
             if all(band[axis] == "a" for axis in range(3) if axis not in axes):
-                total += (parts["".join(band[axis] for axis in axes)] ** 2).sum() / x.size
+                squares = parts["".join(band[axis] for axis in axes)] ** 2
+                total += squares.sum() / (x.size if level_weighting == "resolution" else whole)
         size, x, used = x.size, parts["a" * len(axes)], used + 1
     if used:
-        total += coarse_weight * (x**2).sum() / size
-    return total / max(used, 1), used
+        total += coarse_weight * (x**2).sum() / (size if level_weighting == "resolution" else whole)
+    return total / (max(used, 1) if level_weighting == "resolution" else 1), used
 
 
 def released_level(x, wavelet, bands):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcd_core.wavelet.energy import Selection, fits, grids, released_filters, voxels
+from dcd_core.wavelet.energy import Selection, fits, grids, ratio, released_filters, voxels
 from dcd_core.wavelet.fast.matrices import HEAVIEST
 from dcd_core.wavelet.transform import BANDS, discrete, taps
 
@@ -81,11 +80,11 @@ def levels(size: tuple[int, ...], selection: Selection) -> ctypes.Array[Level]:
     result = []
     every = grids(size, selection.names, selection.levels)
     # The weight of the last level beside that of the first.
-    heaviest = math.prod(size) / math.prod(every[-2]) * max(1, selection.coarse_weight)
+    heaviest = ratio(size, every[-2], selection) * max(1, selection.coarse_weight)
     for grid, coarser in pairwise(every):
         axes = [axis(n, name) for n, name in zip(grid, selection.names, strict=True)]
         last = coarser is every[-1]
-        deeper = selection.coarse_weight if last else math.prod(grid) / math.prod(coarser)
+        deeper = selection.coarse_weight if last else ratio(grid, coarser, selection)
         letters = ("ad" if one.filters[1] else "a" for one in axes)
         existing = {"".join(band) for band in product(*letters)}
         kept, coarse = existing & {*selection.bands}, {"aaa"} if deeper else set()
@@ -116,9 +115,9 @@ def released(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
         bands = _split(x, analysis, {"aaa", *compared})
         x = bands[0]
         rebuilt = _join(bands, synthesis, compared)
-        ratio = voxels(size, selection) / voxels(grid, selection)
-        value += ratio * rebuilt.square().sum()
-        steps.append((analysis, _split(rebuilt.mul_(ratio), synthesis, compared)))
+        weight = voxels(size, selection) / voxels(grid, selection)
+        value += weight * rebuilt.square().sum()
+        steps.append((analysis, _split(rebuilt.mul_(weight), synthesis, compared)))
     analysis, bands = steps.pop()
     gradient = _join(bands, analysis, compared)
     for analysis, bands in reversed(steps):

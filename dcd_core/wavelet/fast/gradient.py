@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcd_core.wavelet import energy as definition
-from dcd_core.wavelet.energy import Selection, voxels
+from dcd_core.wavelet.energy import Selection, units
 from dcd_core.wavelet.fast import filters, matrices
 from dcd_core.wavelet.transform import at_least_float32
 
@@ -39,9 +39,9 @@ def distance(
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """L |x_0| times the loss of differences `x` (c, d, h, w), and half the gradient of that.
+    """`units` times the loss of differences `x` (c, d, h, w), and half the gradient of that.
 
-    |x_0| counts the voxels of one channel. `x` is overwritten.
+    Both are sums over channels. `x` is overwritten.
     """
     filtered = filters.serves(x)
     if matrices.is_diagonal(x.shape[1:], selection):
@@ -55,8 +55,8 @@ def by_autograd(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """The same for any wavelet, size and convention: the definition, differentiated."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = (x.clone() if x.is_inference() else x)[None].detach().requires_grad_()
-        units = selection.levels * len(x) * voxels(x.shape[1:], selection)
-        value = units * definition.energy(leaf, selection)
+        scale = len(x) * units(x.shape[1:], selection)
+        value = scale * definition.energy(leaf, selection)
         (gradient,) = torch.autograd.grad(value / 2, leaf)
     return value.detach(), gradient[0]
 
@@ -123,7 +123,7 @@ def _measure(
 def _scale(teacher: Tensor, selection: Selection) -> float:
     """What turns the sum of `energy` over all channels into the loss."""
     batch, width, *size = teacher.shape
-    return 1 / (selection.levels * batch * width * voxels(size, selection))
+    return 1 / (batch * width * units(size, selection))
 
 
 Block: TypeAlias = tuple[slice, slice]  # samples and channels, contiguous in memory

@@ -16,7 +16,6 @@ the two bases; that the loss of Fan et al. (MICCAI 2026) is diagonal in one of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcd_core.wavelet.energy import Selection, fits, grids
+from dcd_core.wavelet.energy import Selection, fits, grids, ratio
 from dcd_core.wavelet.transform import BANDS, analysis, taps
 
 HEAVIEST = 8.0**4
@@ -128,7 +127,7 @@ def _weights(levels: Sequence[np.ndarray], selection: Selection) -> np.ndarray:
     first = np.minimum.reduce(on_axes)
     band = np.tensordot([4, 2, 1], on_axes == first, axes=1)
     used = grids(size, selection.names, selection.levels)[:-1]
-    ratios = [math.prod(size) / math.prod(grid) for grid in used]
+    ratios = [ratio(size, grid, selection) for grid in used]
     selected = np.isin(BANDS, selection.bands)
     table = np.outer([*ratios, 0], selected)  # of a level and a band
     table[-1] += ratios[-1] * selection.coarse_weight
