@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ import pandas as pd
 from dcd_core import train
 from dcd_core.train import Recipe, diverged
 from dcd_core.types import Case, ContractError
+from dcd_lab.cache import runs
 from dcd_lab.data import Cohort, cohort, read
 from dcd_lab.experiments import record
 from dcd_lab.experiments.job import Job
@@ -41,9 +44,14 @@ def describe(job: Job) -> dict[str, Any]:
 def made_again(plain: Mapping[str, Any], *, workers: int = 1) -> Job:
     """The job of a description; cases of its cohort that are absent are made by `workers`."""
     recipe = Recipe(**{**plain["recipe"], "patch": tuple(plain["recipe"]["patch"])})
-    cases = cohort(**plain["cohort"], workers=workers)
-    teacher = None if plain["teacher"] is None else made_again(plain["teacher"])
+    cases = _cases(json.dumps(plain["cohort"]), runs(), workers)
+    teacher = None if plain["teacher"] is None else made_again(plain["teacher"], workers=workers)
     return Job(**{**plain, "recipe": recipe, "cohort": cases, "teacher": teacher})
+
+
+@lru_cache(maxsize=8)  # many runs share a cohort, and looking at all of its files takes a second
+def _cases(origin: str, runs: Path, workers: int) -> Cohort:
+    return cohort(**json.loads(origin), workers=workers)
 
 
 def enter(job: Job) -> Path:
