@@ -5,7 +5,8 @@ in float32 outside autocast, read the teacher without a gradient, and own every 
 
 In the formulas of their docstrings s and t are features of student and teacher, a the adapted
 student, b samples, c channels of the teacher, k classes, v voxels; mean is the one over all that is
-not named. Stages in use are averaged. `weight` belongs to the reduction that is written.
+not named. Stages in use are averaged, where no formula sums them. `weight` belongs to the reduction
+that is written.
 """
 
 from __future__ import annotations
