@@ -13,6 +13,7 @@ import torch
 from outputs import drawn, staged
 
 from dcd_core.methods import METHODS, build
+from dcd_core.methods.regions import ReCo
 from dcd_core.types import Output
 
 HAAR = {"mode": "periodization", "wavelet": "haar"}
@@ -99,6 +100,47 @@ def test_attention_transfer_weighs_as_its_authors_maps_of_cifar_do():
     # And however many stages there are.
     half = build("at", (1,), (1,))(staged(maps[1][0]), staged(maps[1][1])).item()
     assert half == pytest.approx(ours)
+
+
+def test_released_reco_has_no_background_in_its_foreground():
+    # |a| = |t|, so attention is equal and 1; (a - t)^2 = 4 in the voxels that differ.
+    teacher = torch.ones(1, 1, 4, 4, 4, dtype=torch.float64)
+    target = torch.zeros(1, 1, 4, 4, 4, dtype=torch.long)
+    target[..., 0, :], target[..., 1, :2], target[..., 2, 0] = 1, 2, -1  # 16, 8 and 4 voxels
+    frozen = {"adapters": "none", "context": "frozen"}
+    sound = build("reco", (1,), (1,), **frozen).double()
+    released = ReCo.released((1,), (1,)).double()
+
+    def loss(method, label):
+        differing = (target == label).nonzero()[0]
+        student = teacher.clone()
+        student[tuple(differing)] = -1
+        return method(staged(student), staged(teacher), target).item()
+
+    rest = 4 / 64  # the mean square of the last term
+    # Either of two classes has half of the foreground; the background is one region of its own.
+    assert loss(released, 1) == pytest.approx(rest + 4 / 16 / 2, rel=1e-6)
+    assert loss(released, 2) == pytest.approx(rest + 4 / 8 / 2, rel=1e-6)
+    assert loss(released, 0) == pytest.approx(rest + 4 / 40, rel=1e-6)
+    assert loss(released, -1) == pytest.approx(rest + 4 / 40, rel=1e-6)
+    assert loss(sound, 0) == pytest.approx(rest + 4 / 36, rel=1e-6)
+    assert loss(sound, -1) == pytest.approx(rest, rel=1e-6)
+
+
+@pytest.mark.parametrize(("masks", "corner"), [("sound", 0), ("released", 4)])
+def test_labels_of_a_stage_are_those_of_deep_supervision_in_released_reco_alone(masks, corner):
+    # A stage of an eighth: its first voxel takes the label of voxel 0, or of voxel 4 of 0 to 7.
+    teacher = torch.ones(1, 1, 4, 4, 4, dtype=torch.float64)
+    student = teacher.clone()
+    student[..., 0, 0, 0] = -1
+    method = build("reco", (1,), (1,), adapters="none", context="frozen", masks=masks).double()
+    found = []
+    for n in (0, 4):
+        target = torch.zeros(1, 1, 32, 32, 32, dtype=torch.long)
+        target[..., n, n, n] = 1
+        found.append(method(staged(student), staged(teacher), target).item())
+    seen, unseen = 4 / 64 + 4, 4 / 64 + 4 / 64  # all of the foreground; a 64th of the background
+    assert found == pytest.approx([seen, unseen] if corner == 0 else [unseen, seen], rel=1e-6)
 
 
 def test_weights_are_those_of_the_terms_that_are_kept():
