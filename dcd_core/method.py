@@ -29,6 +29,9 @@ Scalar = Float[Tensor, ""]
 Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels of its own
 Result = TypeVar("Result")
 
+SMALL = 1e-6
+"""A vector of a smaller norm has no direction; the gradient of one would be larger than 1e6."""
+
 Adapters: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 """How student channels are brought to teacher channels: 1x1x1 convolutions, or not at all."""
 
@@ -205,6 +208,12 @@ def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
     """Means of features over a grid of regions, at most `most` of them along an axis."""
     d, h, w = (min(most, n) for n in features.shape[2:])
     return nn.functional.adaptive_avg_pool3d(features, (d, h, w))
+
+
+def directions(features: Tensor, dim: int) -> Tensor:
+    """Unit vectors along `dim`; below a norm of `SMALL` zeros, which get no gradient."""
+    size = torch.linalg.vector_norm(features, dim=dim, keepdim=True)
+    return features / size.where(size > SMALL, torch.inf)
 
 
 def _in_float32(output: Output, *, detach: bool = False) -> Output:

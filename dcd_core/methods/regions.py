@@ -8,10 +8,17 @@ from typing import Any, ClassVar, TypeAlias, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize, one_hot
+from torch.nn.functional import interpolate, one_hot
 
 from dcd_core.errors import one_of, positive
-from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, released_adapters
+from dcd_core.method import (
+    Narrow,
+    Scalar,
+    StageMethod,
+    UnadaptedMethod,
+    directions,
+    released_adapters,
+)
 from dcd_core.types import ContractError, Volume
 
 Labels = Int[Tensor, "b v"]
@@ -207,7 +214,7 @@ def _closeness(features: Narrow, labels: Labels, counts: Members) -> Float[Tenso
     known = labels * counts  # a label of its own for ignored voxels may be 255
     members = one_hot(known).to(f.dtype) * counts[:, :, None]  # (b, v, k)
     centres = torch.einsum("bcv,bvk->bck", f, members) / members.sum(1).clamp(min=1)[:, None]
-    f, centres = (normalize(x, dim=1, eps=1e-6) for x in (f, centres))
+    f, centres = (directions(x, 1) for x in (f, centres))
     return torch.einsum("bck,bcv->bkv", centres, f).gather(1, known[:, None])[:, 0]
 
 

@@ -12,16 +12,13 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import log_softmax, normalize, smooth_l1_loss
+from torch.nn.functional import log_softmax, smooth_l1_loss
 
 from dcd_core.errors import at_least, positive
-from dcd_core.method import Narrow, Scalar, UnadaptedMethod, averaged
+from dcd_core.method import SMALL, Narrow, Scalar, UnadaptedMethod, averaged, directions
 from dcd_core.types import Volume
 
 Nodes = Float[Tensor, "b n _"]
-
-SMALL = 1e-6
-"""Smaller norms count as it, so that the direction of a node of zeros has a finite gradient."""
 
 
 class RelationMethod(UnadaptedMethod):
@@ -116,7 +113,7 @@ class CrossImage(RelationMethod):
         return (q.exp() * (q - p)).sum(-1).mean()
 
     def _log_resemblance(self, nodes: Nodes) -> Float[Tensor, "b b n n"]:
-        u = normalize(nodes, dim=2, eps=SMALL)
+        u = directions(nodes, 2)
         return log_softmax(torch.einsum("bic,djc->bdij", u, u) / self.temperature, -1)
 
 
@@ -126,7 +123,7 @@ def pooled(features: Volume, nodes: int) -> Nodes:
 
 
 def _affinities(nodes: Nodes) -> Float[Tensor, "b n n"]:
-    u = normalize(nodes, dim=2, eps=SMALL)
+    u = directions(nodes, 2)
     return u @ u.mT
 
 
@@ -137,5 +134,5 @@ def _distances(nodes: Float[Tensor, "n c"]) -> Float[Tensor, "n n"]:
 
 
 def _angles(nodes: Float[Tensor, "n c"]) -> Float[Tensor, "n n n"]:
-    u = normalize(nodes - nodes[:, None], dim=2, eps=SMALL)  # from the vertex, the first axis
+    u = directions(nodes - nodes[:, None], 2)  # from the vertex, the first axis
     return u @ u.mT

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import pywt
 import torch
-from outputs import drawn, staged
+from outputs import drawn, labels, staged
 
+from dcd_core.method import SMALL
 from dcd_core.methods import METHODS, build
 from dcd_core.methods.regions import ReCo
 from dcd_core.types import Output
@@ -177,3 +178,17 @@ def test_relational_terms_are_one_to_two_in_both_published_scales():
     far, turned = loss(distance=1.0, angle=0.0), loss(distance=0.0, angle=1.0)
     assert loss() == pytest.approx(25 * far + 50 * turned, rel=1e-9)  # RepDistiller
     assert loss(distance=1.0, angle=2.0) == pytest.approx(loss() / 25, rel=1e-9)  # the authors
+
+
+@pytest.mark.parametrize("name", ["skd", "rkd", "cirkd", "ifvd"])
+@pytest.mark.parametrize("size", [0.0, 0.1 * SMALL])
+def test_a_node_without_a_direction_gets_no_gradient_of_one(name, size):
+    s, t = drawn(2, 3, 4, 4, 4, seed=1), drawn(2, 5, 4, 4, 4, seed=2)
+    s[0, :, 0, 0, 0] = size / 3**0.5
+    s[1, :, :2] = s[1, :, :1, :1, :1].clone()  # nodes that are equal, as of an empty background
+    s.requires_grad_()
+    build(name, (3,), (5,))(staged(s), staged(t), labels(size=4)).backward()
+    gradients = s.grad.norm(dim=1)
+    assert gradients.max() < 50 * gradients.median()
+    if name in ("skd", "cirkd"):  # the others see how far the node is, or the mean of its class
+        assert gradients[0, 0, 0, 0] == 0
