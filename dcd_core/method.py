@@ -5,7 +5,8 @@ in float32 outside autocast, read the teacher without a gradient, and own every 
 
 In the formulas of their docstrings s and t are features of student and teacher, a the adapted
 student, b samples, c channels of the teacher, k classes, v voxels; mean is the one over all that is
-not named. Stages in use are averaged. `weight` belongs to the reduction that is written.
+not named. Stages in use are averaged, where no formula sums them. `weight` belongs to the reduction
+that is written.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from dcd_core.wavelet.transform import at_least_float32
 Scalar = Float[Tensor, ""]
 Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels of its own
 Result = TypeVar("Result")
+
+SMALL = 1e-6
+"""A vector of a smaller norm has no direction; the gradient of one would be larger than 1e6."""
 
 Adapters: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 """How student channels are brought to teacher channels: 1x1x1 convolutions, or not at all."""
@@ -204,6 +208,12 @@ def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
     """Means of features over a grid of regions, at most `most` of them along an axis."""
     d, h, w = (min(most, n) for n in features.shape[2:])
     return nn.functional.adaptive_avg_pool3d(features, (d, h, w))
+
+
+def directions(features: Tensor, dim: int) -> Tensor:
+    """Unit vectors along `dim`; below a norm of `SMALL` zeros, which get no gradient."""
+    size = torch.linalg.vector_norm(features, dim=dim, keepdim=True)
+    return features / size.where(size > SMALL, torch.inf)
 
 
 def _in_float32(output: Output, *, detach: bool = False) -> Output:

@@ -26,14 +26,15 @@ Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
 class PromptFreeFreeKD(StageMethod):
     """The adapted student has the teacher's detail bands, every coefficient alike.
 
-        mean_stages 1/J sum_(l = 1..J) mean |W_l(a - t)|,
+        sum_stages sum_(l = 1..J) mean |W_l(a - t)|,
         W_l the detail bands of level l of the Haar transform.
 
     Source: the control of FreeKD that masks nothing.
     3D change: seven detail bands for three; J is 3, or fewer, so that 2^J is at most a quarter of
-    the shortest side, but 1 at least. Stages 1 to 4.
+    the shortest side, but 1 at least. With the third axis a level l has 2^(l/2) times the
+    coefficients of what is constant along it. Stages 1 to 4 for five maps of a pyramid.
     Differs from the authors' code: no mask, and no plain MSE of weight 5 beside it.
-    Options: `levels` at most. `weight` 1 belongs to these means.
+    Options: `levels` at most. `weight` 1 belongs to these sums, as theirs does.
     """
 
     weight: ClassVar[float] = 1.0
@@ -57,7 +58,8 @@ class PromptFreeFreeKD(StageMethod):
             return torch.stack([(m * d.abs()).sum() / d[0, 0].numel() for m, d in pairs]).sum()
 
         total = self.in_chunks(distance, student, teacher, dim=1)
-        return total / (levels * teacher.shape[0] * teacher.shape[1])
+        # Of a mean over stages, which StageMethod takes, not of a sum.
+        return total * len(self.stages) / (teacher.shape[0] * teacher.shape[1])
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
         return [teacher.new_ones((1, 1, 7, 1, 1, 1))] * levels
@@ -66,7 +68,7 @@ class PromptFreeFreeKD(StageMethod):
 class FreeKD(PromptFreeFreeKD):
     """The adapted student has the teacher's detail where prompts learnt on the teacher look.
 
-        mean_stages 1/J sum_(l = 1..J) mean_tokens mean |M_l * W_l(a - t)|,
+        sum_stages sum_(l = 1..J) mean_tokens mean |M_l * W_l(a - t)|,
         M_l = sigmoid(P_l . W_l(t)), masks per token, band and voxel, W_l as in PromptFreeFreeKD,
         P_l prompts, one vector of the teacher's channels per token.
 
@@ -78,14 +80,16 @@ class FreeKD(PromptFreeFreeKD):
     3D change: as in PromptFreeFreeKD.
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
     levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
-    it. The position-aware weights of the paper are in neither.
+    it. While prompts learn, theirs mask the coarse band as well, and masks of all tokens are added,
+    so that six of one half treble a feature; a mean is a mask itself. The position-aware weights of
+    the paper are in neither.
     Options: `tokens`, `diversity` and `rate` of the prompts' training; `levels`. `weight` 1.
     """
 
     def __init__(
         self,
         *channels: Sequence[int],
-        tokens: int = 4,
+        tokens: int = 6,
         diversity: float = 0.5,
         rate: float = 1e-3,
         **shared: Any,

@@ -140,7 +140,8 @@ class WaveletOutputs(LogitMethod):
         p = softmax(logits), or sigmoid for `regions`; W their Haar transform.
 
     Source: Zhang, Chen, Tu, Wan, Xu, Ma, CVPR 2022, arXiv 2203.06321.
-    3D change: probabilities for images, seven detail bands for three, at most three levels.
+    3D change: probabilities for images, seven detail bands for three, at most three levels. With
+    the third axis a level l has 2^(l/2) times the coefficients of what is constant along it.
     Differs from the authors' code: zero padding there. Ignored voxels count as equal.
     Options: `wavelet` of PyWavelets, `levels` at most. `weight` 10 is a start: the paper's was not
     recovered, and the mean over mostly empty bands is about 1e-3.

@@ -8,10 +8,17 @@ from typing import Any, ClassVar, TypeAlias, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize, one_hot
+from torch.nn.functional import interpolate, one_hot
 
 from dcd_core.errors import one_of, positive
-from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, released_adapters
+from dcd_core.method import (
+    Narrow,
+    Scalar,
+    StageMethod,
+    UnadaptedMethod,
+    directions,
+    released_adapters,
+)
 from dcd_core.types import ContractError, Volume
 
 Labels = Int[Tensor, "b v"]
@@ -64,10 +71,12 @@ class ReCo(StageMethod):
     of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
     3D change: none. All stages but the deepest, in slabs along D.
     Differs from the authors' code: the public one is a port in a sibling of DCD's release
-    (`released`). There the background counts as a class of the foreground, and only ignored voxels
-    are background; adapters, with a bias, and blocks of context are never trained, and the latter
+    (`released`). There ignored voxels are background; a stage has the labels of deep supervision
+    in nnU-Net ("nearest-exact"), half a voxel of the stage beside the centres of strided
+    convolutions; adapters, with a bias, and blocks of context are never trained, and the latter
     begin at 0, so that g(f) = f. Here neither region has ignored voxels, both are trained, and one
-    block serves both networks: two could meet anywhere.
+    block serves both networks: two could meet anywhere. Where regions overlap, a voxel has the
+    largest m there; here labels are classes.
     Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T;
     `decay`; `ignore`. `weight` 0.01 belongs to this sum.
     """
@@ -96,7 +105,7 @@ class ReCo(StageMethod):
 
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> ReCo:
-        """The loss as it was run: its regions, adapters with bias and context, all of it frozen."""
+        """The loss as it was run on labels: adapters with bias and context, all of it frozen."""
         channels = student_channels, teacher_channels
         loss = cls(*channels, masks="released", context="frozen", adapters="frozen")
         loss.adapters = released_adapters(loss.channels)
@@ -136,10 +145,11 @@ class ReCo(StageMethod):
 
     def _weights(self, target: Tensor | None, teacher: Volume) -> Float[Tensor, "b 1 d h w"]:
         """The m / sum_(b,v) m of both regions, added up: no voxel is in both."""
-        labels, counts = labels_at(teacher.shape[2:], target, self.ignore)
-        foreground, background = counts & (labels > 0), counts & (labels == 0)
-        if self.masks == "released":
-            foreground, background = counts, ~counts
+        released = self.masks == "released"
+        nearest = "nearest-exact" if released else "nearest"
+        labels, counts = labels_at(teacher.shape[2:], target, self.ignore, nearest)
+        foreground = counts & (labels > 0)
+        background = ~foreground if released else counts & (labels == 0)
         # As one class, whatever the background's labels are.
         areas = _per_area(labels * foreground, foreground), _per_area(0 * labels, background)
         weights = torch.stack([a / (a.sum() + 1e-8) for a in areas]).sum(0)
@@ -186,13 +196,13 @@ def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Ten
 
 
 def labels_at(
-    size: Sequence[int], target: Tensor | None, ignore: int | None
+    size: Sequence[int], target: Tensor | None, ignore: int | None, nearest: str = "nearest"
 ) -> tuple[Labels, Members]:
     """Labels of the nearest voxels of a grid, and which count: not `ignore`, not below 0."""
     if target is None:
         raise ContractError("target", None, "labels", "forward(student, teacher, target)")
     if target.shape[2:] != tuple(size):
-        target = interpolate(target.float(), tuple(size), mode="nearest")
+        target = interpolate(target.float(), tuple(size), mode=nearest)
     labels = target.long().flatten(1)
     counts = labels >= 0
     return labels, counts if ignore is None else counts & (labels != ignore)
@@ -204,7 +214,7 @@ def _closeness(features: Narrow, labels: Labels, counts: Members) -> Float[Tenso
     known = labels * counts  # a label of its own for ignored voxels may be 255
     members = one_hot(known).to(f.dtype) * counts[:, :, None]  # (b, v, k)
     centres = torch.einsum("bcv,bvk->bck", f, members) / members.sum(1).clamp(min=1)[:, None]
-    f, centres = (normalize(x, dim=1, eps=1e-6) for x in (f, centres))
+    f, centres = (directions(x, 1) for x in (f, centres))
     return torch.einsum("bck,bcv->bkv", centres, f).gather(1, known[:, None])[:, 0]
 
 

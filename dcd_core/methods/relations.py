@@ -12,16 +12,13 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import log_softmax, normalize, smooth_l1_loss
+from torch.nn.functional import log_softmax, smooth_l1_loss
 
 from dcd_core.errors import at_least, positive
-from dcd_core.method import Narrow, Scalar, UnadaptedMethod, averaged
+from dcd_core.method import SMALL, Narrow, Scalar, UnadaptedMethod, averaged, directions
 from dcd_core.types import Volume
 
 Nodes = Float[Tensor, "b n _"]
-
-SMALL = 1e-6
-"""Smaller norms count as it, so that the direction of a node of zeros has a finite gradient."""
 
 
 class RelationMethod(UnadaptedMethod):
@@ -46,8 +43,9 @@ class PairwiseAffinity(RelationMethod):
 
     Source: Liu, Chen, Liu, Qin, Luo, Wang, CVPR 2019, arXiv 1903.04197, and TPAMI 2020.
     3D change: at most 8^3 nodes for the paper's patches of 2 x 2, which would need 4 GiB.
-    Differs from the authors' code: there patches are pooled by the maximum and norms have no
-    gradient; here both are as in the paper's text. Its pixel-wise and adversarial terms are absent.
+    Differs from the authors' code: there a patch is half of the map, so that 2 x 2 nodes are left
+    (`nodes=2`), pooled by the maximum; norms have no gradient; the weight is 1, or 0.5 in the
+    script. Here all is as in the paper's text. Its pixel-wise and adversarial terms are absent.
     Options: `nodes` per axis. `weight` 10 belongs to the mean over pairs.
     """
 
@@ -70,9 +68,10 @@ class RelationalKD(RelationMethod):
 
     Source: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068.
     3D change: nodes are the regions of all patches together, not the dozens of images of a batch.
-    Differs from the authors' code: theirs divides distances by the mean of those above 0.
+    Differs from the authors' code: theirs divides distances by the mean of those above 0, and has
+    the terms' weights 1 and 2 where those of RepDistiller are 25 and 50.
     Options: `nodes` per axis (triples of 4^3 in b patches are (64 b)^3 numbers), `distance` and
-    `angle`, the weights of the two terms. `weight` 1 belongs to the published 25 and 50.
+    `angle`, the weights of the two terms. `weight` 1 belongs to 25 and 50.
     """
 
     weight: ClassVar[float] = 1.0
@@ -99,10 +98,11 @@ class CrossImage(RelationMethod):
     Source: Yang, Zhou, An, Jiang, Xu, Zhang, CVPR 2022, arXiv 2204.06986.
     3D change: regions stand for pixels. A single patch is related to itself.
     Differs from the authors' code (CIRKD): the mini-batch term alone, without their memory bank.
-    Options: `temperature` T, `nodes` per axis. `weight` 0.1 belongs to T = 0.1.
+    Options: `temperature` T, `nodes` per axis. `weight` 1 belongs to T = 0.1; the 0.1 of their code
+    is that of the bank.
     """
 
-    weight: ClassVar[float] = 0.1
+    weight: ClassVar[float] = 1.0
 
     def __init__(self, *channels: Sequence[int], temperature: float = 0.1, **shared: Any) -> None:
         super().__init__(*channels, **shared)
@@ -113,7 +113,7 @@ class CrossImage(RelationMethod):
         return (q.exp() * (q - p)).sum(-1).mean()
 
     def _log_resemblance(self, nodes: Nodes) -> Float[Tensor, "b b n n"]:
-        u = normalize(nodes, dim=2, eps=SMALL)
+        u = directions(nodes, 2)
         return log_softmax(torch.einsum("bic,djc->bdij", u, u) / self.temperature, -1)
 
 
@@ -123,7 +123,7 @@ def pooled(features: Volume, nodes: int) -> Nodes:
 
 
 def _affinities(nodes: Nodes) -> Float[Tensor, "b n n"]:
-    u = normalize(nodes, dim=2, eps=SMALL)
+    u = directions(nodes, 2)
     return u @ u.mT
 
 
@@ -134,5 +134,5 @@ def _distances(nodes: Float[Tensor, "n c"]) -> Float[Tensor, "n n"]:
 
 
 def _angles(nodes: Float[Tensor, "n c"]) -> Float[Tensor, "n n n"]:
-    u = normalize(nodes - nodes[:, None], dim=2, eps=SMALL)  # from the vertex, the first axis
+    u = directions(nodes - nodes[:, None], 2)  # from the vertex, the first axis
     return u @ u.mT

@@ -102,11 +102,10 @@ def members(y: np.ndarray, masks: str) -> tuple[np.ndarray, np.ndarray]:
     fore, back = np.zeros(y.shape), np.zeros(y.shape)
     for i, v in voxels(y.shape):
         counts = y[i, v] >= 0
-        if counts if masks == "released" else y[i, v] > 0:
+        if y[i, v] > 0:
             fore[i, v] = 1 / (y[i] == y[i, v]).sum()
-        elif not counts if masks == "released" else counts:
-            of_one_kind = (y[i] < 0) if masks == "released" else (y[i] == 0)
-            back[i, v] = 1 / of_one_kind.sum()
+        elif counts or masks == "released":
+            back[i, v] = 1 / ((y[i] <= 0) if masks == "released" else (y[i] == 0)).sum()
     return fore, back
 
 
@@ -162,13 +161,16 @@ def test_stages_weigh_by_a_geometric_row_that_sums_to_one() -> None:
     assert value.item() == pytest.approx(np.dot([x.item() for x in each], both.shares) / 2)
 
 
-def test_released_is_frozen_and_forgets_the_background() -> None:
+def test_released_is_frozen_and_takes_what_is_ignored_for_background() -> None:
     method = ReCo.released((4, 4, 8), (4, 8, 8))
     assert not [p for p in method.parameters() if p.requires_grad]
     assert isinstance(method.adapters[0], nn.Identity)
     assert method.adapters[1].bias is not None
     s, t = ([drawn(1, 4, 4, 4, 4, seed=n)] * 2 for n in (1, 2))
     same = ReCo.released((4, 4), (4, 4)).double()
-    of_background = same(staged(*s), staged(*t), torch.zeros(1, 1, 4, 4, 4, dtype=torch.long))
-    as_foreground = same(staged(*s), staged(*t), torch.ones(1, 1, 4, 4, 4, dtype=torch.long))
-    assert of_background == as_foreground
+    y = labels(batch=1)
+    background, ignored, both = (
+        same(staged(*s), staged(*t), z).item() for z in (0 * y, 0 * y - 1, -(y % 2))
+    )
+    assert background == ignored == both
+    assert background != same(staged(*s), staged(*t), y).item()
