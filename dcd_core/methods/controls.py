@@ -71,7 +71,10 @@ class FourierHighPass(HighPass):
 
 
 class CoarseBand(DCD):
-    """DCD of the coarse band alone: what the paper leaves free, and nothing else."""
+    """DCD of the coarse bands alone. That of the last level is what the paper leaves free.
+
+    With one level it is that and nothing else; coarse bands above the last also hold deeper detail.
+    """
 
     decided: ClassVar[tuple[str, ...]] = ("bands",)
     only: ClassVar[str] = "aaa"
