@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from dcd_lab.cli import checkout, datasets, networks, scoring
+from dcd_lab.cli import checkout, datasets, networks, scoring, training
 
 app = typer.Typer(
     help="Detail Consistent Distillation: data, networks and scores from a terminal.",
@@ -18,6 +18,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     datasets.audit: "dcd audit /data/brats --out audit",
     datasets.folds: "dcd folds /data/brats --task brats2024",
     datasets.prepare: "dcd prepare /data/isles --task isles2022 --workers 4",
+    training.train: "dcd train /data/isles --task isles2022 -o runs/one --teacher net.safetensors",
     networks.predict: "dcd predict dwi.nii adc.nii flair.nii -m net.safetensors -o out.nii.gz",
     scoring.score: "dcd score predictions/ /data/isles --task isles2022 --out scores.csv",
     networks.cost: "dcd cost net.safetensors --patch 64 64 64",

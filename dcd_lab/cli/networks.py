@@ -1,7 +1,8 @@
 """Networks: what one predicts, what it costs, and how it is exported.
 
-A network is a file that training wrote. In the folder of its run lie also the patch that it was
-trained on and the threshold that the val cases chose. Both are taken from there unless given.
+A network is a file that training wrote. In the folder of its run lie also the patch and the
+voxel size that it was trained on, and the threshold that the val cases chose. They are taken from
+there unless given.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Threshold = Annotated[
 ]
 Spacing = Annotated[
     float | None,
-    typer.Option(help="Voxel size in mm of the training; by default that of the scan."),
+    typer.Option(help="Voxel size in mm; by default as in training, if known."),
 ]
 Overlap = Annotated[float, typer.Option(help="Share of a window that the next one covers again.")]
 Mirror = Annotated[bool, typer.Option("--mirror", help="Average all flips: eight times the time.")]
@@ -73,25 +74,27 @@ def predict(
     chosen = _task_of(network, task)
     _refuse_other_channels(images, chosen)
     window = _patch_of(model, patch)
-    cut = _facts(model).get("threshold", 0.5) if threshold is None else threshold
+    facts = _facts(model)
+    cut = facts.get("threshold", 0.5) if threshold is None else threshold
+    size_mm = facts.get("spacing_mm") if spacing is None else spacing
 
     import numpy as np
 
     from dcd_core.errors import positive
     from dcd_lab import data
 
-    size = None if spacing is None else positive("spacing", spacing)
+    size_mm = None if size_mm is None else positive("spacing", size_mm)
     id = images[0].name.split(".nii")[0]
     with waiting("reading"):
         case = data.read(data.Scan(id, chosen.name, tuple(images), None, id))
-    with waiting("predicting"), _fitting(window):
+    with waiting("predicting"), fitting(window):
         label = data.predict_case(
             network,
             case,
             chosen,
             patch=window,
             threshold=cut,
-            spacing_mm=size,
+            spacing_mm=size_mm,
             overlap=overlap,
             mirror=mirror,
         )
@@ -99,7 +102,8 @@ def predict(
     ml = float(np.prod(case.spacing_mm)) / 1000
     sizes = {name: ml * int((label == n).sum()) for n, name in enumerate(chosen.labels) if n}
     if as_json:
-        return print_json({"file": out, "threshold": cut, "patch": window, "volume_ml": sizes})
+        settings = {"file": out, "threshold": cut, "patch": window, "spacing_mm": size_mm}
+        return print_json({**settings, "volume_ml": sizes})
     print(f"{out}: " + ", ".join(f"{name} {volume:.2f} ml" for name, volume in sizes.items()))
 
 
@@ -116,7 +120,7 @@ def cost(
 
     network, window = _loaded(model, cpu=cpu), _patch_of(model, patch)
     shape = (1, _spec(network)["in_channels"], *window)
-    with waiting("measuring"), _fitting(window):
+    with waiting("measuring"), fitting(window):
         price = measure(network, shape, threads=threads, rounds=rounds)
     if as_json:
         return print_json({"shape": shape, **price._asdict()})
@@ -170,13 +174,14 @@ def _spec(network: Segmenter) -> dict[str, Any]:
 
 
 def _facts(model: Path) -> dict[str, Any]:
-    """What the run of a network says about it, recipe and threshold; empty where there is none."""
-    from dcd_core.train.result import facts_of
+    """Recipe, threshold and spacing of the run a network lies in; empty where there is none."""
     from dcd_lab.experiments import evaluation
 
-    facts = facts_of(model.parent) if (model.parent / "fit.json").is_file() else {}
-    chosen = model.parent / f"threshold-{evaluation.VERSION}.json"
-    return facts | json.loads(chosen.read_text("utf-8")) if chosen.is_file() else facts
+    facts: dict[str, Any] = {}
+    for name in ("request.json", "fit.json", f"threshold-{evaluation.VERSION}.json"):
+        if (file := model.parent / name).is_file():
+            facts |= json.loads(file.read_text("utf-8"))
+    return facts
 
 
 def _patch_of(model: Path, given: Sequence[int] | None) -> Size3:
@@ -192,11 +197,15 @@ def _patch_of(model: Path, given: Sequence[int] | None) -> Size3:
 
 
 @contextmanager
-def _fitting(patch: Size3) -> Iterator[None]:
+def fitting(patch: Size3) -> Iterator[None]:
     """Turn what PyTorch raises at a patch that a network cannot take into a ContractError."""
+    from dcd_core.errors import ContractError
+
     try:
         yield
-    except RuntimeError as error:
+    except ContractError:  # a ValueError that says all
+        raise
+    except (RuntimeError, ValueError) as error:
         got, attempt = f"{patch}: {str(error).splitlines()[0]}", "the patch of its training"
         expected = "a size that the strides of the network divide and the memory holds"
         raise refusal("patch", got, expected, attempt) from None

@@ -341,6 +341,76 @@ def test_reproduce_needs_a_checkout(workspace, capsys):
     assert "expected a checkout with its notebooks" in capsys.readouterr().err
 
 
+@pytest.fixture
+def cohort(workspace, monkeypatch):
+    """Five scans of ISLES in "isles", a teacher's file, and the arguments that train on them."""
+    monkeypatch.chdir(workspace)
+    cases = [make_case(ISLES, n)._replace(id=f"sub-strokecase{n:04}") for n in range(5)]
+    data.write(cases, "isles", task=ISLES)
+    options = "--task isles2022 -o run --width 4 --steps 2 --spacing 2 --json"
+    return ["train", "isles", *options.split(), *PATCH]
+
+
+def test_a_network_is_trained_continued_and_predicts_with_its_own_settings(cohort, capsys):
+    assert main(cohort) == 0
+    said = answer(capsys)
+    weights = Path(said["file"])
+    stored = weights.read_bytes()
+    assert main(cohort) == 0  # it is read back
+    assert answer(capsys)["val_dice"] == said["val_dice"]
+    assert weights.read_bytes() == stored
+    scan = data.isles2022("isles")[0]
+    assert predict(scan, weights, "--json") == 0
+    predicted = answer(capsys)
+    assert (predicted["patch"], predicted["threshold"]) == ([16, 16, 16], said["threshold"])
+    assert predicted["spacing_mm"] == 2
+    student = [*cohort, "--out", "student", "--teacher", str(weights), "--seed", "1"]
+    assert main(student) == 0
+    assert models.load("student/student.safetensors").channels == (4, 8, 16, 32)
+    history = pd.read_csv("student/history.csv")
+    assert "distillation" in history
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--out", "isles"], "--out: got isles, which holds files"),
+        (["--teacher", "four.safetensors"], "teacher: got 4 channels, 5 classes"),
+        (["--teacher", "fine.safetensors", "--method", "dcdd"], "Try: 'dcd'"),
+        (["--task", "isles"], "Try: 'isles2022'"),
+        (["--spacing", "0"], "spacing: got 0.0"),
+        (["--patch", "8", "8", "8"], "a size that the strides of the network divide"),
+        (["--out", "taken"], "--out: got taken, a run with another task and channels"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(options, words, cohort, capsys):
+    models.save(models.dynunet(4, 5, channels=(4, 8, 8)), "four.safetensors")
+    models.save(models.dynunet(3, 2, channels=(4, 8, 8)), "fine.safetensors")
+    Path("taken").mkdir()
+    Path("taken", "request.json").write_text('{"channels": [1]}', "utf-8")
+    before = {*Path().rglob("*")}
+    assert main([*cohort, *options]) == 2
+    assert words in capsys.readouterr().err
+    assert {*Path().rglob("*")} == before
+
+
+def test_a_run_that_diverges_is_told(cohort, monkeypatch, capsys):
+    from dcd_core import train
+
+    def diverge(*given, **options):
+        raise FloatingPointError("the loss is nan at step 1")
+
+    monkeypatch.setattr(train, "fit", diverge)
+    assert main(cohort) == 1
+    assert "diverged: the loss is nan at step 1" in capsys.readouterr().err
+
+
+def test_the_page_on_the_command_line_has_every_command(project):
+    page = (project / "book" / "howto" / "command-line.md").read_text("utf-8")
+    listed = re.findall(r"^\| `dcd ([a-z]+)", page, re.MULTILINE)
+    assert listed == [command.__name__ for command in EXAMPLES]
+
+
 @pytest.mark.real
 def test_a_real_case_is_audited_predicted_and_scored(real_cases, network, capsys):
     root = str(real_cases / "isles2022")
