@@ -59,4 +59,9 @@ def require(extra: str, *packages: str) -> None:
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
         got, expected = f"no {', '.join(absent)}", f"{', '.join(packages)} installed"
-        raise ContractError("packages", got, expected, f"pip install 'dcd-core[{extra}]'")
+        raise ContractError("packages", got, expected, install(extra))
+
+
+def install(extra: str) -> str:
+    """Return what installs an `extra`: from a checkout, as no package index has `dcd-core`."""
+    return f"pip install -e '.[{extra}]' in the checkout of dcd-core"

@@ -425,7 +425,7 @@ def test_what_cannot_run_says_so_in_one_line(arguments, words, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (ModuleNotFoundError("no", name="nibabel"), 2, "Try: pip install 'dcd-core[lab]'"),
+        (ModuleNotFoundError("no", name="nibabel"), 2, "pip install -e '.[lab]' in the checkout"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("nobody thought of it"), 2, "unexpected ZeroDivisionError: nobody"),
     ],
