@@ -85,7 +85,7 @@ def recorded_job(entry: Path, *, workers: int = 1) -> Job:
 
 def case_file(cohort: Cohort) -> Path:
     """The file of the record with a hash of every case of a cohort: split, case, sha256."""
-    return record.home().parent / f"cases-{cohort.task}-{cohort.identity}.csv"
+    return record.home() / f"cases-{cohort.task}-{cohort.identity}.csv"
 
 
 def case_hashes(cohort: Cohort) -> pd.DataFrame:

@@ -176,7 +176,7 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
         (lambda: deploy.load(exported), "deploy"),
         (lambda: prune(BUILDERS["resenc"](), PATCHES[0], parameters=100), "compress"),
     ):
-        with pytest.raises(ContractError, match=rf"dcd-core\[{extra}\]"):
+        with pytest.raises(ContractError, match=rf"\.\[{extra}\]"):
             call()
 
 

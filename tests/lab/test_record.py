@@ -128,7 +128,7 @@ def change_distance(entry):
 
 
 def swap_cases(entry):
-    file = next(entry.parents[1].glob("cases-*.csv"))
+    file = next(entry.parent.glob("cases-*.csv"))
     table = pd.read_csv(file)
     table.loc[[0, 1], "case"] = table.loc[[1, 0], "case"].to_numpy()
     table.to_csv(file, index=False)

@@ -21,6 +21,7 @@ from nbformat import NotebookNode
 from dcd_core import train
 from dcd_core.dcd import kd_weight
 from dcd_lab import records
+from dcd_lab.experiments import record
 from runner import execution, jobs, parameters, screen, sources
 from runner.pages import LIMIT_BYTES
 
@@ -192,10 +193,19 @@ def test_pages_are_small_whole_and_without_chance() -> None:
 
 
 def test_results_match_their_sidecars() -> None:
-    tables = [t for t in (PROJECT / "results").rglob("*.csv") if "smoke" not in t.parts]
+    tables = [t for t in (PROJECT / "results").glob("*/*.csv") if "smoke" not in t.parts]
     written = {t: json.loads(t.with_suffix(".json").read_text("utf-8"))["sha256"] for t in tables}
     assert written
     assert written == {t: hashlib.sha256(t.read_bytes()).hexdigest() for t in tables}
+
+
+def test_recorded_runs_match_their_descriptions() -> None:
+    for entry in record.entries():
+        record.check_files(entry)
+        kept = {file.name for file in entry.iterdir()}
+        assert kept == {*record.read(entry)["files"], record.DESCRIPTION}
+    weights = (PROJECT / "results" / "study").rglob("*.safetensors")
+    assert sum(file.stat().st_size for file in weights) < 12e6
 
 
 def test_the_index_names_every_figure_and_existing_results() -> None:
