@@ -166,7 +166,7 @@ def test_pages_are_fresh() -> None:
     assert stale == {}
     listed = re.search(r"^RECORDED := (.*)$", (PROJECT / "Makefile").read_text("utf-8"), re.M)
     assert listed
-    assert listed[1].split() == sorted(recorded), "make reproduce makes the pages that the record has"
+    assert listed[1].split() == sorted(recorded), "make reproduce makes other pages"
 
 
 def test_pages_are_small_whole_and_without_chance() -> None:
