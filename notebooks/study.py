@@ -6,7 +6,7 @@
     python notebooks/study.py verify --workers 2           hold the record to what is computed here
     python notebooks/study.py pack runs/lease --parts 16   finished runs and checkpoints as archives
 
-Runs without a teacher come first, then those with one, both in the order of the pages. A run that
+Task by task, runs without a teacher come first, then those with one, then untested ones. A run that
 is stopped goes on from its checkpoint at the next call. A finished run enters results/study at
 once. Archives are read on another machine by `run.py --import`.
 """
@@ -40,10 +40,12 @@ from runner.sources import refuse
 
 
 def train(todo: Sequence[Job], *, workers: int) -> None:
-    """Run jobs and enter each into the record; those with a teacher late, untested ones last."""
-    waves: dict[tuple[bool, bool], list[Job]] = {}
+    """Run jobs and enter each into the record, in the order that the help text gives."""
+    tasks = list(dict.fromkeys(job.cohort.task for job in todo))
+    waves: dict[tuple[int, bool, bool], list[Job]] = {}
     for job in todo:
-        waves.setdefault((not job.tested, job.teacher is not None), []).append(job)
+        place = tasks.index(job.cohort.task), not job.tested, job.teacher is not None
+        waves.setdefault(place, []).append(job)
     done = 0
     for _, wave in sorted(waves.items()):
         for line in each(_one, wave, workers=workers):
