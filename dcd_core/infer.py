@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Real, UInt8
 from torch import Tensor
 
 from dcd_core.models import Segmenter, evaluating
@@ -27,7 +27,7 @@ THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 @torch.inference_mode()
 def predict(
     model: Segmenter,
-    image: Float32[np.ndarray, "c d h w"],
+    image: Real[np.ndarray, "c d h w"],
     *,
     patch: Size3,
     overlap: float = 0.5,
@@ -39,7 +39,8 @@ def predict(
 
     `overlap` is the share of a window that the next one covers again, in [0, 1); `mirror` averages
     the eight flips as well (eight times the cost); `precision` is that of `train.Recipe`. Raises
-    ContractError for an overlap out of range, or a network of overlapping regions.
+    ContractError for an overlap out of range, a network of overlapping regions, and for voxels or
+    probabilities that are not finite.
     """
     from monai.inferers import sliding_window_inference
 
@@ -50,7 +51,9 @@ def predict(
         raise ContractError("logits to predict with", got, expected, "nnU-Net's own prediction")
     device = next(model.parameters()).device
     mixed = in_bfloat16(device, precision)
-    volume = torch.tensor(image, device=device)[None]  # a copy: images may be memory-mapped
+    # A copy, since images may be memory-mapped; float32 whatever their type and byte order.
+    volume = torch.tensor(np.asarray(image, np.float32), device=device)[None]
+    _refuse_not_finite("image to predict", volume, "the file it came from; data.audit names voxels")
 
     def probabilities(x: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
@@ -65,7 +68,14 @@ def predict(
                 volume.flip(axes), patch, batch, probabilities, overlap=overlap, mode="gaussian"
             )
             total = total + torch.as_tensor(result).flip(axes)
+    _refuse_not_finite("probabilities", total, "precision='32-true', or another network")
     return total[0] / len(flips)
+
+
+def _refuse_not_finite(what: str, volume: Tensor, attempt: str) -> None:
+    if wrong := int(volume.numel() - volume.isfinite().sum()):
+        got = f"{wrong} of {volume.numel()} values not finite"
+        raise ContractError(what, got, "finite values, or all would be background", attempt)
 
 
 def in_bfloat16(device: torch.device, precision: Precision) -> bool:

@@ -66,14 +66,17 @@ def prepare(
     Images are resampled by cubic splines, labels by the largest linearly resampled indicator. An
     axis whose spacing, before or after, is more than `THICK` times the others takes the nearest
     slice. The affine of the result gives its position in the original scan.
-    Raises ContractError when the image is empty, for another number of channels than the task has,
-    or for a spacing that is not positive.
+    Raises ContractError when the image is empty or not finite, for another number of channels than
+    the task has, or for a spacing that is not positive.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021 (order of the steps, shared mask, thick
     slices); unlike there, what a spline leaves outside the resampled brain is put to 0 again.
     """
     brain = (case.image != 0).any(axis=0)
     if not brain.any():
         raise ContractError(f"case {case.id}", "only zeros", "a brain", "look at the source files")
+    if wrong := int(case.image.size - np.isfinite(case.image).sum()):
+        got, attempt = f"{wrong} voxels that are not finite", "dcd audit, which names the file"
+        raise ContractError(f"case {case.id}", got, "finite intensities", attempt)
     box = _box(brain)
     brain = ndimage.binary_fill_holes(brain[box])
     image = case.image[(slice(None), *box)].copy()

@@ -82,6 +82,29 @@ def test_an_overlap_out_of_range_is_refused(overlap):
         predict(voxelwise(), image(1, 8, 8, 8), patch=PATCH, overlap=overlap)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_one_voxel_that_is_not_finite_is_refused_and_never_background(wrong):
+    """Convolutions and norms would spread it over the window."""
+    x = image(1, 8, 8, 8)
+    x[0, 1, 2, 3] = wrong
+    with pytest.raises(ContractError, match="image to predict: got 1 of 512 values not finite"):
+        predict(voxelwise(), x, patch=PATCH)
+
+
+def test_a_network_that_gives_no_finite_number_is_refused():
+    model = voxelwise()
+    model.network.weight.data[0] = torch.nan
+    with pytest.raises(ContractError, match="probabilities: got 1536 of 1536 values not finite"):
+        predict(model, image(1, 8, 8, 8), patch=PATCH)
+
+
+@pytest.mark.parametrize("dtype", ["float64", ">f4", "int16"])
+def test_images_of_any_type_are_predicted_in_float32(dtype):
+    x = np.rint(image(1, 8, 8, 8))
+    expected = predict(voxelwise(), x, patch=PATCH)
+    assert torch.equal(predict(voxelwise(), x.astype(dtype), patch=PATCH), expected)
+
+
 def test_decide_takes_the_best_foreground_label_above_the_threshold():
     # (background, 1, 2) of five voxels
     p = np.array(

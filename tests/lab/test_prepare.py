@@ -144,6 +144,10 @@ def test_an_empty_case_and_a_spacing_of_zero_are_refused():
     case = make_case()
     with pytest.raises(ContractError, match=case.id):
         data.prepare(case._replace(image=np.zeros_like(case.image)))
+    holed = case.image.copy()
+    holed[0, 0, 0, :2] = np.nan, np.inf
+    with pytest.raises(ContractError, match=f"{case.id}: got 2 voxels that are not finite"):
+        data.prepare(case._replace(image=holed))
     with pytest.raises(ContractError, match="spacing_mm"):
         data.prepare(case, spacing_mm=0.0)
 
