@@ -57,7 +57,7 @@ class Check(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether the deviation is small enough; one that is not a number is not."""
-        return self.deviation <= self.tolerance
+        return bool(self.deviation <= self.tolerance)
 
 
 def verify(*, workers: int = 1) -> list[Check]:
