@@ -59,13 +59,10 @@ setup: ## make .venv with python 3.11 and the tested versions (does nothing when
 		echo "make: pip could not install the packages; it needs a package index (check the network, or PIP_INDEX_URL). What was loaded is kept: run make again" >&2; exit 1; }; \
 	echo "$(want)" > $(STAMP)
 
-# Pages whose runs are all in the record; the others are shown as an earlier profile made them.
-RECORDED := 01 02 03
-
 reproduce: ## check the record, run the notebooks on it, build the book; a table of the checks
 	@$(MAKE) --no-print-directory setup
 	@$(runs) verify --workers $(WORKERS) --quiet
-	@$(run) --profile study $(RECORDED)
+	@$(run) --profile study
 	@$(MAKE) --no-print-directory book
 	@$(runs) verify
 	@echo "book: $(page)"

@@ -1,6 +1,7 @@
 """Run the notebooks of a profile, each in a process of its own, and skip what is already done.
 
-    python notebooks/run.py --profile study              all of them
+    python notebooks/run.py --profile smoke              all of them
+    python notebooks/run.py --profile study              those whose training runs are recorded
     python notebooks/run.py --profile study 05 06        these, after the notebooks they need
     python notebooks/run.py --profile paper 05 --set kd_peak=0.1
     python notebooks/run.py --profile study --workers 4
@@ -65,7 +66,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Job]:
     if options.workers < 1:
         raise ContractError("--workers", options.workers, "at least 1", "--workers 2")
     known = discover(records.root() / "notebooks")
-    chosen = chunk(select(known, options.names), options.chunk)
+    read = options.profile == BOOK_PROFILE and not options.recompute
+    possible = [name for name in known if known[name].recorded or not read]
+    chosen = chunk(select(known, options.names or possible), options.chunk)
     names = with_needs(known, chosen)
     overrides = assignments(options.assigned)
     for key in overrides:

@@ -17,13 +17,17 @@ from dcd_core.types import ContractError
 
 @dataclass(frozen=True)
 class Notebook:
-    """A source notebook: its declared parameters with their defaults, and the ones it needs."""
+    """A source notebook: its declared parameters with their defaults, and the ones it needs.
+
+    It is `recorded` unless the record lacks some of the training runs that its page shows.
+    """
 
     name: str
     path: Path
     document: NotebookNode
     declared: dict[str, Any]
     needs: tuple[str, ...]
+    recorded: bool = True
 
 
 def refuse(name: str, known: Iterable[str], what: str) -> None:
@@ -53,8 +57,9 @@ def read(path: Path) -> Notebook:
     try:
         document = nbformat.read(path, 4)
         ast.parse(code(document))
-        needs = tuple(document.metadata.get("dcd", {}).get("needs", ()))
-        return Notebook(path.stem, path, document, declared(document), needs)
+        facts = document.metadata.get("dcd", {})
+        needs, recorded = tuple(facts.get("needs", ())), bool(facts.get("recorded", True))
+        return Notebook(path.stem, path, document, declared(document), needs, recorded)
     except (ValueError, SyntaxError, KeyError, AttributeError) as error:
         fault = f"{type(error).__name__}: {str(error)[:80]}"
         raise ContractError(path.name, fault, "a notebook of Python cells", "repair it") from None
