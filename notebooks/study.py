@@ -14,7 +14,6 @@ once. Archives are read on another machine by `run.py --import`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import signal
 import sys
@@ -29,10 +28,12 @@ from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab import records
 from dcd_lab.cache import run_dir
-from dcd_lab.experiments import Job, enter, record, run
+from dcd_lab.experiments import Job, enter, record
+from dcd_lab.experiments.running import run_or_diverge
 from dcd_lab.experiments.transport import pack
 from dcd_lab.experiments.verify import Check, table, verify
 from dcd_lab.pool import each
+from dcd_lab.records.identity import file_hash
 from dcd_lab.records.places import write_json
 from runner.parameters import assignments
 from runner.runs import PAGES, runs_of, state
@@ -54,14 +55,10 @@ def train(todo: Sequence[Job], *, workers: int) -> None:
 
 
 def _one(job: Job) -> str:
-    try:
-        run(job)
-    except FloatingPointError:
-        if not diverged(job.folder):  # of other origin
-            raise
-        enter(job)
-        return f"{job.folder.name}: diverged"
+    run_or_diverge(job)
     enter(job)
+    if diverged(job.folder):
+        return f"{job.folder.name}: diverged"
     fitted = job.result()
     return f"{job.folder.name}: val Dice {fitted.val_dice:.3f}, {fitted.seconds:.0f} s"
 
@@ -69,7 +66,7 @@ def _one(job: Job) -> str:
 def verified(*, workers: int) -> list[Check]:
     """The checks of the record; kept under `runs/` until a file of it, code or versions change."""
     files = sorted(file for file in record.home().parent.rglob("*") if file.is_file())
-    content = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    content = [(file.name, file_hash(file)) for file in files]
     folder = run_dir("verified", content, records.source_hash(), records.versions())
     file = folder / "checks.json"
     if not file.is_file():

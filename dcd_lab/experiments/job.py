@@ -8,7 +8,6 @@ number of the evaluation: when it changes, they are made again and nothing is tr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from dcd_lab import records
 from dcd_lab.cache import run_dir
 from dcd_lab.data import Cohort
 from dcd_lab.experiments import evaluation
-from dcd_lab.records.identity import fingerprint
+from dcd_lab.records.identity import file_hash, fingerprint
 
 PENALTY = "group-lasso"
 """The method of a job that trains with `compress.ReweightedGroupLasso`."""
@@ -143,7 +142,7 @@ def _content(path: Path) -> str:
         raise ContractError(
             "start of a job", f"nothing at {path}", "a file of models.save", "save it first"
         )
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_hash(path)
 
 
 def versions() -> dict[str, str]:

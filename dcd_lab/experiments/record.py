@@ -8,7 +8,6 @@ environment variable DCD_RECORD changes that (see `cache.record_policy`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,12 +18,12 @@ from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 from dcd_lab.cache import record_policy
 from dcd_lab.records import facts, root
-from dcd_lab.records.identity import plain_data
+from dcd_lab.records.identity import file_hash, plain_data
 from dcd_lab.records.places import write_json
 
 DESCRIPTION = "run.json"
-LAST = ("fit.json", DESCRIPTION)
-"""Files whose presence says that all others are there; they are written last."""
+LAST = "fit.json"
+"""File whose presence says that all others are there; it is written last."""
 KEPT = (".json", ".csv", ".safetensors")
 ATTEMPT = "git checkout results/study"
 
@@ -46,15 +45,20 @@ def enter(folder: Path, description: Mapping[str, Any], *, seed: int | None = No
     added to it.
     """
     entry = home() / folder.name
-    files = [f for f in sorted(folder.iterdir()) if f.suffix in KEPT and f.name[0] != "."]
-    files = [file for file in files if file.name != DESCRIPTION]
+    files = files_of(folder)
     if entry.is_dir():
         shutil.rmtree(entry)
     _copy(files, entry)
-    hashes = {file.name: _sha256(file) for file in files}
+    hashes = {file.name: file_hash(file) for file in files}
     whole = {**description, "files": hashes, "facts": facts(seed=seed)}
     write_json(entry / DESCRIPTION, whole, default=plain_data)
     return entry
+
+
+def files_of(folder: Path, *more: str) -> list[Path]:
+    """The files of a folder under `runs/` that are kept, by name; `more` suffixes count as well."""
+    kept = (*KEPT, *more)
+    return [f for f in sorted(folder.iterdir()) if f.suffix in kept and f.name[0] != "."]
 
 
 def restore(folder: Path) -> bool:
@@ -89,17 +93,13 @@ def check_files(entry: Path) -> None:
     """Raise ContractError when a file of an entry is missing or not the one that was entered."""
     for name, sha256 in read(entry)["files"].items():
         file = entry / name
-        if not file.is_file() or _sha256(file) != sha256:
+        if not file.is_file() or file_hash(file) != sha256:
             got = "another content than was entered" if file.is_file() else "no file"
             where = f"record, {entry.name}/{name}"
             raise ContractError(where, got, f"sha256 {sha256[:12]}...", ATTEMPT)
 
 
 def _copy(files: list[Path], target: Path) -> None:
-    for file in sorted(files, key=lambda file: file.name in LAST):
+    for file in sorted(files, key=lambda file: file.name == LAST):
         with atomic(target / file.name) as temporary:
             shutil.copyfile(file, temporary)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -43,6 +43,15 @@ def run(job: Job) -> Path:
     return job.folder
 
 
+def run_or_diverge(job: Job) -> None:
+    """Run a job; that its training diverges is a result as well."""
+    try:
+        run(job)
+    except FloatingPointError:
+        if not diverged(job.folder):  # of other origin
+            raise
+
+
 def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
     """Run jobs and the teachers they need, `workers` processes at a time; returns the jobs.
 

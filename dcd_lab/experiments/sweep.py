@@ -26,7 +26,7 @@ from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab.experiments.calibration import measure
 from dcd_lab.experiments.job import Job
-from dcd_lab.experiments.running import run, run_all, run_each
+from dcd_lab.experiments.running import run, run_all, run_each, run_or_diverge
 from dcd_lab.experiments.study import Study
 from dcd_lab.pool import each
 
@@ -142,7 +142,7 @@ class Sweep:
         run_each(candidates, run, workers=workers, what="candidates")
         published = [job for job in map(self.published_job, arms) if job is not None]
         waiting = [job for job in published if not diverged(job.folder)]
-        run_each(waiting, _run_or_diverge, workers=workers, what="published weights")
+        run_each(waiting, run_or_diverge, workers=workers, what="published weights")
 
     def run(self, *, workers: int = 1) -> list[Job]:
         """Everything there is to do; the jobs that are compared, undistilled first."""
@@ -199,15 +199,6 @@ class Sweep:
             raise ContractError("arm", repr(arm), f"one of {list(self.arms)}", "its exact name")
         options = {"kd_balance": "fixed", "kd_peak": weight, **self.arms[arm]}
         return self.study.student(arm, seed, steps=self.steps, **options)
-
-
-def _run_or_diverge(job: Job) -> None:
-    """Run a job; that its weight makes training diverge is a result as well."""
-    try:
-        run(job)
-    except FloatingPointError:
-        if not diverged(job.folder):  # of other origin
-            raise
 
 
 def arms(methods: Iterable[str], *, frozen: Iterable[str] = ()) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,8 @@ def pack(target: Path, *, mebibytes: int = 16) -> list[Path]:
     parts: list[list[Path]] = [[]]
     sizes, too_large = [0], []
     for folder in dict.fromkeys(folders):
-        size = sum(file.stat().st_size + 1024 for file in _files(folder)) + 20 * 1024
+        files = record.files_of(folder, ".pt")
+        size = sum(file.stat().st_size + 1024 for file in files) + 20 * 1024
         if size > mebibytes * MIB:
             too_large.append(folder.name)
             continue
@@ -40,7 +41,7 @@ def pack(target: Path, *, mebibytes: int = 16) -> list[Path]:
         path = target / f"runs-{number:02}.tar"
         with atomic(path) as temporary, tarfile.open(temporary, "w") as archive:
             for folder in part:
-                for file in _files(folder):
+                for file in record.files_of(folder, ".pt"):
                     archive.add(file, f"{folder.name}/{file.name}", recursive=False)
         written.append(path)
     if too_large:
@@ -59,7 +60,7 @@ def unpack(archive: Path) -> list[Path]:
     try:
         with tarfile.open(archive) as opened:
             members = list(_members(opened, archive))
-            for member in sorted(members, key=lambda m: PurePosixPath(m.name).name in record.LAST):
+            for member in sorted(members, key=lambda m: PurePosixPath(m.name).name == record.LAST):
                 folder, name = PurePosixPath(member.name).parts
                 target = runs() / folder
                 folders[folder] = None
@@ -81,11 +82,6 @@ def _members(opened: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo
         if not (member.isfile() and len(parts) == 2 and plain):
             raise _unfit(archive, f"a member {member.name!r}")
         yield member
-
-
-def _files(folder: Path) -> list[Path]:
-    kept = (*record.KEPT, ".pt")
-    return [f for f in sorted(folder.iterdir()) if f.suffix in kept and f.name[0] != "."]
 
 
 def _unfit(archive: Path, got: str) -> ContractError:

@@ -126,8 +126,8 @@ def _check_scores(job: Job, cases: tuple[str, ...]) -> Check:
 def _apart(made: pd.DataFrame, kept: pd.DataFrame) -> tuple[float, str]:
     """How far scores are from the recorded ones, in units of mean Dice, and in what.
 
-    Single cases and other metrics count as much less as they are allowed more, so that nothing can
-    hide in a mean of Dice.
+    Every deviation is divided by its own tolerance, and the largest counts. So a changed case or
+    another metric is found even where the mean of Dice hardly moves.
     """
     numbers = kept.select_dtypes("number").columns
     means, expected = made[numbers].mean(), kept[numbers].mean()

@@ -51,6 +51,11 @@ def plain_data(value: object) -> object:
     raise ContractError("a part of a fingerprint", got, expected, "pass its name or its settings")
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def source_hash() -> str:
     """Return 12 hexadecimal digits over the source of dcd_core and dcd_lab."""
     home = Path(__file__).parents[2]

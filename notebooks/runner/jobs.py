@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from nbformat import NotebookNode
 import dcd_core
 from dcd_lab import records
 from dcd_lab.experiments import record
+from dcd_lab.records.identity import file_hash
 from dcd_lab.records.places import write_json
 from runner.sources import Notebook, code, tags
 
@@ -118,6 +118,5 @@ def remember(job: Job) -> None:
 def _state(job: Job) -> dict[str, str]:
     folders = [records.root() / folder / job.profile for folder in ("results", "figures")]
     results = [path for folder in folders for path in folder.glob(f"{job.name}-*")]
-    files = {relative(path): path.read_bytes() for path in [job.kept("ipynb"), *results]}
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    hashes = {relative(path): file_hash(path) for path in [job.kept("ipynb"), *results]}
     return {"key": job.key} | hashes
