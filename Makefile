@@ -86,7 +86,7 @@ quick: setup ## the fast checks, for every edit: ruff, and the tests that are no
 smoke study paper: setup ## run the notebooks of a profile: seconds, minutes from the record, days
 	$(run) --profile $@ $(ARGS)
 
-record: setup ## train the runs of the study that the record lacks: nights; it may be interrupted
+record: setup ## train the runs of the study that the record lacks: long; it may be interrupted
 	nice $(runs) run --workers $(WORKERS) $(ARGS)
 
 figures: setup ## draw every figure of PROFILE again (finished training in runs/ is used, not repeated)
