@@ -20,8 +20,7 @@ from jobs import RECIPE, STUDENT, TEACHER, make_cohort
 from dcd_core import methods
 from dcd_core.train import Recipe
 from dcd_core.types import ContractError
-from dcd_lab.experiments import Study, Sweep, arms, scores
-from dcd_lab.experiments import sweep as sweep_module
+from dcd_lab.experiments import Study, Sweep, arms, running, scores
 
 DIVERGING = 1e39
 """More than float32 holds."""
@@ -134,7 +133,7 @@ def test_other_errors_at_a_published_weight_are_not_hidden(error, sweep, monkeyp
         if job == published:
             raise error
 
-    monkeypatch.setattr(sweep_module, "run", fail)
+    monkeypatch.setattr(running, "run", fail)
     with pytest.raises(type(error)):
         sweep.choose(["logits"])
 
