@@ -21,20 +21,26 @@ SCLEROSIS = Task("ms", ("T1", "T1POST", "T2", "FLAIR"), ("background", "lesion")
 
 def sclerosis(folder: Path) -> Case:
     """Return a case of the multiple sclerosis database: four channels on one grid, one label."""
-    names = (*SCLEROSIS.channels, "lesions")
-    *images, label = (nib.load(folder / f"{name}.nii.gz") for name in names)
+    *images, label = (
+        nib.load(folder / f"{name}.nii.gz") for name in (*SCLEROSIS.channels, "lesions")
+    )
     stack = np.stack([image.get_fdata(dtype=np.float32) for image in images])
-    spacing_mm = tuple(float(size) for size in images[0].header.get_zooms())
-    return Case("patient19", stack, label.get_fdata() > 0, spacing_mm, images[0].affine)
+    lesions = (label.get_fdata() > 0).astype(np.uint8)
+    right, front, up = (float(size) for size in label.header.get_zooms())
+    return Case("patient19", stack, lesions, (right, front, up), label.affine)
 
 
 def pictures(folder: Path) -> dict[str, plots.Page]:
     """Return the pictures by file name."""
     stroke = data.read(data.isles2022(folder / "isles2022")[0])
     patient = sclerosis(folder / "open_ms_mni" / "patient19")
+    shown = {
+        "real-isles2022-0009.png": (stroke, ISLES, "ISLES 2022, 0009"),
+        "real-ms-patient19.png": (patient, SCLEROSIS, "patient 19"),
+    }
     return {
-        "real-isles2022-0009.png": plots.compare_cases([stroke], ISLES, titles=["ISLES 2022, 0009"]),
-        "real-ms-patient19.png": plots.compare_cases([patient], SCLEROSIS, titles=["patient 19"]),
+        name: plots.compare_cases([case], task, titles=[title])
+        for name, (case, task, title) in shown.items()
     }
 
 
