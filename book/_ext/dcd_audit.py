@@ -18,6 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).parents[2]
 FINDINGS, PLACES = ROOT / "results/study/02-loss-findings.csv", ROOT / "book/audit.yml"
 HEAD = ("finding", "measured here", "in the release", "held by")
+WIDTHS = (22, 27, 26, 25)
 
 
 def findings() -> list[dict[str, Any]]:
@@ -30,27 +31,26 @@ def findings() -> list[dict[str, Any]]:
     return [{"read": {}, "near": {}, **row, **places[row["id"]]} for row in rows]
 
 
-def _places(found: dict[str, Any]) -> nodes.paragraph:
-    cell = nodes.paragraph()
+def _places(found: dict[str, Any]) -> list[nodes.Node]:
     marked = [(*place, "") for place in found["read"].items()]
     marked += [(*place, " †") for place in found["near"].items()]
-    for number, (file, lines, mark) in enumerate(marked):
-        ends = f", {lines.replace('-', '–')}{mark}"
-        cell += [nodes.Text("; " if number else ""), nodes.literal("", file), nodes.Text(ends)]
-    return cell
+    cells: list[nodes.Node] = []
+    for file, lines, mark in marked:
+        # A name that ends in brackets is a function; all else is lines, or words.
+        named = lines.endswith("()")
+        where = nodes.literal("", lines) if named else nodes.Text(lines.replace("-", "–"))
+        cells.append(nodes.paragraph("", "", nodes.literal("", file), nodes.Text(" ")))
+        cells[-1] += [where, nodes.Text(mark)]
+    return cells
 
 
-def _tests(found: dict[str, Any]) -> nodes.paragraph:
-    cell = nodes.paragraph()
-    for number, test in enumerate(found["tests"]):
-        file, _, name = test.partition("::")
-        cell += [nodes.Text("; " if number else ""), nodes.literal("", file)]
-        cell += [nodes.Text(" "), nodes.literal("", name)]
-    return cell
+def _tests(found: dict[str, Any]) -> list[nodes.Node]:
+    names = [test.partition("::")[2] for test in found["tests"]]
+    return [nodes.paragraph("", "", nodes.literal("", name)) for name in names]
 
 
-def _row(*cells: nodes.Node) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", cell) for cell in cells))
+def _row(*cells: list[nodes.Node]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", *cell) for cell in cells))
 
 
 class Audit(SphinxDirective):
@@ -62,14 +62,14 @@ class Audit(SphinxDirective):
         """Return the table, one row for each finding."""
         for file in (FINDINGS, PLACES):
             self.env.note_dependency(str(file))
-        group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in HEAD), cols=len(HEAD))
-        group += nodes.thead("", _row(*(nodes.paragraph("", text) for text in HEAD)))
+        group = nodes.tgroup("", *(nodes.colspec(colwidth=w) for w in WIDTHS), cols=len(HEAD))
+        group += nodes.thead("", _row(*([nodes.paragraph("", text)] for text in HEAD)))
         body = nodes.tbody()
         for found in findings():
             what = nodes.paragraph("", "", nodes.strong("", found["id"]))
             what += nodes.Text(f" {found['finding']}")
             measured = nodes.paragraph("", found["measured_here"])
-            body += _row(what, measured, _places(found), _tests(found))
+            body += _row([what], [measured], _places(found), _tests(found))
         group += body
         return [nodes.table("", group, classes=["dcd-audit"])]
 
