@@ -148,7 +148,7 @@ def histogram(
     axes.hist(table[x], bins=bounds.tolist(), color=page.BLUE, edgecolor="white", linewidth=0.8)
     page.named_marks(axes, marks or {})
     axes.set(xscale="log", xlim=(bounds[0], bounds[-1]), xlabel=page.axis_label(x))
-    axes.set(ylabel="number (no unit)")
+    axes.set_ylabel("count")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     page.grid(axes, "y")
     return figure
