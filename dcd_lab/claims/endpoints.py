@@ -1,7 +1,8 @@
 """The primary endpoints of the study: what was to be compared, and what the scores say about it.
 
 `notebooks/params/endpoints.yml` states endpoints, contrasts, the positive control and the smallest
-effect of interest. It was written before any contrast was computed. One rule turns an interval into a verdict:
+effect of interest. It was written before any contrast was computed. One rule turns an interval into
+a verdict:
 
 - *supported*: the interval of the difference lies above 0;
 - *not supported*: it lies below 0, or below the smallest effect of interest where the positive
