@@ -71,7 +71,9 @@ def forest() -> str:
     reach = 1.08 * max([*ends, 2 * stated.smallest_points])
     rows = []
     for baseline, contrasts in table.groupby("baseline", sort=False):
-        rows.append(f'<p class="dcd-forest-head">{stated.method} − {html.escape(baseline)}</p>')
+        words = html.escape(stated.baselines[baseline])
+        head = f"{stated.method} − {html.escape(baseline)} <span>{words}</span>"
+        rows.append(f'<p class="dcd-forest-head">{head}</p>')
         rows += [_interval(row, stated, reach) for row in contrasts.itertuples()]
     ticks = "".join(
         f'<span style="left:{_at(x, reach)}">{f"{x:+g}".replace("-", "−") if x else 0}</span>'

@@ -20,10 +20,8 @@ def findings(primary: pd.DataFrame, control: pd.DataFrame, stated: Plan) -> list
             f"**Not decided yet**: none of the {len(primary)} primary contrasts has been run, so "
             "this edition does not say whether detail helps a compact student."
         )
-        second = (
-            f"They are {stated.method} minus {listed(list(stated.baselines.values()))}, each in "
-            f"{listed(list(stated.endpoints.values()))}."
-        )
+        baselines, ends = (listed(list(x.values())) for x in (stated.baselines, stated.endpoints))
+        second = f"The contrasts are {stated.method} minus {baselines}, each in {ends}."
         return [first, second, *_control(control, stated)]
     sentences = [
         _against(arm, primary[primary.baseline == arm], stated) for arm in stated.baselines
