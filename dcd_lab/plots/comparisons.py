@@ -66,7 +66,7 @@ def forest(comparisons: Sequence[Comparison], *, title: str | None = None) -> Pa
     axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
     _rows_downward(axes, len(names))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    handles = [Patch(color="#DADADA", label="too small to detect (80 % power)")]
+    handles = [Patch(color="#DADADA", label="true differences found with less than 80 % power")]
     if not all(each.seed_is_random for each in comparisons):
         words = "one seed: cases only, no evidence"
         handles.append(Patch(facecolor="white", edgecolor=page.GREY, linestyle="--", label=words))

@@ -3,9 +3,11 @@
 import importlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,8 @@ import torch
 from book_pages import BOOK, FENCE, PAGES, ROOT, blocks, prose
 from PIL import Image
 from torch import nn
+
+from dcd_core.types import ContractError
 
 README = (ROOT / "README.md").read_text("utf-8")
 TEXT = "\n".join([README, *(prose(page) for page in PAGES)])
@@ -159,6 +163,44 @@ def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Pa
         ["A", "DCD", "2", "3", "1.0", "one kind"],
         ["A", "logits", "0", "3", "–", "–"],
     ]
+
+
+def test_the_findings_of_the_readme_are_those_of_the_study() -> None:
+    from dcd_claims import with_findings
+
+    assert with_findings(README) == README, "run python book/_ext/dcd_claims.py"
+    with pytest.raises(ContractError, match="markers"):
+        with_findings("# A page without a place for them")
+
+
+@pytest.mark.slow
+def test_a_query_that_does_not_fit_stops_the_build(workspace: Path) -> None:
+    pages, plan = workspace / "pages", "notebooks/params/endpoints.yml"
+    (workspace / "book").mkdir()
+    pages.mkdir()
+    shutil.copy(ROOT / plan, workspace / plan)
+    (pages / "conf.py").write_text('extensions = ["myst_parser", "dcd_claims"]\n', "utf-8")
+    (pages / "index.md").write_text("# Page\n\n```{claims} mine\n```\n", "utf-8")
+    places = os.pathsep.join([str(BOOK / "_ext"), str(ROOT)])
+
+    def build(what: str) -> subprocess.CompletedProcess[str]:
+        claim = {"id": "X", "statement": "Said.", "settled": "So.", "page": "index.md"}
+        claim["queries"] = [{"kind": "needs", "what": what}]
+        (workspace / "book" / "claims.yml").write_text(json.dumps({"mine": [claim]}), "utf-8")
+        command = [sys.executable, "-W", "ignore", "-m", "sphinx", "-W", "-q", "-b", "text"]
+        return subprocess.run(
+            [*command, str(pages), str(workspace / "out")],
+            env={**os.environ, "PYTHONPATH": places},
+            capture_output=True,
+            text=True,
+        )
+
+    good = build("clinical data")
+    assert good.returncode == 0, good.stderr
+    assert "open without clinical data" in (workspace / "out" / "index.txt").read_text("utf-8")
+    bad = build("luck")
+    assert bad.returncode != 0
+    assert "needs: got 'luck'" in bad.stderr
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
