@@ -65,7 +65,7 @@ def test_noise_decides_nothing_and_neither_does_one_seed() -> None:
 def test_an_interval_excludes_zero_where_holm_rejects(rng: np.random.Generator) -> None:
     for _ in range(200):
         p = rng.uniform(0, 0.04, size=rng.integers(1, 8)) ** rng.choice([1, 2])
-        rejected = p < 1 - np.array(endpoints.holm_levels(p))
+        rejected = p < 1 - np.array(endpoints.holm_levels(p.tolist()))
         np.testing.assert_array_equal(rejected, stats.holm(p) < 0.05)
 
 
