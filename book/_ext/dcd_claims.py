@@ -36,16 +36,9 @@ def findings() -> str:
 def primary() -> str:
     """Return the primary contrasts as a Markdown table, and the power of the study below it."""
     table, _, stated = _tables()
-    head = ("Contrast", "Endpoint", "Difference", "p, Holm", "Detectable", "Verdict")
-    rows = [
-        [
-            f"{row.method} − {row.baseline}",
-            stated.endpoints[row.endpoint],
-            *(_cells(row) if row.verdict != NOT_RUN else ["–"] * 3),
-            _chip(row.verdict),
-        ]
-        for row in table.itertuples()
-    ]
+    shown = claims.shown(table, stated)
+    head = [name.capitalize() for name in shown.columns]
+    rows = [[*cells, _chip(verdict)] for *cells, verdict in shown.itertuples(index=False)]
     return f"{_table(head, rows, (18, 23, 21, 9, 14, 15))}\n{claims.power(table, stated)}\n"
 
 
@@ -119,11 +112,6 @@ def _ticks(reach: float) -> list[float]:
 def _tables() -> tuple[pd.DataFrame, pd.DataFrame, claims.Plan]:
     stated, scores = claims.plan(), claims.scores()
     return claims.primary(scores, stated), claims.control(scores, stated), stated
-
-
-def _cells(row: Any) -> list[str]:
-    p = f"{row.p_holm:.3f}" if row.p_holm >= 0.001 else "<\u00a00.001"
-    return [measured(row), p, f"{row.detectable_points:.1f} points"]
 
 
 def _chip(verdict: str) -> str:

@@ -5,8 +5,8 @@
 """
 
 from dcd_lab.claims.endpoints import Plan, control, plan, primary, scores, verdict
-from dcd_lab.claims.findings import findings, power
+from dcd_lab.claims.findings import findings, listed, measured, power, shown
 from dcd_lab.claims.queries import Claim, claims
 
-__all__ = ["Claim", "Plan", "claims", "control", "findings", "plan", "power", "primary", "scores"]
-__all__ += ["verdict"]
+__all__ = ["Claim", "Plan", "claims", "control", "findings", "listed", "measured", "plan"]
+__all__ += ["power", "primary", "scores", "shown", "verdict"]

@@ -29,6 +29,26 @@ def findings(primary: pd.DataFrame, control: pd.DataFrame, stated: Plan) -> list
     return [*sentences, *_control(control, stated), _basis(ran, stated)]
 
 
+def shown(table: pd.DataFrame, stated: Plan) -> pd.DataFrame:
+    """The rows of `endpoints.contrasts` in words, as a page prints them; a dash: not run."""
+    head = ["contrast", "endpoint", "difference", "p (Holm)", "detectable", "verdict"]
+    rows = [
+        (
+            f"{row.method} − {row.baseline}",
+            stated.endpoints[str(row.endpoint)],
+            *(_cells(row) if row.verdict != NOT_RUN else ["–"] * 3),
+            row.verdict,
+        )
+        for row in table.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=head)
+
+
+def _cells(row: Any) -> list[str]:
+    p = f"{row.p_holm:.3f}" if row.p_holm >= 0.001 else "<\u00a00.001"
+    return [measured(row), p, f"{row.detectable_points:.1f} points"]
+
+
 def power(primary: pd.DataFrame, stated: Plan) -> str:
     """What size of true difference the study can find, from the spread that its runs show."""
     ran = primary[primary.verdict != NOT_RUN]
@@ -47,8 +67,10 @@ def power(primary: pd.DataFrame, stated: Plan) -> str:
 def measured(row: Any) -> str:
     """The difference of a row in points with its interval: `+1.2 points [+0.3, +2.1]`.
 
-    Spaces within the number and within the brackets do not break.
+    Spaces within the number and within the brackets do not break. A row that lacks its runs says so.
     """
+    if row.verdict == NOT_RUN:
+        return NOT_RUN
     low, high = signed(row.low_points), signed(row.high_points)
     return f"{signed(row.difference_points)}\u00a0points [{low},\u00a0{high}]"
 
