@@ -2,11 +2,13 @@
 
 import ast
 import contextlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib import metadata
@@ -23,6 +25,8 @@ import dcd_core
 PROJECT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = SETTINGS["project"]["optional-dependencies"]
+ROOT = ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in", "CITATION.cff"]
+ROOT += ["CHANGELOG.md", "constraints.txt"]
 FILES = ["Makefile", "constraints.txt", "pyproject.toml"]
 FILES += [
     name for module in SETTINGS["tool"]["setuptools"]["ext-modules"] for name in module["sources"]
@@ -91,6 +95,22 @@ def test_the_version_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text("utf-8"))
     assert version == dcd_core.__version__ == citation["version"]
     assert f"## {version}" in (PROJECT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_what_archives_read_agrees_with_the_package() -> None:
+    project = SETTINGS["project"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text("utf-8"))
+    archive = json.loads((PROJECT / ".zenodo.json").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert archive["version"] == project["version"]
+    assert citation["license"] == archive["license"] == project["license"]
+    assert citation["title"] == archive["title"]
+    assert citation["abstract"] == archive["description"]
+    assert citation["keywords"] == archive["keywords"]
+    assert {*citation["keywords"]} <= {*project["keywords"]}
+    assert citation["authors"] == archive["creators"] == project["authors"]
+    (paper,) = citation["preferred-citation"]["identifiers"]
+    assert archive["related_identifiers"][0]["identifier"] == paper["value"]
 
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -177,3 +197,52 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "made").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith((".so", ".pyd"))]
+
+
+@pytest.mark.slow
+def test_the_sdist_makes_a_wheel_that_works_outside_the_checkout(tmp_path: Path) -> None:
+    from setuptools import build_meta
+
+    sources = subprocess.run(
+        [
+            "git",
+            "-C",
+            str(PROJECT),
+            "ls-files",
+            "-z",
+            "-co",
+            "--exclude-standard",
+            "dcd_core",
+            "dcd_lab",
+            *ROOT,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    for name in filter(None, sources):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, tmp_path / "source" / name)
+    with contextlib.chdir(tmp_path / "source"):
+        sdist = tmp_path / build_meta.build_sdist(str(tmp_path))
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    with contextlib.chdir(tmp_path / sdist.name.removesuffix(".tar.gz")):
+        wheel = tmp_path / build_meta.build_wheel(str(tmp_path))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"dcd_core/py.typed", "dcd_lab/py.typed"} <= {*names}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"dcd_core", "dcd_lab"}
+    packed = {name for name in names if name.endswith(".py")}
+    assert packed == {name for name in sources if name.endswith(".py")}
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    example = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.S)
+    code = f"{example[0]}\nimport dcd_core\nprint(dcd_core.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "installed"))

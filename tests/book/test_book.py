@@ -17,16 +17,11 @@ import pandas as pd
 import pytest
 import pywt
 import torch
-from book_pages import BOOK, PAGES, ROOT, prose
+from book_pages import BOOK, FENCE, PAGES, ROOT, blocks, prose
 from torch import nn
 
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 README = (ROOT / "README.md").read_text("utf-8")
 TEXT = "\n".join([README, *(prose(page) for page in PAGES)])
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return [body for name, body in FENCE.findall(text) if name == language]
 
 
 def test_commands_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:

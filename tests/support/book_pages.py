@@ -1,5 +1,6 @@
 """The pages of the book as its tests read them."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ def _entries(node: Any) -> list[str]:
         elif isinstance(value, list):
             pages += _entries(value)
     return pages
+
+
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language in a Markdown text."""
+    return [body for name, body in FENCE.findall(text) if name == language]
 
 
 PAGES = _entries(yaml.safe_load((BOOK / "_toc.yml").read_text("utf-8")))
