@@ -25,8 +25,8 @@ import dcd_core
 PROJECT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = SETTINGS["project"]["optional-dependencies"]
-ROOT = ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in", "CITATION.cff"]
-ROOT += ["CHANGELOG.md", "constraints.txt"]
+PACKED = ["dcd_core", "dcd_lab", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"]
+PACKED += ["CITATION.cff", "CHANGELOG.md", "constraints.txt"]
 FILES = ["Makefile", "constraints.txt", "pyproject.toml"]
 FILES += [
     name for module in SETTINGS["tool"]["setuptools"]["ext-modules"] for name in module["sources"]
@@ -176,6 +176,17 @@ def test_a_finished_setup_is_not_repeated(checkout: Path) -> None:
     assert "install" in make("setup", folder=checkout)[1]
 
 
+def pip(*arguments: str, folder: Path, **environment: str) -> None:
+    """Call pip; the test is skipped where there is no package index to build from."""
+    call = [sys.executable, "-m", "pip", *arguments, "-q", "--disable-pip-version-check"]
+    done = subprocess.run(
+        call, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if "No matching distribution found for setuptools" in done.stderr:
+        pytest.skip("no package index to build from")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
     """What is compiled is optional: a wheel is made all the same, without it."""
@@ -183,17 +194,7 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
         shutil.copy(PROJECT / name, tmp_path)
     skipped = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(PROJECT / "dcd_core", tmp_path / "dcd_core", ignore=skipped)
-    call = ["pip", "wheel", "--no-deps", "--disable-pip-version-check", "-q", "-w", "made", "."]
-    done = subprocess.run(
-        [sys.executable, "-m", *call],
-        cwd=tmp_path,
-        env={**os.environ, "CC": "no-such-compiler"},
-        capture_output=True,
-        text=True,
-    )
-    if "No matching distribution found for setuptools" in done.stderr:
-        pytest.skip("no package index to build from")
-    assert done.returncode == 0, done.stderr
+    pip("wheel", "--no-deps", "-w", "made", ".", folder=tmp_path, CC="no-such-compiler")
     (wheel,) = (tmp_path / "made").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith((".so", ".pyd"))]
@@ -201,44 +202,33 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_sdist_makes_a_wheel_that_works_outside_the_checkout(tmp_path: Path) -> None:
-    from setuptools import build_meta
-
-    sources = subprocess.run(
-        [
-            "git",
-            "-C",
-            str(PROJECT),
-            "ls-files",
-            "-z",
-            "-co",
-            "--exclude-standard",
-            "dcd_core",
-            "dcd_lab",
-            *ROOT,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\0")
-    for name in filter(None, sources):
+    listing = ["git", "-C", str(PROJECT), "ls-files", "-co", "--exclude-standard", *PACKED]
+    listed = subprocess.run(listing, capture_output=True, text=True, check=True)
+    sources = listed.stdout.splitlines()
+    for name in sources:
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, tmp_path / "source" / name)
-    with contextlib.chdir(tmp_path / "source"):
-        sdist = tmp_path / build_meta.build_sdist(str(tmp_path))
+    pip("install", "--target", "tools", *SETTINGS["build-system"]["requires"], folder=tmp_path)
+    code = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    tools = {**os.environ, "PYTHONPATH": str(tmp_path / "tools")}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path / "source", env=tools, capture_output=True, check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    with contextlib.chdir(tmp_path / sdist.name.removesuffix(".tar.gz")):
-        wheel = tmp_path / build_meta.build_wheel(str(tmp_path))
+        assert not [name for name in archive.getnames() if "/tests" in name]
+    pip("wheel", "--no-deps", "-w", "made", str(sdist), folder=tmp_path)
+    (wheel,) = (tmp_path / "made").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"dcd_core/py.typed", "dcd_lab/py.typed"} <= {*names}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dcd_core", "dcd_lab"}
     packed = {name for name in names if name.endswith(".py")}
     assert packed == {name for name in sources if name.endswith(".py")}
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    example = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.S)
-    code = f"{example[0]}\nimport dcd_core\nprint(dcd_core.__file__)"
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.DOTALL
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"{example}\nimport dcd_core\nprint(dcd_core.__file__)"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True,
