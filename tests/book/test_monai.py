@@ -112,7 +112,7 @@ def test_the_bundle_trains_a_teacher_then_a_student_and_scores_it(tmp_path: Path
         plain = dynunet(*widths, residual=True)
         plain.load_state_dict(torch.load(tmp_path / f"models/{name}.pt", weights_only=True))
     (case, score), *_ = [
-        line.split("\t")[:2]
+        line.split(",")[:2]
         for line in (tmp_path / "eval/val_mean_dice_raw.csv").read_text("utf-8").splitlines()[1:]
     ]
     assert "3-image" in case
