@@ -2,11 +2,13 @@
 
 import ast
 import contextlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib import metadata
@@ -23,6 +25,8 @@ import dcd_core
 PROJECT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = SETTINGS["project"]["optional-dependencies"]
+PACKED = ["dcd_core", "dcd_lab", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"]
+PACKED += ["CITATION.cff", "CHANGELOG.md", "constraints.txt"]
 FILES = ["Makefile", "constraints.txt", "pyproject.toml"]
 FILES += [
     name for module in SETTINGS["tool"]["setuptools"]["ext-modules"] for name in module["sources"]
@@ -93,6 +97,22 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"## {version}" in (PROJECT / "CHANGELOG.md").read_text("utf-8")
 
 
+def test_what_archives_read_agrees_with_the_package() -> None:
+    project = SETTINGS["project"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text("utf-8"))
+    archive = json.loads((PROJECT / ".zenodo.json").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert archive["version"] == project["version"]
+    assert citation["license"] == archive["license"] == project["license"]
+    assert citation["title"] == archive["title"]
+    assert citation["abstract"] == archive["description"]
+    assert citation["keywords"] == archive["keywords"]
+    assert {*citation["keywords"]} <= {*project["keywords"]}
+    assert citation["authors"] == archive["creators"] == project["authors"]
+    (paper,) = citation["preferred-citation"]["identifiers"]
+    assert archive["related_identifiers"][0]["identifier"] == paper["value"]
+
+
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
@@ -156,6 +176,17 @@ def test_a_finished_setup_is_not_repeated(checkout: Path) -> None:
     assert "install" in make("setup", folder=checkout)[1]
 
 
+def pip(*arguments: str, folder: Path, **environment: str) -> None:
+    """Call pip; the test is skipped where there is no package index to build from."""
+    call = [sys.executable, "-m", "pip", *arguments, "-q", "--disable-pip-version-check"]
+    done = subprocess.run(
+        call, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if "No matching distribution found for setuptools" in done.stderr:
+        pytest.skip("no package index to build from")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
     """What is compiled is optional: a wheel is made all the same, without it."""
@@ -163,17 +194,45 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
         shutil.copy(PROJECT / name, tmp_path)
     skipped = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(PROJECT / "dcd_core", tmp_path / "dcd_core", ignore=skipped)
-    call = ["pip", "wheel", "--no-deps", "--disable-pip-version-check", "-q", "-w", "made", "."]
-    done = subprocess.run(
-        [sys.executable, "-m", *call],
-        cwd=tmp_path,
-        env={**os.environ, "CC": "no-such-compiler"},
-        capture_output=True,
-        text=True,
-    )
-    if "No matching distribution found for setuptools" in done.stderr:
-        pytest.skip("no package index to build from")
-    assert done.returncode == 0, done.stderr
+    pip("wheel", "--no-deps", "-w", "made", ".", folder=tmp_path, CC="no-such-compiler")
     (wheel,) = (tmp_path / "made").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith((".so", ".pyd"))]
+
+
+@pytest.mark.slow
+def test_the_sdist_makes_a_wheel_that_works_outside_the_checkout(tmp_path: Path) -> None:
+    listing = ["git", "-C", str(PROJECT), "ls-files", "-co", "--exclude-standard", *PACKED]
+    listed = subprocess.run(listing, capture_output=True, text=True, check=True)
+    sources = listed.stdout.splitlines()
+    for name in sources:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, tmp_path / "source" / name)
+    pip("install", "--target", "tools", *SETTINGS["build-system"]["requires"], folder=tmp_path)
+    code = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    tools = {**os.environ, "PYTHONPATH": str(tmp_path / "tools")}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path / "source", env=tools, capture_output=True, check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        assert not [name for name in archive.getnames() if "/tests" in name]
+    pip("wheel", "--no-deps", "-w", "made", str(sdist), folder=tmp_path)
+    (wheel,) = (tmp_path / "made").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"dcd_core/py.typed", "dcd_lab/py.typed"} <= {*names}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"dcd_core", "dcd_lab"}
+    packed = {name for name in names if name.endswith(".py")}
+    assert packed == {name for name in sources if name.endswith(".py")}
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{example}\nimport dcd_core\nprint(dcd_core.__file__)"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "installed"))

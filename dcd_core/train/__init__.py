@@ -4,7 +4,7 @@ A `Recipe` holds every number of a run, with its reason; a `Distiller` owns ever
 trained; `fit` is the loop, resumable batch for batch.
 """
 
-from dcd_core.train.balance import equal_weight
+from dcd_core.train.balance import encoder_parameters, equal_weight, gradient_ratio
 from dcd_core.train.distiller import Distiller, segmentation_loss
 from dcd_core.train.loop import first_steps, fit
 from dcd_core.train.processes import training_device
@@ -24,9 +24,11 @@ __all__ = [
     "Fit",
     "Recipe",
     "diverged",
+    "encoder_parameters",
     "equal_weight",
     "first_steps",
     "fit",
+    "gradient_ratio",
     "read_fit",
     "segmentation_loss",
     "training_device",

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dcd_core.models import Segmenter
-from dcd_core.train.distiller import Distiller, Losses
+from dcd_core.train.distiller import Distiller
 from dcd_core.train.processes import ALONE, Processes
 from dcd_core.types import Batches, ContractError, Volume
 
@@ -35,21 +35,25 @@ def encoder_parameters(student: Segmenter, image: Volume) -> list[nn.Parameter]:
 
 
 def gradient_ratio(
-    losses: Losses, encoder: Sequence[nn.Parameter], processes: Processes = ALONE
+    segmentation: Tensor,
+    distillation: Tensor,
+    encoder: Sequence[nn.Parameter],
+    processes: Processes = ALONE,
 ) -> float | None:
     """Norm of the segmentation gradient over that of the distillation gradient; the graph is kept.
 
-    It is the weight at which both are equally large; None where the distillation has no gradient.
+    Both losses are scalars of one batch, not yet weighted; `encoder` as from `encoder_parameters`.
+    The ratio is the weight at which both gradients are equally large: 0.2 times it makes that of
+    the distillation a fifth of the other. None where the distillation has no gradient.
     """
-    assert losses.distillation is not None
     norms = []
-    for loss in (losses.segmentation, losses.distillation):
+    for loss in (segmentation, distillation):
         gradients = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
         known = processes.averaged([g.detach() for g in gradients if g is not None])
         each = [g.float().norm() for g in known]
         norms.append(torch.stack(each).norm().item() if each else 0.0)
-    segmentation, distillation = norms
-    return None if distillation <= SILENT * segmentation else segmentation / distillation
+    norm, norm_of_distillation = norms
+    return None if norm_of_distillation <= SILENT * norm else norm / norm_of_distillation
 
 
 def smoothed(previous: float, ratio: float | None) -> float:
@@ -71,7 +75,8 @@ def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -
     ratios = []
     for step in range(batches):
         image, target = (part.to(device) for part in patches[step])
-        ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
+        loss, distillation = distiller(image, target, distil=True)
+        ratios.append(gradient_ratio(loss, distillation, encoder))
     known = [ratio for ratio in ratios if ratio is not None]
     if not known:
         raise ContractError(

@@ -80,7 +80,7 @@ class Distiller(nn.Module):
         segmentation = self._segmentation(student, target)
         if not distil or self.method is None:
             return Losses(segmentation, None)
-        teacher = Output(image.new_empty(0), ())
+        teacher = Output(image.new_empty((0,)), ())
         if self.teacher is not None:
             with torch.no_grad():
                 if self.needs_logits:

@@ -163,7 +163,9 @@ class _Run:
         total = losses.segmentation
         if losses.distillation is not None:
             if state.ratio == 0 or step % BALANCE_EVERY == 0:
-                ratio = gradient_ratio(losses, self.encoder, processes)
+                ratio = gradient_ratio(
+                    losses.segmentation, losses.distillation, self.encoder, processes
+                )
                 state.ratio = smoothed(state.ratio, ratio)
             if recipe.kd_balance == "gradient":
                 weight *= state.ratio

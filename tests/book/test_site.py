@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -47,6 +48,54 @@ def test_every_page_is_built_and_loads_nothing_remote(site: Path) -> None:
 
     assert [page for page in PAGES if not (site / f"{page}.html").is_file()] == []
     assert list(remote_loads(site)) == []
+
+
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    shown = (site / "api.html").read_text("utf-8")
+    modules = re.findall(r"automodule:: (\S+)", (BOOK / "api.md").read_text("utf-8"))
+    assert {"dcd_core.dcd", "dcd_core.methods", "dcd_lab.data"} <= {*modules}
+    names = [f"{m}.{n}" for m in modules for n in getattr(import_module(m), "__all__", ())]
+    names += ["dcd_core.dcd.DCD.released", "dcd_core.types.Output", "dcd_lab.stats.compare"]
+    assert [name for name in names if f'id="{name}"' not in shown] == []
+
+
+def test_buttons_lead_where_the_citation_says(tmp_path: Path) -> None:
+    """And there are none while it names no repository."""
+    import nbformat
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "index.md").write_text("# Page\n\n```{toctree}\nnotebooks/01\n```\n", "utf-8")
+    cells = [nbformat.v4.new_markdown_cell("# Notebook")]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "notebooks" / "01.ipynb")
+    (tmp_path / "conf.py").write_text(
+        f"""import pathlib, sys
+sys.path.insert(0, {str(BOOK / "_ext")!r})
+import dcd_repository
+dcd_repository.CITATION = pathlib.Path({str(tmp_path / "CITATION.cff")!r})
+extensions = ["myst_nb", "dcd_repository"]
+html_theme, nb_execution_mode = "sphinx_book_theme", "off"
+""",
+        "utf-8",
+    )
+    repository = "https://github.com/someone/dcd"
+    expected = {
+        "index": [f"{repository}/edit/main/book/index.md"],
+        "notebooks/01": [
+            f"{repository}/edit/main/notebooks/01.ipynb",
+            "https://mybinder.org/v2/gh/someone/dcd/main?urlpath=lab/tree/notebooks/01.ipynb",
+        ],
+    }
+    for line in ("", f"repository-code: {repository}\n"):
+        (tmp_path / "CITATION.cff").write_text(f"title: x\n{line}", "utf-8")
+        out = tmp_path / f"out{len(line)}"
+        call = [sys.executable, "-m", "sphinx", "-q", "-E", "-b", "html", str(tmp_path), str(out)]
+        built = subprocess.run(call, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr
+        for page, links in expected.items():
+            text = (out / f"{page}.html").read_text("utf-8")
+            assert [f'href="{link}"' in text for link in links] == [bool(line)] * len(links)
 
 
 def test_pages_say_which_command_and_commit_made_them(site: Path) -> None:

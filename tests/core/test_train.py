@@ -432,7 +432,7 @@ def test_balance_is_the_ratio_of_the_gradient_norms():
     weight, elsewhere = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
 
     def ratio(distillation):
-        return gradient_ratio(Losses(6 * weight.sum(), distillation), [weight])
+        return gradient_ratio(6 * weight.sum(), distillation, [weight])
 
     assert ratio(2 * weight.sum()) == pytest.approx(3.0)
     for vanishing in (0 * weight.sum(), 1e-20 * weight.sum(), elsewhere.sum()):
@@ -456,7 +456,7 @@ def test_equal_weight_is_the_median_ratio_and_trains_nothing():
     before = [p.detach().clone() for p in made.trainable()]
     weight = equal_weight(made, batches, batches=3)
     encoder = encoder_parameters(made.student, batches[0][0])
-    each = [gradient_ratio(made(*batches[i], distil=True), encoder) for i in range(3)]
+    each = [gradient_ratio(*made(*batches[i], distil=True), encoder) for i in range(3)]
     assert weight == pytest.approx(sorted(each)[1])
     assert all(torch.equal(a, b) for a, b in zip(before, made.trainable(), strict=True))
 

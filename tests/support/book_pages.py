@@ -27,6 +27,14 @@ def _entries(node: Any) -> list[str]:
     return pages
 
 
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language in a Markdown text."""
+    return [body for name, body in FENCE.findall(text) if name == language]
+
+
 PAGES = _entries(yaml.safe_load((BOOK / "_toc.yml").read_text("utf-8")))
 NOTEBOOKS = [page for page in PAGES if page.startswith("notebooks/")]
 

@@ -1,0 +1,1 @@
+"""Code of the bundle that its configurations name."""
