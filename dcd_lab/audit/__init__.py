@@ -18,13 +18,13 @@ import pandas as pd
 from dcd_core.errors import one_of
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.types import ISLES, TASKS
 from dcd_lab.audit.findings import DATA_SET, SEVERITIES, Finding
 from dcd_lab.audit.inspection import Inspection, inspect
 from dcd_lab.data.editions import OWN, numbering
 from dcd_lab.data.scans import Scan, Survey, no_scans, scans_of, survey, twice
 from dcd_lab.pool import each
 from dcd_lab.records import fingerprint
+from dcd_lab.tasks import ISLES, TASKS
 
 VERSION = 1
 """Raise it by hand when the same files get other findings or another manifest than before."""
@@ -82,7 +82,7 @@ def audit(
 ) -> Audit:
     """Examine every scan below `root` and list all that is wrong, without stopping at a fault.
 
-    `task` is a name out of `types.TASKS`, None for whatever lies there. `edition` is the year whose
+    `task` is a name out of `tasks.TASKS`, None for whatever lies there. `edition` is the year whose
     numbers the BraTS labels hold (None: 2024). With `out`, that folder gets `findings.csv`,
     `manifest.csv` and a file per scan. By these files a repeated or interrupted audit examines only
     scans that had errors or that have changed. `workers` > 1 examines in that many processes, each

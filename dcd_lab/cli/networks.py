@@ -20,7 +20,8 @@ from dcd_lab.cli.console import Json, print_json, refusal, task_of, waiting
 
 if TYPE_CHECKING:
     from dcd_core.models import Segmenter
-    from dcd_core.types import Size3, Task
+    from dcd_core.types import Size3
+    from dcd_lab.tasks import Task
 
 Images = Annotated[
     list[Path], typer.Argument(help="One file per channel, in the order of the task.")
@@ -213,7 +214,7 @@ def fitting(patch: Size3) -> Iterator[None]:
 
 def _task_of(network: Segmenter, name: str | None) -> Task:
     """The task by name, else the one with the network's channels and classes."""
-    from dcd_core.types import TASKS
+    from dcd_lab.tasks import TASKS
 
     spec = _spec(network)
     size = (spec["in_channels"], spec["classes"])

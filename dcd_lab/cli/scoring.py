@@ -11,7 +11,7 @@ import typer
 from dcd_lab.cli.console import Json, TaskName, Workers, print_json, print_table, refusal, task_of
 
 if TYPE_CHECKING:
-    from dcd_core.types import Task
+    from dcd_lab.tasks import Task
 
 Prediction = Annotated[Path, typer.Argument(help="Label file, or a folder of them.")]
 Reference = Annotated[

@@ -15,12 +15,13 @@ from jaxtyping import Shaped, UInt8
 from nibabel.affines import voxel_sizes
 
 from dcd_core.storage import atomic
-from dcd_core.types import TASKS, Case, ContractError, Task
+from dcd_core.types import Case, ContractError
 from dcd_lab.cache import make_once
 from dcd_lab.data import volumes
 from dcd_lab.data.editions import OWN, renumbered
 from dcd_lab.data.scans import Scan, layout, layout_id, patient
 from dcd_lab.data.volumes import NiftiVolume, load, onto, open_image
+from dcd_lab.tasks import TASKS, Task
 
 
 def read(scan: Scan, *, grid: str | None = None) -> Case:

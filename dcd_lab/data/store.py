@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from dcd_core.progress import progress
-from dcd_core.types import TASKS, Case
+from dcd_core.types import Case
 from dcd_lab.cache import make_once, run_dir
 from dcd_lab.data.nifti import read
 from dcd_lab.data.prepare import prepare
 from dcd_lab.data.scans import Scan
 from dcd_lab.pool import each
 from dcd_lab.records import fingerprint
+from dcd_lab.tasks import TASKS
 
 VERSION = 1
 """Raise it by hand when `read` or `prepare` returns other voxels, labels or affines than before."""

@@ -14,13 +14,14 @@ from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
 from dcd_core.train import Distiller, Fit, diverged, fit, read_fit, training_device
-from dcd_core.types import TASKS, ContractError
+from dcd_core.types import ContractError
 from dcd_lab.compress import ReweightedGroupLasso
 from dcd_lab.data import Patches
 from dcd_lab.experiments import evaluation, record
 from dcd_lab.experiments.job import PENALTY, Job, versions
 from dcd_lab.pool import each
 from dcd_lab.records.places import write_json
+from dcd_lab.tasks import TASKS
 
 
 def run(job: Job) -> Path:

@@ -19,7 +19,7 @@ from jobs import IDS, RECIPE, STUDENT, TEACHER, distilled, make_case, make_cohor
 
 from dcd_core import infer, methods, train
 from dcd_core.models import Segmenter
-from dcd_core.types import ISLES, ContractError
+from dcd_core.types import ContractError
 from dcd_lab.data import read, write
 from dcd_lab.data.prediction import predict_case
 from dcd_lab.experiments import (
@@ -37,6 +37,7 @@ from dcd_lab.experiments import (
     study,
 )
 from dcd_lab.metrics import score
+from dcd_lab.tasks import ISLES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "experiments"
 SHORT = dataclasses.replace(RECIPE, steps=2)

@@ -8,9 +8,10 @@ from torch import nn
 
 from dcd_core.infer import decide, predict
 from dcd_core.models import Segmenter
-from dcd_core.types import BRATS, ISLES, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab.data import prepare
 from dcd_lab.data.prediction import predict_case, to_native
+from dcd_lab.tasks import BRATS, ISLES
 
 
 def voxelwise(channels=1, classes=3):
