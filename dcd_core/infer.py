@@ -83,6 +83,13 @@ def in_bfloat16(device: torch.device, precision: Precision) -> bool:
     return precision == "bf16-mixed" or (precision == "auto" and native_bfloat16(device))
 
 
+def native_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 products are native; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def decide(
     probabilities: Float[np.ndarray, "k i j k2"], threshold: float
 ) -> UInt8[np.ndarray, "i j k2"]:
@@ -113,7 +120,8 @@ def choose_threshold(
     for case in cases:
         if case.label is not None:
             p = predict(model, case.image, patch=patch, overlap=overlap, precision=precision)
-            scores.append(_dice_by_threshold(p.cpu().numpy()[1:].sum(0), case.label > 0))
+            foreground, truth = p.cpu().numpy()[1:].sum(0), case.label > 0
+            scores.append([_dice(foreground > t, truth) for t in THRESHOLDS])
     if not scores:
         return 0.5, math.nan
     means = np.mean(scores, axis=0)
@@ -121,24 +129,7 @@ def choose_threshold(
     return (THRESHOLDS[best] if means[best] > 0 else 0.5), float(means[best])
 
 
-def _dice_by_threshold(foreground: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Dice of `foreground` > t with the true mask, for all of `THRESHOLDS`; two empty masks: 1."""
-    thresholds = np.array(THRESHOLDS, foreground.dtype)
-    some = foreground > thresholds[0]
-    # How many thresholds a voxel exceeds; voxels that exceed t are summed from the last bin down.
-    exceeded = np.searchsorted(thresholds, foreground[some])
-    bins = len(thresholds) + 1
-    predicted, hits = (
-        np.bincount(each, minlength=bins)[::-1].cumsum()[-2::-1].tolist()
-        for each in (exceeded, exceeded[truth[some]])
-    )
-    true = int(np.count_nonzero(truth))
-    totals = [count + true for count in predicted]
-    return [2 * hit / total if total else 1.0 for hit, total in zip(hits, totals, strict=True)]
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Return whether bfloat16 products are native; emulated ones are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two masks; 1 for two empty ones."""
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0

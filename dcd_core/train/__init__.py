@@ -4,7 +4,6 @@ A `Recipe` holds every number of a run, with its reason; a `Distiller` owns ever
 trained; `fit` is the loop, resumable batch for batch.
 """
 
-from dcd_core.train.balance import equal_weight
 from dcd_core.train.distiller import Distiller, segmentation_loss
 from dcd_core.train.loop import first_steps, fit
 from dcd_core.train.processes import training_device
@@ -24,7 +23,6 @@ __all__ = [
     "Fit",
     "Recipe",
     "diverged",
-    "equal_weight",
     "first_steps",
     "fit",
     "read_fit",

@@ -8,15 +8,14 @@ gradient norms, taken over the encoder, the only part that all of them reach.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 
 import torch
 from torch import nn
 
 from dcd_core.models import Segmenter
-from dcd_core.train.distiller import Distiller, Losses
+from dcd_core.train.distiller import Losses
 from dcd_core.train.processes import ALONE, Processes
-from dcd_core.types import Batches, ContractError, Volume
+from dcd_core.types import Volume
 
 BALANCE_EVERY = 20
 """Steps between measurements of the gradient ratio; each costs about two more backward passes."""
@@ -57,27 +56,3 @@ def smoothed(previous: float, ratio: float | None) -> float:
     if ratio is None or previous == 0:
         return ratio or previous
     return 0.8 * previous + 0.2 * ratio
-
-
-def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -> float:
-    """The median over `batches` of the weight at which both gradients are equally large.
-
-    The student is taken as it is and not trained. Raises ContractError for a method without a
-    gradient on all of them.
-    """
-    device = next(distiller.student.parameters()).device
-    distiller.train()
-    encoder = encoder_parameters(distiller.student, patches[0][0])
-    ratios = []
-    for step in range(batches):
-        image, target = (part.to(device) for part in patches[step])
-        ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
-    known = [ratio for ratio in ratios if ratio is not None]
-    if not known:
-        raise ContractError(
-            "gradient of the distillation",
-            f"zero on all of {batches} batches",
-            "a loss that reaches the student's encoder",
-            "another method, other stages, or a larger patch",
-        )
-    return median(known)

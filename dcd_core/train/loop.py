@@ -23,20 +23,14 @@ from dcd_core.train.balance import BALANCE_EVERY, encoder_parameters, gradient_r
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
-from dcd_core.train.result import (
-    DIVERGED,
-    OFFENDING,
-    Fit,
-    facts_of,
-    plain,
-    read_fit,
-    unfit,
-    write_facts,
-)
+from dcd_core.train.result import DIVERGED, Fit, facts_of, plain, read_fit, unfit, write_facts
 from dcd_core.types import Batches, Case
 
 if TYPE_CHECKING:
     import pandas as pd
+
+OFFENDING = "offending-batch.pt"
+"""File of the batch at which a loss or a gradient was not finite."""
 
 
 def fit(
@@ -51,12 +45,11 @@ def fit(
     """Train the distiller's student by `recipe`; return its averaged weights and the run's history.
 
     `val` are prepared cases that choose the decision threshold. `run_dir` receives `checkpoint.pt`
-    while training and `student.safetensors`, `history.csv`, `fit.json` and, if the method has a
-    state, `method.safetensors` at the end. With `resume` a finished run is read back and an
-    interrupted one goes on, batch for batch as if it had not been interrupted.
-    Raises ContractError for a run or checkpoint of another recipe, for a checkpoint that is damaged
-    or of other networks, and FloatingPointError as soon as a loss or a gradient is not finite; that
-    batch is then in `run_dir`/offending-batch.pt.
+    while training, in the end `student.safetensors`, `history.csv`, `fit.json` and, if the method
+    has a state, `method.safetensors`. With `resume` a finished run is read back and an interrupted
+    one goes on, batch for batch. Raises ContractError for a run or checkpoint of another recipe or
+    of other networks and for a damaged one, and FloatingPointError as soon as a loss or a gradient
+    is not finite; that batch is then in `run_dir`/offending-batch.pt.
 
     It uses one GPU if there is one. Under `torchrun` all processes call it alike, on a common disk.
     Each takes a part of every batch; losses and gradients are those of the whole batch, but batch

@@ -20,10 +20,8 @@ from dcd_core.types import ContractError
 if TYPE_CHECKING:
     import pandas as pd
 
-OFFENDING = "offending-batch.pt"
-"""File of the batch at which a loss or a gradient was not finite."""
 DIVERGED = "diverged.json"
-"""File that names the step at which that was so."""
+"""File that names the step at which a loss or a gradient was not finite."""
 
 
 class Fit(NamedTuple):
@@ -31,8 +29,8 @@ class Fit(NamedTuple):
 
     `student`: the averaged weights, rounded to half precision, in eval mode; `threshold` and
     `val_dice`: the decision and its mean foreground Dice on the val cases; `history`: one row per
-    logged step; `seconds` of training; `method`: the state dict of the distillation method, its
-    adapters for example, as the last step left it (not averaged); empty where there is none.
+    logged step; `seconds` of training; `method`: the state dict of the distillation method as the
+    last step left it (not averaged), its adapters for example; empty where there is none.
     """
 
     student: Segmenter

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from statistics import median
 
 import torch
 
-from dcd_core.train import Distiller, equal_weight, training_device
+from dcd_core.train import Distiller, training_device
+from dcd_core.train.balance import encoder_parameters, gradient_ratio
+from dcd_core.types import Batches, ContractError
 from dcd_lab.cache import run_dir
 from dcd_lab.experiments import record
 from dcd_lab.experiments.job import Job
@@ -39,3 +42,24 @@ def _measured(job: Job, warmed: Job, batches: int) -> float:
         method = build_method(job, student, teacher, patches)
         distiller = Distiller(student, teacher, method, deep_weights=job.recipe.deep_weights)
         return equal_weight(distiller, patches, batches=batches)
+
+
+def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -> float:
+    """The median over `batches` of the weight at which both gradients are equally large.
+
+    The student is taken as it is and not trained. Raises ContractError for a method without a
+    gradient on all of them.
+    """
+    device = next(distiller.student.parameters()).device
+    distiller.train()
+    encoder = encoder_parameters(distiller.student, patches[0][0])
+    ratios = []
+    for step in range(batches):
+        image, target = (part.to(device) for part in patches[step])
+        ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
+        got, expected = f"zero on all of {batches} batches", "one in the student's encoder"
+        attempt = "another method, other stages, or a larger patch"
+        raise ContractError("gradient of the distillation", got, expected, attempt)
+    return median(known)

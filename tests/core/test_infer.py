@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from dcd_core import infer
 from dcd_core.infer import choose_threshold, decide, predict
 from dcd_core.models import Segmenter, dynunet
 from dcd_core.types import Case, ContractError
@@ -156,20 +155,6 @@ def test_threshold_weighs_cases_not_voxels():
     threshold, dice = chosen(*cases)
     assert 0.6 <= threshold < 0.9
     assert dice == pytest.approx((0 + 1 + 1) / 3)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3])
-def test_the_dice_of_all_thresholds_at_once_is_that_of_each(rng, share):
-    # A third of the voxels lie on a threshold, which they do not exceed.
-    foreground = rng.random((9, 10, 11), dtype=np.float32)
-    tied = rng.random(foreground.shape) < 1 / 3
-    foreground[tied] = rng.choice(np.float32(infer.THRESHOLDS), tied.sum())
-    truth = rng.random(foreground.shape) < share
-    for p in (foreground, 0 * foreground):
-        masks = [p > t for t in infer.THRESHOLDS]
-        totals = [mask.sum() + truth.sum() for mask in masks]
-        each = [2 * (m & truth).sum() / n if n else 1 for m, n in zip(masks, totals, strict=True)]
-        assert infer._dice_by_threshold(p, truth) == each
 
 
 def test_labels_count_as_one_foreground():

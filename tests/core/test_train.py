@@ -19,7 +19,7 @@ from dcd_core import methods, models
 from dcd_core.dcd import DCD, kd_weight
 from dcd_core.models import dynunet, resenc
 from dcd_core.train import EMA, Distiller, Recipe, diverged, fit, read_fit, segmentation_loss
-from dcd_core.train.balance import encoder_parameters, equal_weight, gradient_ratio, smoothed
+from dcd_core.train.balance import encoder_parameters, gradient_ratio, smoothed
 from dcd_core.train.distiller import Losses
 from dcd_core.types import ContractError, Output
 
@@ -449,25 +449,6 @@ def test_the_encoder_is_what_the_stages_depend_on():
     inside = {names.pop(id(p)) for p in encoder_parameters(student, Batches()[0][0])}
     assert inside == {"input_block", "downsamples", "bottleneck"}
     assert set(names.values()) == {"upsamples", "output_block"}
-
-
-def test_equal_weight_is_the_median_ratio_and_trains_nothing():
-    made, batches = distiller(), Batches()
-    before = [p.detach().clone() for p in made.trainable()]
-    weight = equal_weight(made, batches, batches=3)
-    encoder = encoder_parameters(made.student, batches[0][0])
-    each = [gradient_ratio(made(*batches[i], distil=True), encoder) for i in range(3)]
-    assert weight == pytest.approx(sorted(each)[1])
-    assert all(torch.equal(a, b) for a, b in zip(before, made.trainable(), strict=True))
-
-
-def test_a_method_without_a_gradient_has_no_equal_weight():
-    class Silent(nn.Module):
-        def forward(self, student, teacher, target):
-            return 0 * student.stages[0].sum()
-
-    with pytest.raises(ContractError, match="zero on all of 2 batches"):
-        equal_weight(distiller(Silent()), Batches(), batches=2)
 
 
 class Scaled(DCD):
