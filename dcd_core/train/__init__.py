@@ -16,16 +16,5 @@ VERSION = 2
 It is part of what names a run. tests/core/test_golden.py fails when it should have been raised.
 """
 
-__all__ = [
-    "EMA",
-    "VERSION",
-    "Distiller",
-    "Fit",
-    "Recipe",
-    "diverged",
-    "first_steps",
-    "fit",
-    "read_fit",
-    "segmentation_loss",
-    "training_device",
-]
+__all__ = ["EMA", "VERSION", "Distiller", "Fit", "Recipe", "diverged", "first_steps", "fit"]
+__all__ += ["read_fit", "segmentation_loss", "training_device"]

@@ -44,8 +44,7 @@ def gradient_ratio(
     norms = []
     for loss in (losses.segmentation, losses.distillation):
         gradients = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
-        known = processes.averaged([g.detach() for g in gradients if g is not None])
-        each = [g.float().norm() for g in known]
+        each = [processes.mean(g).float().norm() for g in gradients if g is not None]
         norms.append(torch.stack(each).norm().item() if each else 0.0)
     segmentation, distillation = norms
     return None if distillation <= SILENT * segmentation else segmentation / distillation

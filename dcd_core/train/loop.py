@@ -163,8 +163,11 @@ class _Run:
             total = total + weight * losses.distillation
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        processes.average_gradients(self.distiller.trainable())
-        norm = nn.utils.clip_grad_norm_(self.distiller.trainable(), recipe.clip).item()
+        trained = self.distiller.trainable()
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad = processes.mean(parameter.grad)
+        norm = nn.utils.clip_grad_norm_(trained, recipe.clip).item()
         if not math.isfinite(total.item()) or not math.isfinite(norm):
             self._stop(image, target, losses, norm)
         self.optimizer.step()

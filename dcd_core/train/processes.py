@@ -8,7 +8,6 @@ that relate its samples, where a mean over the processes' own losses is not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,21 +55,13 @@ class Processes:
         logits, stages, deep = output
         return Output(self._joined(logits), *(tuple(map(self._joined, x)) for x in (stages, deep)))
 
-    def averaged(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Gradients, each the mean over the processes."""
-        if self.count == 1 or not gradients:
-            return gradients
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        means = (flat / self.count).split([gradient.numel() for gradient in gradients])
-        return [mean.view_as(like) for mean, like in zip(means, gradients, strict=True)]
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give all parameters that have a gradient its mean over the processes."""
-        reached = [(p, p.grad) for p in parameters if p.grad is not None]
-        means = self.averaged([gradient for _, gradient in reached])
-        for (parameter, _), mean in zip(reached, means, strict=True):
-            parameter.grad = mean
+    def mean(self, gradient: Tensor) -> Tensor:
+        """The mean over the processes of a gradient that all of them have."""
+        if self.count == 1:
+            return gradient
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / self.count
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from dcd_core.errors import one_of
 from dcd_core.types import ContractError, Precision, Size3
 
 
@@ -74,11 +75,8 @@ class Recipe:
             got, expected = f"a sum of {self.kd_start + self.kd_ramp}", "a sum of at most 1"
             raise ContractError("kd_start, kd_ramp", got, expected, "kd_start=0.1, kd_ramp=0.2")
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                got = repr(getattr(self, name))
-                raise ContractError(
-                    name, got, f"one of {get_args(hint)}", repr(getattr(Recipe, name))
-                )
+            if get_origin(hint) is Literal:
+                one_of(name, getattr(self, name), *get_args(hint))
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over everything trainable, adapters included."""

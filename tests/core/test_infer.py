@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from dcd_core import infer
 from dcd_core.infer import choose_threshold, decide, predict
 from dcd_core.models import Segmenter, dynunet
 from dcd_core.types import Case, ContractError

@@ -69,7 +69,7 @@ def test_learning_rate_warms_up_then_falls():
         ({"ema": 1.0}, r"ema: got 1.0; expected a share in \[0, 1\)"),
         ({"overlap": 1.5}, r"overlap: got 1.5.*Try: overlap=0.25"),
         ({"kd_start": 0.8, "kd_ramp": 0.3}, "sum of at most 1"),
-        ({"optimizer": "adam"}, "optimizer: got 'adam'.*'adamw', 'sgd'"),
+        ({"optimizer": "adam"}, "optimizer: got 'adam'.*'adamw' or 'sgd'"),
         ({"precision": "16-mixed"}, "precision: got '16-mixed'"),
     ],
     ids=str,
