@@ -14,8 +14,6 @@ Efficient 3D MRI Segmentation", MICCAI 2026, arXiv 2605.26382. Where the authors
 7cf0ca6) and the mathematics differ, `convention` names which one is meant; "orthonormal" is sound.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -115,7 +113,7 @@ class DCD(StageMethod):
         self.wavelet, self.bands = selection.names, selection.bands
 
     @classmethod
-    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> DCD:
+    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> "DCD":
         """The loss as commit 7cf0ca6 computes it: frozen projections with bias, stages summed."""
         loss = cls(
             student_channels,

@@ -1,7 +1,5 @@
 """Errors a user can act on: what was wrong, what came, what was expected, what to try."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterable
@@ -18,7 +16,7 @@ class ContractError(ValueError):
         self.what, self.got, self.expected, self.attempt = what, got, expected, attempt
         super().__init__(f"{what}: got {got}; expected {expected}. Try: {attempt}")
 
-    def __reduce__(self) -> tuple[type[ContractError], tuple[str, object, object, str]]:
+    def __reduce__(self) -> tuple[type["ContractError"], tuple[str, object, object, str]]:
         # Errors of worker processes arrive pickled, by default as a call with the message alone.
         return type(self), (self.what, self.got, self.expected, self.attempt)
 

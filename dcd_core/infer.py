@@ -6,8 +6,6 @@ largest at the window's centre. The threshold of the foreground is chosen on the
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; window blending by MONAI.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from itertools import combinations

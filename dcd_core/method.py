@@ -9,8 +9,6 @@ not named. Stages in use are averaged, where no formula sums them. `weight` belo
 that is written.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, TypeAlias, TypeVar

@@ -1,7 +1,5 @@
 """How far a long computation has come."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """The vocabulary: shapes, cases, and the error for all that a user can mend."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np

@@ -4,8 +4,6 @@
 `dcd_core.method`; each family has a file.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType

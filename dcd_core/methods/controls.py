@@ -1,7 +1,5 @@
 """Is it the wavelet, the bands, or detail as such? High-pass filters, and DCD with other bands."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from itertools import combinations

@@ -1,7 +1,5 @@
 """What the student sees: features compared voxel by voxel, or where each channel is active."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Detail by other wavelet methods: L1 of the detail bands, with or without masks of interest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial

@@ -1,7 +1,5 @@
 """What the student answers: methods that compare full-resolution logits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """What matters most: masks that student and teacher learn together while one distils the other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Regions by the labels: how alike the voxels of a class are, and which regions count how much."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -104,7 +102,7 @@ class ReCo(StageMethod):
         self.shares = [p / sum(powers) * len(powers) for p in powers]
 
     @classmethod
-    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> ReCo:
+    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> "ReCo":
         """The loss as it was run on labels: adapters with bias and context, all of it frozen."""
         channels = student_channels, teacher_channels
         loss = cls(*channels, masks="released", context="frozen", adapters="frozen")

@@ -4,8 +4,6 @@ Voxels are too many for that, so they are pooled to *nodes*: a coarse grid of re
 of its voxels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

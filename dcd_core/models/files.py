@@ -1,7 +1,5 @@
 """Segmenters by name and on disk: all weights of a file are read, or the file is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; files as nnU-Net 2.5 and later write them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

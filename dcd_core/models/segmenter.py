@@ -1,7 +1,5 @@
 """One wrapper around any U-Net: hooks on named submodules collect the encoder stages."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -5,8 +5,6 @@ Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain), and MICCAI 202
 2211.02701 (blocks).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise

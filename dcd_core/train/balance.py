@@ -5,8 +5,6 @@ millionfold and may teach the same. The gradient does. Methods are compared at e
 gradient norms, taken over the encoder, the only part that all of them reach.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The distiller: student, frozen teacher and method in one module that owns all that is trained."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -59,7 +57,7 @@ class Distiller(nn.Module):
         self.deep_weights = deep_weights
         self.processes = ALONE
 
-    def train(self, mode: bool = True) -> Distiller:
+    def train(self, mode: bool = True) -> "Distiller":
         """Training mode for all but the teacher."""
         super().train(mode)
         if self.teacher is not None:

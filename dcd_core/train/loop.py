@@ -1,7 +1,5 @@
 """The loop: it turns batches into a trained student, and goes on where it was interrupted."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
@@ -81,7 +79,7 @@ def fit(
     return fitted or read_fit(folder)
 
 
-def first_steps(distiller: Distiller, train: Batches, recipe: Recipe, steps: int) -> pd.DataFrame:
+def first_steps(distiller: Distiller, train: Batches, recipe: Recipe, steps: int) -> "pd.DataFrame":
     """The history of the first steps of a run, trained as `fit` does; nothing is kept.
 
     Raises FloatingPointError as `fit` does.
@@ -271,7 +269,7 @@ class _Run:
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return Fit(student, threshold, dice, history, state.seconds, kept)
 
-    def _write_history(self) -> pd.DataFrame:
+    def _write_history(self) -> "pd.DataFrame":
         import pandas as pd
 
         history = pd.DataFrame(self.state.rows)

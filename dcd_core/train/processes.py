@@ -5,8 +5,6 @@ every process has the losses of the whole batch: exact for a Dice over the batch
 that relate its samples, where a mean over the processes' own losses is not.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 
@@ -25,7 +23,7 @@ class Processes:
     count: int = 1
 
     @classmethod
-    def started(cls, batch: int) -> Processes:
+    def started(cls, batch: int) -> "Processes":
         """Those of torchrun's RANK and WORLD_SIZE, connected; without these, this one alone.
 
         Raises ContractError for a batch that cannot be cut into equal parts.

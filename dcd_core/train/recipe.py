@@ -1,7 +1,5 @@
 """Recipes: every number of a training run, with the reason beside its default."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a run leaves in its folder, and how that is read back."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,7 +34,7 @@ class Fit(NamedTuple):
     student: Segmenter
     threshold: float
     val_dice: float
-    history: pd.DataFrame
+    history: "pd.DataFrame"
     seconds: float
     method: Mapping[str, Tensor] = MappingProxyType({})
 

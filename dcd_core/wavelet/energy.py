@@ -14,8 +14,6 @@ The convention "released" compares reconstructions. With S_b the synthesis of ba
 This serves any wavelet and size and can be differentiated any number of times; `fast` is faster.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

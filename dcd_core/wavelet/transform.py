@@ -10,8 +10,6 @@ Source: Mallat, IEEE TPAMI 11(7), 1989; Daubechies, Ten Lectures on Wavelets, SI
 Lee et al., PyWavelets, JOSS 4(36), 2019.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias

@@ -3,8 +3,6 @@
 A few channels at a time: neither the projected student nor the difference ever exists as a whole.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias

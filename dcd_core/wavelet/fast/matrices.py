@@ -14,8 +14,6 @@ Source: Beylkin, Coifman, Rokhlin, Communications on Pure and Applied Mathematic
 the two bases; that the loss of Fan et al. (MICCAI 2026) is diagonal in one of them is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
