@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dcd_core.errors import at_least, one_of
-from dcd_core.method import Adapters, StageMethod, check_target, released_adapters
+from dcd_core.method import Adapters, StageMethod, check_target
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.energy import Convention, LevelWeighting, Selection, usable_levels, voxels
 from dcd_core.wavelet.fast import distance
@@ -122,7 +122,7 @@ class DCD(StageMethod):
             stage_reduction="sum",
             convention="released",
         )
-        loss.adapters = released_adapters(loss.channels)
+        loss.use_released_adapters()
         return loss
 
     def per_stage(self, student: Output, teacher: Output) -> list[StageDistance]:
@@ -140,8 +140,7 @@ class DCD(StageMethod):
         used = [stage.distance for stage in self.per_stage(student, teacher) if stage.levels]
         if not used:
             raise _too_small([tuple(s.shape[2:]) for s in student.stages], self.selection)
-        total = torch.stack(used)
-        return total.mean() if self.stage_reduction == "mean" else total.sum()
+        return self.reduced(used)
 
 
 def kd_weight(epoch: int | float, *, peak: float, start: int | float, ramp: int | float) -> float:

@@ -91,7 +91,7 @@ class Method(nn.Module):
 
 
 class StageMethod(Method):
-    """A loss of encoder features: the mean of `stage` over the stages in use.
+    """A loss of encoder features: `stage` of every stage in use, reduced to their mean or sum.
 
     `student_channels`, `teacher_channels`: channels per stage, finest first; `stages`: indices of
     those compared, None for the `usual` ones. `adapters`: "learned", "frozen" or "orthogonal"
@@ -100,6 +100,7 @@ class StageMethod(Method):
 
     adapter_option: ClassVar[str | None] = "adapters"
     usual: ClassVar[slice] = slice(None)  # where no stage is left, the deepest is compared
+    stage_reduction: Literal["mean", "sum"] = "mean"
 
     def __init__(
         self,
@@ -137,6 +138,13 @@ class StageMethod(Method):
             nn.init.orthogonal_(convolution.weight)
         return convolution.requires_grad_(kind == "learned")
 
+    def use_released_adapters(self) -> None:
+        """Draw adapters as in DCD's release: frozen, with a bias, none between equal channels."""
+        self.adapters = nn.ModuleList(
+            nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
+            for s, t in self.channels
+        )
+
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         losses = [
             self.stage(index, s, t, target)
@@ -147,7 +155,12 @@ class StageMethod(Method):
             grids = [tuple(teacher.stages[i].shape[2:]) for i in self.stages]
             what = f"grids of the stages of {type(self).__name__}"
             raise ContractError(what, grids, "one that is compared at least", "deeper stages")
-        return torch.stack(losses).mean()
+        return self.reduced(losses)
+
+    def reduced(self, losses: list[Tensor]) -> Scalar:
+        """The mean or the sum of the losses of stages."""
+        total = torch.stack(losses)
+        return total.mean() if self.stage_reduction == "mean" else total.sum()
 
     def pairs(self, student: Output, teacher: Output) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Index, student features and teacher features of the stages in use, once checked."""
@@ -180,14 +193,6 @@ class UnadaptedMethod(StageMethod):
 
     adapter_option: ClassVar[str | None] = None
     decided: ClassVar[tuple[str, ...]] = ("adapters",)
-
-
-def released_adapters(channels: Iterable[tuple[int, int]]) -> nn.ModuleList:
-    """Adapters as in the release of DCD: frozen, with a bias, none between equal channels."""
-    return nn.ModuleList(
-        nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
-        for s, t in channels
-    )
 
 
 def check_target(target: Tensor | None, output: Output) -> None:

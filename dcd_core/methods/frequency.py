@@ -37,6 +37,7 @@ class PromptFreeFreeKD(StageMethod):
 
     weight: ClassVar[float] = 1.0
     usual = slice(1, 5)
+    stage_reduction = "sum"
 
     def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
         super().__init__(*channels, **shared)
@@ -56,8 +57,7 @@ class PromptFreeFreeKD(StageMethod):
             return torch.stack([(m * d.abs()).sum() / d[0, 0].numel() for m, d in pairs]).sum()
 
         total = self.in_chunks(distance, student, teacher, dim=1)
-        # Of a mean over stages, which StageMethod takes, not of a sum.
-        return total * len(self.stages) / (teacher.shape[0] * teacher.shape[1])
+        return total / (teacher.shape[0] * teacher.shape[1])
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
         return [teacher.new_ones((1, 1, 7, 1, 1, 1))] * levels

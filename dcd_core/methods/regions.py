@@ -9,14 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
 from dcd_core.errors import one_of, positive
-from dcd_core.method import (
-    Narrow,
-    Scalar,
-    StageMethod,
-    UnadaptedMethod,
-    directions,
-    released_adapters,
-)
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, directions
 from dcd_core.types import ContractError, Volume
 
 Labels = Int[Tensor, "b v"]
@@ -81,6 +74,7 @@ class ReCo(StageMethod):
 
     weight: ClassVar[float] = 0.01
     usual = slice(-1)
+    stage_reduction = "sum"
 
     def __init__(
         self,
@@ -98,15 +92,14 @@ class ReCo(StageMethod):
         self.temperature, self.ignore = positive("temperature", temperature), ignore
         self.contexts = nn.ModuleList(Context(width, trained=trained) for _, width in self.channels)
         powers = [2 ** (-3 * decay * i) for i in range(len(self.stages))]
-        # Of a mean over stages, which StageMethod takes, not of a sum.
-        self.shares = [p / sum(powers) * len(powers) for p in powers]
+        self.shares = [power / sum(powers) for power in powers]
 
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> "ReCo":
         """The loss as it was run on labels: adapters with bias and context, all of it frozen."""
         channels = student_channels, teacher_channels
         loss = cls(*channels, masks="released", context="frozen", adapters="frozen")
-        loss.adapters = released_adapters(loss.channels)
+        loss.use_released_adapters()
         return loss
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:

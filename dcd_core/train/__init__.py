@@ -5,7 +5,7 @@ trained; `fit` is the loop, resumable batch for batch.
 """
 
 from dcd_core.train.distiller import Distiller, segmentation_loss
-from dcd_core.train.loop import first_steps, fit
+from dcd_core.train.loop import fit
 from dcd_core.train.processes import training_device
 from dcd_core.train.recipe import EMA, Recipe
 from dcd_core.train.result import Fit, diverged, read_fit
@@ -16,5 +16,5 @@ VERSION = 2
 It is part of what names a run. tests/core/test_golden.py fails when it should have been raised.
 """
 
-__all__ = ["EMA", "VERSION", "Distiller", "Fit", "Recipe", "diverged", "first_steps", "fit"]
-__all__ += ["read_fit", "segmentation_loss", "training_device"]
+__all__ = ["EMA", "VERSION", "Distiller", "Fit", "Recipe", "diverged", "fit", "read_fit"]
+__all__ += ["segmentation_loss", "training_device"]

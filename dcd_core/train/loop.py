@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +60,7 @@ def fit(
     if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", DIVERGED, OFFENDING):
             (folder / name).unlink(missing_ok=True)
-    run = _Run(distiller, recipe, folder)
+    run = Run(distiller, recipe, folder)
     run.restore()
     if val:  # one patch before step 1: a bug in prediction shows in the first minute
         crop = val[0].image[:, : recipe.patch[0], : recipe.patch[1], : recipe.patch[2]]
@@ -79,23 +78,8 @@ def fit(
     return fitted or read_fit(folder)
 
 
-def first_steps(distiller: Distiller, train: Batches, recipe: Recipe, steps: int) -> "pd.DataFrame":
-    """The history of the first steps of a run, trained as `fit` does; nothing is kept.
-
-    Raises FloatingPointError as `fit` does.
-    """
-    import pandas as pd
-
-    with TemporaryDirectory() as folder:
-        run = _Run(distiller, recipe, Path(folder))
-        state = run.start(train)
-        while state.step < steps:
-            run.advance(train)
-    return pd.DataFrame(state.rows)
-
-
 @dataclass
-class _State:
+class State:
     """Where a run is and what it logged: all that a checkpoint holds besides tensors."""
 
     step: int = 0
@@ -105,7 +89,7 @@ class _State:
     recent: list[float] = field(default_factory=list)
 
 
-class _Run:
+class Run:
     """A run under way: what is trained, what trains it, and where it stands."""
 
     def __init__(self, distiller: Distiller, recipe: Recipe, folder: Path) -> None:
@@ -118,9 +102,9 @@ class _Run:
         self.ema = EMA(distiller.student, recipe.ema)
         self.device = next(distiller.student.parameters()).device
         self.encoder: Sequence[nn.Parameter] = ()
-        self.state = _State()
+        self.state = State()
 
-    def start(self, train: Batches) -> _State:
+    def start(self, train: Batches) -> State:
         """Make ready for the first step, or for the next one of a run that is restored."""
         student = self.distiller.student
         # What the two losses are compared on; nothing where there is one loss.
@@ -238,7 +222,7 @@ class _Run:
             self.ema.model.load_state_dict(content["ema"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise unfit(path, f"of another student or method ({error})") from None
-        self.state = _State(**content["state"])
+        self.state = State(**content["state"])
         self.ema.steps = self.state.step
 
     def finish(self, val: Sequence[Case]) -> Fit:
@@ -256,9 +240,8 @@ class _Run:
         if dice == 0:
             progress(folder.name, state.step, recipe.steps, "val Dice 0 at all thresholds: kept .5")
         models.save(student, folder / "student.safetensors", half=True)
-        alike: Any = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-        state_dict = {} if method is None else method.state_dict()
-        kept = {name: value.to(**alike) for name, value in state_dict.items()}
+        own = {} if method is None else method.state_dict()
+        kept = {n: x.cpu().clone(memory_format=torch.contiguous_format) for n, x in own.items()}
         if kept:  # analysis needs it, no deployed network does
             with atomic(folder / "method.safetensors") as temporary:
                 save_file(kept, temporary)

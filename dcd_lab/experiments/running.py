@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from torch import nn
 
-from dcd_core import methods, models, train
+from dcd_core import methods, models
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
 from dcd_core.train import Distiller, Fit, diverged, fit, read_fit, training_device
+from dcd_core.train.loop import Run
 from dcd_core.types import ContractError
 from dcd_lab.compress import ReweightedGroupLasso
 from dcd_lab.data import Patches
@@ -131,7 +133,12 @@ def first_steps(job: Job, steps: int) -> pd.DataFrame:
     Raises ContractError as `run` does.
     """
     distiller, patches = _prepared(job)
-    return train.first_steps(distiller, patches, job.recipe, steps)
+    with TemporaryDirectory() as folder:
+        training = Run(distiller, job.recipe, Path(folder))
+        training.start(patches)
+        while training.state.step < steps:
+            training.advance(patches)
+    return pd.DataFrame(training.state.rows)
 
 
 def _train(job: Job) -> Fit:
