@@ -4,6 +4,9 @@ import difflib
 import math
 from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 class ContractError(ValueError):
@@ -21,18 +24,21 @@ class ContractError(ValueError):
         return type(self), (self.what, self.got, self.expected, self.attempt)
 
 
+def within(what: str, value: Number, fits: bool, expected: str) -> Number:
+    """Return `value`; ContractError unless it `fits` what is `expected`."""
+    if not fits:
+        raise ContractError(what, value, expected, f"the default of `{what}`")
+    return value
+
+
 def positive(what: str, value: float) -> float:
     """Return `value`; ContractError unless it is a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
-    return value
+    return within(what, value, 0 < value < math.inf, "a finite number above 0")
 
 
 def at_least(what: str, value: int, least: int) -> int:
     """Return `value`; ContractError if it is below `least`."""
-    if value < least:
-        raise ContractError(what, value, f"at least {least}", f"the default of `{what}`")
-    return value
+    return within(what, value, value >= least, f"at least {least}")
 
 
 def one_of(what: str, value: str, *choices: str) -> str:

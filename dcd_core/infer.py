@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Real, UInt8
 from torch import Tensor
 
+from dcd_core.errors import within
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import Case, ContractError, Precision, Size3
 
@@ -42,8 +43,7 @@ def predict(
     """
     from monai.inferers import sliding_window_inference
 
-    if not 0 <= overlap < 1:
-        raise ContractError("overlap", overlap, "a share in [0, 1)", "0.5")
+    within("overlap", overlap, 0 <= overlap < 1, "a share in [0, 1)")
     if model.regions:
         got, expected = "overlapping regions, a sigmoid each", "classes of which one is true"
         raise ContractError("logits to predict with", got, expected, "nnU-Net's own prediction")

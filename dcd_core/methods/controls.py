@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from dcd_core.dcd import DCD, PUBLISHED
-from dcd_core.errors import positive
+from dcd_core.errors import positive, within
 from dcd_core.method import Narrow, Scalar
 from dcd_core.methods.features import FeatureMSE
-from dcd_core.types import ContractError, Volume
+from dcd_core.types import Volume
 from dcd_core.wavelet import BANDS
 from dcd_core.wavelet.transform import apply_separable, matrix
 
@@ -62,10 +62,8 @@ class FourierHighPass(HighPass):
 
     def __init__(self, *channels: Sequence[int], cutoff: float = 0.25, **shared: Any) -> None:
         super().__init__(*channels, **shared)
-        self.lowpass = _low_frequencies, positive("cutoff", cutoff)
-        if cutoff > 0.5:
-            expected = "at most 0.5 cycles per voxel, the highest there is"
-            raise ContractError("cutoff", cutoff, expected, "cutoff=0.25")
+        highest = "above 0 and at most 0.5 cycles per voxel, the highest there is"
+        self.lowpass = _low_frequencies, within("cutoff", cutoff, 0 < cutoff <= 0.5, highest)
 
 
 class CoarseBand(DCD):

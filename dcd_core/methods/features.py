@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv3d, normalize
 
@@ -108,8 +107,5 @@ class AttentionTransfer(UnadaptedMethod):
     weight: ClassVar[float] = 20.5
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        return (_attention(student) - _attention(teacher)).square().sum(1).mean()
-
-
-def _attention(features: Volume) -> Float[Tensor, "b v"]:
-    return normalize(features.square().mean(1).flatten(1), dim=1)
+        s, t = (normalize(x.square().mean(1).flatten(1), dim=1) for x in (student, teacher))
+        return (s - t).square().sum(1).mean()

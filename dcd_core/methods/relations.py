@@ -20,14 +20,15 @@ Nodes = Float[Tensor, "b n _"]
 
 
 class RelationMethod(UnadaptedMethod):
-    """A loss of the relations among nodes; `nodes`: how many along each axis, at most."""
+    """A loss of the relations among nodes (b, n, c); `nodes`: how many along each axis, at most."""
 
     def __init__(self, *channels: Sequence[int], nodes: int = 4, **shared: Any) -> None:
         super().__init__(*channels, **shared)
         self.nodes = at_least("nodes", nodes, 1)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        return self.relations(pooled(student, self.nodes), pooled(teacher, self.nodes))
+        s, t = (averaged(x, self.nodes).flatten(2).mT for x in (student, teacher))
+        return self.relations(s, t)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
         """The loss of one stage."""
@@ -53,7 +54,8 @@ class PairwiseAffinity(RelationMethod):
         super().__init__(*channels, nodes=nodes, **shared)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
-        return (_affinities(student) - _affinities(teacher)).square().mean()
+        s, t = (directions(nodes, 2) for nodes in (student, teacher))
+        return (s @ s.mT - t @ t.mT).square().mean()
 
 
 class RelationalKD(RelationMethod):
@@ -113,16 +115,6 @@ class CrossImage(RelationMethod):
     def _log_resemblance(self, nodes: Nodes) -> Float[Tensor, "b b n n"]:
         u = directions(nodes, 2)
         return log_softmax(torch.einsum("bic,djc->bdij", u, u) / self.temperature, -1)
-
-
-def pooled(features: Volume, nodes: int) -> Nodes:
-    """The nodes (b, n, c) of features: means of `nodes`^3 regions, fewer on smaller grids."""
-    return averaged(features, nodes).flatten(2).mT
-
-
-def _affinities(nodes: Nodes) -> Float[Tensor, "b n n"]:
-    u = directions(nodes, 2)
-    return u @ u.mT
 
 
 def _distances(nodes: Float[Tensor, "n c"]) -> Float[Tensor, "n n"]:

@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -66,17 +66,14 @@ class Segmenter(nn.Module):
             kept = any(x is feature for x in inputs[:1] for feature in features.values())
             return (inputs[0].clone(), *inputs[1:]) if kept else None
 
-        modules = dict(self.network.named_modules())
-        handles = [modules[name].register_forward_hook(partial(keep, name)) for name in self.stages]
-        in_place = [module for module in modules.values() if getattr(module, "inplace", False)]
-        handles += [module.register_forward_pre_hook(spare) for module in in_place]
-        result = None
-        try:
-            with suppress(_Encoded):
-                result = self.network(x)
-        finally:  # nothing stays on the network, where a copy or an export would meet it
-            for handle in handles:
-                handle.remove()
+        modules, result = dict(self.network.named_modules()), None
+        with ExitStack() as hooks, suppress(_Encoded):  # no copy or export may meet one later
+            for name in self.stages:
+                hooks.enter_context(modules[name].register_forward_hook(partial(keep, name)))
+            for module in modules.values():
+                if getattr(module, "inplace", False):
+                    hooks.enter_context(module.register_forward_pre_hook(spare))
+            result = self.network(x)
         absent = [name for name in self.stages if name not in features]
         if absent:
             raise ContractError("stages", f"{absent} did not run", "modules that run", "others")

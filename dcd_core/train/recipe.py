@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from dcd_core.errors import one_of
+from dcd_core.errors import one_of, within
 from dcd_core.types import ContractError, Precision, Size3
 
 
@@ -65,8 +65,7 @@ class Recipe:
         for expected, (fits, names) in _RANGES.items():
             for name in names.split():
                 value = getattr(self, name)
-                if not (math.isfinite(value) and fits(value)):
-                    raise ContractError(name, value, expected, f"{name}={getattr(Recipe, name)}")
+                within(name, value, math.isfinite(value) and fits(value), expected)
         if len(self.patch) != 3 or min(self.patch) < 1:
             raise ContractError("patch", self.patch, "three counts of voxels", "(32, 32, 32)")
         if self.kd_start + self.kd_ramp > 1:
