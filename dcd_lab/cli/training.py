@@ -49,6 +49,7 @@ def train(
     """
     import torch
 
+    import dcd_lab.controls  # noqa: F401  it adds methods
     from dcd_core import methods, models
     from dcd_core.errors import positive
     from dcd_core.train import Distiller, Recipe, fit, training_device

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+import dcd_lab.controls  # noqa: F401  it adds methods that a job may name
 from dcd_core import methods, models
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
