@@ -21,7 +21,7 @@ class FeatureMSE(StageMethod):
 
     Source: the control of Fan et al., MICCAI 2026, arXiv 2605.26382, that keeps all bands: with an
     orthonormal wavelet, one level and all eight bands DCD is this number.
-    3D change: slabs along D, so that neither the adapted student nor the difference exists whole.
+    3D change: chunks along D, so that neither the adapted student nor the difference exists whole.
     Differs from the authors' code: none was released.
     Options: none of its own. `weight` 1; as a control of DCD it takes DCD's weight and schedule.
     """

@@ -64,7 +64,7 @@ class LogitsKD(LogitMethod):
         q = sigmoid(logits / T).
 
     Source: Hinton, Vinyals, Dean, NeurIPS workshop 2014, arXiv 1503.02531.
-    3D change: every voxel is an example, in slabs along D.
+    3D change: every voxel is an example, in chunks along D.
     Differs from the authors' code: there is none. Public ones divide by other counts as well.
     Options: `temperature` T. `weight` 1 belongs to the mean at T = 2.
     """

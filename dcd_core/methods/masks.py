@@ -28,7 +28,7 @@ class ACAMKD(StageMethod):
 
     Source: Lan, Tian, ICCV 2025, arXiv 2503.06307.
     3D change: attention at no more than 16^3 places, pooled; the logits of S are interpolated to
-    the voxels. Stages 2 to 4; errors in slabs along D.
+    the voxels. Stages 2 to 4; errors in chunks along D.
     Differs from the authors' code: there is none. Our choices, where the paper leaves one: errors
     are divided by the sum of the mask, since a mask that minimises a plain masked error vanishes;
     the student learns nothing from the masks, or it would be driven off where it agrees; V keeps

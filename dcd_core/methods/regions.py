@@ -60,7 +60,7 @@ class ReCo(StageMethod):
 
     Source: Lan, Hsu, Khan, Jiang, ReCo-KD, 2026, arXiv 2601.08301, terms MS-SARD and MS-CA; blocks
     of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
-    3D change: none. All stages but the deepest, in slabs along D.
+    3D change: none. All stages but the deepest, in chunks along D.
     Differs from the authors' code: the public one is a port in a sibling of DCD's release
     (`released`). There ignored voxels are background; a stage has the labels of deep supervision
     in nnU-Net ("nearest-exact"), half a voxel of the stage beside the centres of strided
@@ -108,8 +108,8 @@ class ReCo(StageMethod):
         def reduced(s: Tensor, t: Tensor) -> tuple[Sums, Sums]:
             return _sums(adapter(s), context), _sums(t, context)
 
-        slabs = zip(*self.each_chunk(reduced, student, teacher), strict=True)
-        (space_s, channels_s, scores_s), (space_t, channels_t, scores_t) = map(self._seen, slabs)
+        chunks = zip(*self.each_chunk(reduced, student, teacher), strict=True)
+        (space_s, channels_s, scores_s), (space_t, channels_t, scores_t) = map(self._seen, chunks)
         attention = (channels_s - channels_t).abs().mean() + (space_s - space_t).abs().mean()
         # g(f) is f plus a vector per sample; the adapter commutes with a weighted mean.
         shift = context(adapter(_attended(student, scores_s)))
@@ -123,9 +123,9 @@ class ReCo(StageMethod):
 
         return self.shares[index] * (self.in_chunks(squares, student, teacher, weights) + attention)
 
-    def _seen(self, slabs: Sequence[Sums]) -> tuple[Tensor, Tensor, Tensor]:
+    def _seen(self, chunks: Sequence[Sums]) -> tuple[Tensor, Tensor, Tensor]:
         """Of a whole patch: attention S (b, 1, d, h, w) and C (b, c, 1, 1, 1), and scores k f."""
-        over_channels, over_space, scores = zip(*slabs, strict=True)
+        over_channels, over_space, scores = zip(*chunks, strict=True)
         space = torch.cat(over_channels, 2)
         channels = torch.stack(over_space).sum(0) / space[0].numel()
         return self._attention(space), self._attention(channels), torch.cat(scores, 2)
@@ -176,7 +176,7 @@ class Context(nn.Module):
 
 
 def _sums(features: Volume, context: Context) -> Sums:
-    """Of a slab: mean_c |f| (b, 1, d, h, w), sum_v |f| (b, c, 1, 1, 1), k f (b, 1, d, h, w)."""
+    """Of a chunk: mean_c |f| (b, 1, d, h, w), sum_v |f| (b, c, 1, 1, 1), k f (b, 1, d, h, w)."""
     size = features.abs()
     return size.mean(1, keepdim=True), size.sum((2, 3, 4), keepdim=True), context.scores(features)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,12 +50,12 @@ def train(
     """
     import torch
 
-    import dcd_lab.controls  # noqa: F401  it adds methods
     from dcd_core import methods, models
     from dcd_core.errors import positive
-    from dcd_core.train import Distiller, Recipe, fit, training_device
+    from dcd_core.train import Recipe, fit, training_device
     from dcd_lab import data
     from dcd_lab.data.scans import READERS
+    from dcd_lab.experiments.running import distiller_of, patches_of
     from dcd_lab.records import fingerprint
 
     chosen, recipe = task_of(task), Recipe(steps=steps, patch=patch, seed=seed)
@@ -72,13 +73,11 @@ def train(
         channels = models.shrink(guide.channels, 4)
     else:
         channels = tuple((width or 16) * 2**stage for stage in range(4))
-    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = models.dynunet(*shape, channels=channels)
-        distil = methods.build(method, channels, guide.channels) if guide is not None else None
-    with fitting(recipe.patch):
-        student(torch.zeros(recipe.batch, shape[0], *patch))
+    student = partial(models.dynunet, *shape, channels=channels)
+    with fitting(recipe.patch), torch.inference_mode():  # before any case is prepared
+        student()(torch.zeros(recipe.batch, shape[0], *patch))
+    if guide is not None:
+        methods.build(method, channels, guide.channels)
 
     request = {
         "task": task,
@@ -93,13 +92,8 @@ def train(
         data.prepared([scans[id] for id in part], spacing_mm=size_mm, workers=workers)
         for part in ids
     )
-    patches = data.Patches(
-        seen, patch=patch, batch=recipe.batch, seed=seed, foreground=recipe.foreground
-    )
-    if guide is not None and distil is not None:
-        distil.to(training_device())
-        distil.prepare(guide, (patches[step] for step in range(recipe.kd_prepare)))
-    distiller = Distiller(student, guide, distil, deep_weights=recipe.deep_weights)
+    patches = patches_of(seen, recipe)
+    distiller = distiller_of(student, guide, patches, recipe, method)
     try:
         fitted = fit(distiller, patches, held_out, recipe, run_dir=out)
     except FloatingPointError as error:

@@ -13,7 +13,7 @@ from dcd_core.types import Batches, ContractError
 from dcd_lab.cache import run_dir
 from dcd_lab.experiments import record
 from dcd_lab.experiments.job import Job
-from dcd_lab.experiments.running import build_method, check_teacher, patches_of
+from dcd_lab.experiments.running import check_teacher, distiller_of, patches_of
 from dcd_lab.records.places import write_json
 
 
@@ -33,14 +33,13 @@ def measure(job: Job, warmed: Job, *, batches: int = 50) -> float:
 
 def _measured(job: Job, warmed: Job, batches: int) -> float:
     assert job.teacher is not None
-    device = training_device()
-    teacher = check_teacher(job.teacher, floor=job.teacher_floor).student.to(device)
-    student = warmed.result().student.to(device).requires_grad_(True)
-    patches = patches_of(job)
+    teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
+    student = warmed.result().student.to(training_device()).requires_grad_(True)
+    patches = patches_of(job.cohort.cases("train"), job.recipe)
+    arguments = teacher, patches, job.recipe, job.method, job.options
+    distiller = distiller_of(lambda: student, *arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.recipe.seed)
-        method = build_method(job, student, teacher, patches)
-        distiller = Distiller(student, teacher, method, deep_weights=job.recipe.deep_weights)
         return equal_weight(distiller, patches, batches=batches)
 
 

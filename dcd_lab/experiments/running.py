@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 import dcd_lab.controls  # noqa: F401  it adds methods that a job may name
 from dcd_core import methods, models
+from dcd_core.method import Method
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train import Distiller, Fit, diverged, fit, read_fit, training_device
+from dcd_core.train import Distiller, Fit, Recipe, diverged, fit, read_fit, training_device
 from dcd_core.train.loop import Run
-from dcd_core.types import ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab.compress import ReweightedGroupLasso
 from dcd_lab.data import Patches
 from dcd_lab.experiments import evaluation, record
@@ -98,29 +100,38 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     return result
 
 
-def build_method(
-    job: Job, student: Segmenter, teacher: Segmenter | None, patches: Patches
-) -> nn.Module | None:
-    """The job's method for these networks, with new adapters.
+def distiller_of(
+    student: Callable[[], Segmenter],
+    teacher: Segmenter | None,
+    patches: Patches,
+    recipe: Recipe,
+    method: str = "none",
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Distiller:
+    """A `student`, its teacher and its method with new adapters, ready to be trained.
 
-    What it learns from the teacher alone it learns now, on the first `kd_prepare` of `patches`.
+    What the method learns from the teacher alone it learns now, on the first `kd_prepare` of
+    `patches`. `method`: a name out of METHODS, "none", or PENALTY.
     """
-    if job.method == PENALTY:
-        example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
-        return ReweightedGroupLasso(student, example, **job.options)
-    if teacher is None or job.method == "none":
-        return None
-    method = methods.build(job.method, student.channels, teacher.channels, **job.options)
-    method.to(next(teacher.parameters()).device)
-    method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
-    return method
+    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = student()
+        loss: Method | None = None
+        if method == PENALTY:
+            loss = ReweightedGroupLasso(network, torch.zeros_like(patches[0][0][:1]), **options)
+        elif teacher is not None and method != "none":
+            teacher.to(training_device())  # the method learns before `fit` moves the rest
+            loss = methods.build(method, network.channels, teacher.channels, **options)
+            loss.to(training_device())
+            loss.prepare(teacher, (patches[step] for step in range(recipe.kd_prepare)))
+    return Distiller(network, teacher, loss, deep_weights=recipe.deep_weights)
 
 
-def patches_of(job: Job) -> Patches:
-    """The batches a job trains on."""
-    recipe = job.recipe
+def patches_of(cases: Sequence[Case], recipe: Recipe) -> Patches:
+    """The batches that a recipe draws from training cases."""
     return Patches(
-        job.cohort.cases("train"),
+        cases,
         patch=recipe.patch,
         batch=recipe.batch,
         seed=recipe.seed,
@@ -153,23 +164,18 @@ def _prepared(job: Job) -> tuple[Distiller, Patches]:
         raise ContractError(
             f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
         )
-    task, recipe = TASKS[job.cohort.task], job.recipe
-    teacher = None
+    task, teacher = TASKS[job.cohort.task], None
     if job.teacher is not None:
         teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
-        teacher.to(training_device())  # the method may learn from it before `fit` moves the rest
-    patches = patches_of(job)
-    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+
+    def student() -> Segmenter:
         if job.start is not None:
-            student = models.load(job.start)
-        else:
-            student = models.build(
-                in_channels=len(task.channels), classes=len(task.labels), **job.model
-            )
-        method = build_method(job, student, teacher, patches)
-    return Distiller(student, teacher, method, deep_weights=recipe.deep_weights), patches
+            return models.load(job.start)
+        return models.build(in_channels=len(task.channels), classes=len(task.labels), **job.model)
+
+    patches = patches_of(job.cohort.cases("train"), job.recipe)
+    made = distiller_of(student, teacher, patches, job.recipe, job.method, job.options)
+    return made, patches
 
 
 def _keep_threshold(job: Job, threshold: float, val_dice: float) -> None:

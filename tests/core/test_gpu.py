@@ -104,9 +104,9 @@ def test_the_loss_can_be_captured_in_a_graph(convention):
     with torch.no_grad():
         student.copy_(noise(1, 4, 24, 24, 24, seed=2))
     graph.replay()
-    value, pull = captured.clone(), gradient.clone()
+    value, kept = captured.clone(), gradient.clone()
     assert value.item() == pytest.approx(step().item(), rel=1e-6)
-    assert torch.allclose(pull, student.grad, rtol=1e-5, atol=1e-9)
+    assert torch.allclose(kept, student.grad, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", METHODS)

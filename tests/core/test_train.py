@@ -301,17 +301,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(method, fail_at, w
     assert not (folder / "checkpoint.pt").exists()
 
 
-@pytest.mark.slow
-def test_a_cluster_changes_nothing_unless_asked(whole, tmp_path, monkeypatch):
-    srun = tmp_path / "srun"
-    srun.write_text("#!/bin/sh\nexit 1\n")
-    srun.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    for name in ("NTASKS", "NTASKS_PER_NODE", "JOB_ID"):
-        monkeypatch.setenv(f"SLURM_{name}", "4")
-    same_run(whole[2], run(tmp_path / "run"))
-
-
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """The folder of a run that was lost at step 4, with the checkpoint of step 3."""

@@ -190,7 +190,9 @@ def test_equal_seeds_start_every_method_from_the_same_student_and_batches(taught
     for other in others:
         pairs = zip(first, other, strict=True)
         assert all(torch.allclose(a, b, rtol=0, atol=1e-20) for a, b in pairs)
-    batches = [running.patches_of(job)[0][0] for job in (plain, taught)]
+    batches = [
+        running.patches_of(job.cohort.cases("train"), job.recipe)[0][0] for job in (plain, taught)
+    ]
     assert torch.equal(*batches)
 
 
