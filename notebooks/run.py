@@ -69,6 +69,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Job]:
     read = options.profile == BOOK_PROFILE and not options.recompute
     possible = [name for name in known if known[name].recorded or not read]
     chosen = chunk(select(known, options.names or possible), options.chunk)
+    if read:  # a page shows what is recorded, and does without the rest
+        known = {name: one.needing(possible) for name, one in known.items()}
     names = with_needs(known, chosen)
     overrides = assignments(options.assigned)
     for key in overrides:

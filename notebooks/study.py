@@ -6,8 +6,8 @@
     python notebooks/study.py verify --workers 2           hold the record to what is computed here
     python notebooks/study.py pack runs/lease --parts 16   finished runs and checkpoints as archives
 
-Task by task, runs without a teacher come first, then those with one, then untested ones. A run that
-is stopped goes on from its checkpoint at the next call. A finished run enters results/study at
+The runs that a page shows come first, then those of notebooks/plan.yml that go on from it. A run
+that is stopped goes on from its checkpoint at the next call. A finished run enters results/study at
 once. Archives are read on another machine by `run.py --import`.
 """
 
@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 # The modules that run are those of this checkout.
@@ -41,15 +42,10 @@ from runner.sources import refuse
 
 
 def train(todo: Sequence[Job], *, workers: int) -> None:
-    """Run jobs and enter each into the record, in the order that the help text gives."""
-    tasks = list(dict.fromkeys(job.cohort.task for job in todo))
-    waves: dict[tuple[int, bool, bool], list[Job]] = {}
-    for job in todo:
-        place = tasks.index(job.cohort.task), not job.tested, job.teacher is not None
-        waves.setdefault(place, []).append(job)
+    """Run jobs and enter each into the record; one that needs a teacher waits for those before."""
     done = 0
-    for _, wave in sorted(waves.items()):
-        for line in each(_one, wave, workers=workers):
+    for _, wave in groupby(todo, key=lambda job: job.teacher is not None):
+        for line in each(_one, list(wave), workers=workers):
             done += 1
             print(f"{time.strftime('%H:%M:%S')} {done}/{len(todo)} {line}", flush=True)
 

@@ -59,6 +59,15 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def checkout(workspace: Path) -> Path:
+    """A project with the notebooks and params of this one, and nothing trained."""
+    (workspace / "notebooks" / "params").rmdir()
+    (workspace / "notebooks").rmdir()
+    (workspace / "notebooks").symlink_to(Path(__file__).resolve().parents[1] / "notebooks")
+    return workspace
+
+
+@pytest.fixture
 def real_cases() -> Path:
     """The folder of real public cases; a test that needs it is skipped where it is absent."""
     from dcd_lab import records

@@ -89,7 +89,7 @@ def _show(app: Sphinx, doctree: nodes.document) -> None:
     section.append(_whole(file, made))
 
 
-def _table(head: tuple[str, ...], rows: list[list[nodes.Node]]) -> nodes.table:
+def table(head: tuple[str, ...], rows: list[list[nodes.Node]]) -> nodes.table:
     def row(cells: list[nodes.Node]) -> nodes.row:
         return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
 
@@ -109,7 +109,7 @@ class Runs(SphinxDirective):
         self.env.note_reread()  # notebooks change while this page does not
         folder = Path(self.env.srcdir) / "notebooks"
         head = ("notebook", "profile", "commit", "torch", "made by")
-        return [_table(head, [self._row(file) for file in sorted(folder.glob("*.ipynb"))])]
+        return [table(head, [self._row(file) for file in sorted(folder.glob("*.ipynb"))])]
 
     def _row(self, file: Path) -> list[nodes.Node]:
         made = provenance(file)

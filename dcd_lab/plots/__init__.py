@@ -9,8 +9,10 @@ from dcd_lab.plots.comparisons import by_volume, forest, matrix, seeds, tradeoff
 from dcd_lab.plots.curves import by_stage, curves, growth, schedule
 from dcd_lab.plots.features import bands, features, gallery, subbands
 from dcd_lab.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
+from dcd_lab.plots.tables import table
 from dcd_lab.plots.volumes import compare_cases, segmentation, slices
 
 __all__ = ["LABEL_COLORS", "PALETTE", "Page", "axis_label", "bands", "by_stage", "by_volume"]
 __all__ += ["colors", "compare_cases", "curves", "features", "forest", "gallery", "growth"]
-__all__ += ["matrix", "schedule", "seeds", "segmentation", "slices", "subbands", "tradeoff"]
+__all__ += ["matrix", "schedule", "seeds", "segmentation", "slices", "subbands", "table"]
+__all__ += ["tradeoff"]

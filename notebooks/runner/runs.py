@@ -1,23 +1,31 @@
-"""The training runs behind the pages of a profile."""
+"""The training runs behind the pages of a profile, and those that the study will add."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dcd_lab import records
 from dcd_lab.experiments import Job, Study, enter, record
 from dcd_lab.experiments.transport import unpack
+from runner.jobs import BOOK_PROFILE
 from runner.parameters import resolve
 from runner.sources import discover, refuse, select
 
 PAGES = {"06-isles": "isles2022", "05-brats": "brats2024"}
 """Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
+PLAN = "notebooks/plan.yml"
+"""The blocks of the study: runs of its own profile that no page shows yet."""
 
 
 def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) -> list[Job]:
-    """The runs of the pages, each once: teachers, then students."""
+    """The runs, each once: those of a page, then the blocks of the plan that go on from it.
+
+    Within each of these, runs without a teacher come first: a teacher is trained before it teaches.
+    """
     known = discover(records.root() / "notebooks")
     pages = {name: known[name] for name in PAGES}
     chosen = select(pages, names)
@@ -25,16 +33,31 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
         refuse(key, {key for name in PAGES for key in known[name].declared}, "--set")
     resolved = resolve(known, profile, overrides)
     ladder = {**known["04-teacher"].declared, **resolved["04-teacher"]}
-    found: dict[Path, Job] = {}
+    runs: list[Job] = []
     for name in (name for name in PAGES if name in chosen):
         page = {**known[name].declared, **resolved[name]}
         study = Study.of(PAGES[name], **page)
-        runs = [study.teacher(), *study.arms(page["arms"], page["seeds"])]
+        runs += _taught_last([study.teacher(), *study.arms(page["arms"], page["seeds"])])
         if PAGES[name] == "isles2022":
             runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
-        for job in runs:
-            found.setdefault(job.folder, job)
-    return list(found.values())
+        for block in plan().values() if profile == BOOK_PROFILE else ():
+            if block["page"] == name:
+                teachers = [study.teacher(seed) for seed in block.get("teachers", ())]
+                runs += _taught_last(teachers + study.arms(block["arms"], block["seeds"]))
+    first: dict[Path, Job] = {}
+    for job in runs:
+        first.setdefault(job.folder, job)
+    return list(first.values())
+
+
+def _taught_last(jobs: Iterable[Job]) -> list[Job]:
+    return sorted(jobs, key=lambda job: job.teacher is not None)
+
+
+def plan() -> dict[str, dict[str, Any]]:
+    """The blocks of the study by title, in the order in which they are trained."""
+    blocks: dict[str, dict[str, Any]] = yaml.safe_load((records.root() / PLAN).read_text("utf-8"))
+    return blocks
 
 
 def state(job: Job) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ class Notebook:
     declared: dict[str, Any]
     needs: tuple[str, ...]
     recorded: bool = True
+
+    def needing(self, names: Collection[str]) -> Notebook:
+        """Return the same notebook, which needs none but these."""
+        return replace(self, needs=tuple(need for need in self.needs if need in names))
 
 
 def refuse(name: str, known: Iterable[str], what: str) -> None:

@@ -157,6 +157,15 @@ def test_the_preparation(workspace):
     assert (table.time_ms > 0).all()
 
 
+@pytest.mark.slow
+def test_the_training_step(checkout):
+    quick("training")
+    table = records.load("smoke", "training", "step").set_index("arm")
+    assert list(table.index) == ["undistilled", "DCD"]
+    assert table.loc["undistilled", "over_undistilled"] == 1
+    assert_ordered(table)
+
+
 def test_the_metrics(workspace):
     assert metrics.main(["--quick"]) == 0
     times = records.load("smoke", "metrics", "times")

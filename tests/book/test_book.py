@@ -164,6 +164,30 @@ def test_the_results_table_is_that_of_the_published_demo_run() -> None:
     assert rows == [["–" if cell == "nan" else cell for cell in row] for row in expected]
 
 
+def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Path) -> None:
+    from dcd_study import recorded, rows
+
+    def enter(arm: str, seed: int, tested: bool, finished: bool = True) -> None:
+        entry = tmp_path / f"{arm}-{seed}-{tested}"
+        entry.mkdir()
+        job = {"arm": arm, "tested": tested, "recipe": {"seed": seed}}
+        facts = {"job": job, "facts": {"cpu": "one kind", "gpu": None}}
+        (entry / "run.json").write_text(json.dumps(facts), "utf-8")
+        if finished:
+            (entry / "fit.json").write_text('{"seconds": 1800}', "utf-8")
+
+    for seed in (0, 1, 7):  # 7 is not planned
+        enter("DCD", seed, True)
+    enter("DCD", 2, False)  # a rung of the ladder
+    enter("logits", 0, True, finished=False)  # diverged
+    plan = {"A": {"seeds": [0, 1, 2], "teachers": [5], "arms": {"DCD": {}, "logits": {}}}}
+    assert rows(plan, recorded(tmp_path)) == [
+        ["A", "teacher", "0", "1", "–", "–"],
+        ["A", "DCD", "2", "3", "1.0", "one kind"],
+        ["A", "logits", "0", "3", "–", "–"],
+    ]
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert [path for path in links if not (ROOT / path).exists()] == []

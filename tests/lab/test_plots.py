@@ -1,6 +1,7 @@
 """Figures from tiny arrays: orientation, scale, words and units, colours, no state left behind."""
 
 import io
+import re
 
 import matplotlib
 import numpy as np
@@ -250,3 +251,13 @@ def test_errors_say_what_to_do(name):
     call, words = BROKEN[name]
     with pytest.raises(ContractError, match=words):
         call()
+
+
+def test_a_table_says_unit_and_better_direction_and_has_few_digits() -> None:
+    rows = pd.DataFrame({"hd95_mm": [3.25, np.nan], "nsd_1mm": [0.12345, 1], "cases": [3, 40]})
+    html = plots.table(rows.rename_axis(columns="metric")).hide(axis="index").to_html()
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t", html)
+    assert cells == [
+        *("HD95 (mm) ↓", "NSD at 1 mm ↑", "cases"),
+        *("3.2", "0.123", "3", "–", "1.000", "40"),
+    ]

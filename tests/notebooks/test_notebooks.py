@@ -107,6 +107,13 @@ def test_profiles_set_declared_parameters_of_the_declared_type() -> None:
         assert all(values["profile"] == profile for values in resolved.values())
 
 
+def test_equal_compute_takes_the_time_of_dcd() -> None:
+    study = parameters.resolve(KNOWN, "study", {})["06-isles"]
+    steps = study["arms"]["equal compute"]["steps"] / study["stroke_steps"]
+    measured = records.load("benchmarks", "training", "step").set_index("arm").over_undistilled
+    assert steps == pytest.approx(measured["DCD"], rel=0.03), "run benchmarks/training.py"
+
+
 @pytest.mark.parametrize(
     ("page", "peak", "start", "ramp"),
     [("05-brats", 0.01, 150, 800), ("06-isles", 0.05, 100, 300)],

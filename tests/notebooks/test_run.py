@@ -68,6 +68,8 @@ def test_select_by_number_name_or_path(three: Mapping[str, Any]) -> None:
 
 def test_needed_notebooks_come_along_and_first(workspace: Path, three: Mapping[str, Any]) -> None:
     assert sources.with_needs(three, ["10-cost"]) == ["01-waves", "02-loss", "10-cost"]
+    fewer = {name: one.needing(["02-loss"]) for name, one in three.items()}
+    assert sources.with_needs(fewer, ["10-cost"]) == ["02-loss", "10-cost"]
     notebook(workspace, "03-early", "", needs=["10-cost"])
     with pytest.raises(ContractError, match=r"needs of 03-early.*'10-cost'.*'0\d-"):
         sources.discover(workspace / "notebooks")

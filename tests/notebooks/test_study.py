@@ -9,17 +9,7 @@ import study
 
 from runner import runs
 
-PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def checkout(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with the notebooks and params of this one, and nothing trained."""
-    (workspace / "notebooks" / "params").rmdir()
-    (workspace / "notebooks").rmdir()
-    (workspace / "notebooks").symlink_to(PROJECT / "notebooks")
-    return workspace
 
 
 def test_the_runs_of_the_pages_are_trained_once_and_recorded(

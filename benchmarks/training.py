@@ -1,0 +1,100 @@
+"""What a training step with DCD costs beside one without, at the recipe of the study.
+
+    python benchmarks/training.py            some ten minutes on one core
+    python benchmarks/training.py --quick    tiny networks, seconds: does it run?
+
+The undistilled student of the stroke study and the one that DCD distils, of the first seed, take
+turns in one process with one thread: the first steps of a run as `train.fit` does them, batches
+included. The distillation is on from the first step. The teacher's weights are not needed for a
+time, so they are random. Times are processor seconds, since the machine may do other work: median
+and quartiles of a step over the rounds.
+
+Written, with a JSON file: results/<out>/training-step; <out> is `benchmarks`, or `smoke`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from measure import spread
+
+from dcd_core import models, train
+from dcd_core.progress import progress
+from dcd_core.train import Distiller
+from dcd_core.types import TASKS
+from dcd_lab import records
+from dcd_lab.experiments import Job
+from dcd_lab.experiments.running import build_method, patches_of
+
+# The runs of a profile are those of this checkout's notebooks.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
+from runner.runs import runs_of
+
+ARMS = ("undistilled", "DCD")
+
+
+def measured(jobs: Sequence[Job], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Processor milliseconds of a step of every job, one value a round."""
+    patches = patches_of(jobs[0])
+    times: dict[str, list[float]] = {job.arm: [] for job in jobs}
+    for turn in range(rounds + 1):
+        for job in jobs:
+            distiller, recipe = _untrained(job), replace(job.recipe, kd_start=0.0)
+            started = time.process_time()
+            train.first_steps(distiller, patches, recipe, steps)
+            if turn:  # the first round reads the cases and warms up
+                times[job.arm].append(1e3 * (time.process_time() - started) / steps)
+        progress("training", turn, rounds)
+    return times
+
+
+def _untrained(job: Job) -> Distiller:
+    task, teacher = TASKS[job.cohort.task], None
+    size: dict[str, Any] = {"in_channels": len(task.channels), "classes": len(task.labels)}
+    student = models.build(**size, **job.model)
+    if job.teacher is not None:
+        teacher = models.build(**size, **job.teacher.model)
+    method = build_method(job, student, teacher, patches_of(job))
+    return Distiller(student, teacher, method, deep_weights=job.recipe.deep_weights)
+
+
+def run(profile: str, steps: int, rounds: int, out: str) -> Path:
+    """Measure, then write the table."""
+    torch.set_num_threads(1)
+    firsts = {job.arm: job for job in reversed(runs_of(profile, {}, ["06"])) if job.tested}
+    samples = measured([firsts[arm] for arm in ARMS], steps, rounds)
+    plain = float(np.median(samples[ARMS[0]]))
+    table = pd.DataFrame(
+        {"arm": arm, **spread(times), "over_undistilled": round(float(np.median(times)) / plain, 3)}
+        for arm, times in samples.items()
+    )
+    chosen = {"profile": profile, "steps": steps, "rounds": rounds}
+    path = records.save(table, out, "training", "step", params=chosen, samples_ms=samples)
+    print(f"{path}\n{table.to_string(index=False)}")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny networks, for a test")
+    parser.add_argument("--out", help="folder under results/; default benchmarks, quick: smoke")
+    options = parser.parse_args(argv)
+    if options.quick:
+        run("smoke", 2, 2, options.out or "smoke")
+    else:
+        run("study", 60, 9, options.out or "benchmarks")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

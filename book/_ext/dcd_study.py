@@ -1,0 +1,64 @@
+"""The directive `study`: how far the study has come, arm by arm, from its plan and its record.
+
+Planned are the arms of `notebooks/plan.yml`, recorded the finished runs in `results/study/runs`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from dcd_provenance import table
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parents[2]
+HEAD = ("block", "arm", "recorded", "planned", "core hours", "processor")
+
+
+def recorded(runs: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """The tested runs of stroke by arm and seed: processor and hours of training."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for file in sorted(runs.glob("*/run.json")):
+        entry = json.loads(file.read_text("utf-8"))
+        job, fit = entry["job"], file.parent / "fit.json"
+        if job["tested"] and fit.is_file():
+            hours = json.loads(fit.read_text("utf-8"))["seconds"] / 3600
+            run = {"processor": entry["facts"]["gpu"] or entry["facts"]["cpu"], "hours": hours}
+            found.setdefault(job["arm"], {})[job["recipe"]["seed"]] = run
+    return found
+
+
+def rows(plan: dict[str, Any], done: dict[str, dict[int, dict[str, Any]]]) -> list[list[str]]:
+    """One row for each arm of each block."""
+    shown = []
+    for title, block in plan.items():
+        teachers = {"teacher": block["teachers"]} if "teachers" in block else {}
+        for arm, seeds in {**teachers, **dict.fromkeys(block["arms"], block["seeds"])}.items():
+            runs = [run for seed, run in done.get(arm, {}).items() if seed in seeds]
+            hours = f"{sum(run['hours'] for run in runs):.1f}" if runs else "–"
+            processors = ", ".join(sorted({run["processor"] for run in runs})) or "–"
+            shown.append([title, arm, str(len(runs)), str(len(seeds)), hours, processors])
+    return shown
+
+
+class Study(SphinxDirective):
+    """A table of all planned arms."""
+
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table, rows in the order of the plan."""
+        self.env.note_reread()  # the record changes while the page does not
+        plan = yaml.safe_load((ROOT / "notebooks" / "plan.yml").read_text("utf-8"))
+        done = recorded(ROOT / "results" / "study" / "runs")
+        return [table(HEAD, [[nodes.Text(cell) for cell in row] for row in rows(plan, done)])]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("study", Study)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,41 @@
+"""Tables as a page shows them: heads in words, the better direction, digits that mean something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from dcd_lab.plots.page import axis_label
+
+HIGHER_IS_BETTER = ("dice", "nsd", "f1")
+LOWER_IS_BETTER = ("hd95", "avd", "diff")
+DECIMALS = {"mm": 1, "ml": 2, "ms": 1, "diff": 1}
+"""After the point, by the end of the name; other numbers that are not whole have three."""
+
+
+def table(rows: pd.DataFrame) -> Styler:
+    """The rows with an arrow in the head of every metric, upward where a higher value is better.
+
+    The index is kept and its name left out. A value that is missing is a dash.
+    """
+    shown = rows.rename_axis(index=None, columns=None)
+    formats: dict[Any, Any] = {head(name): _format(name, rows[name]) for name in rows.columns}
+    shown.columns = pd.Index(list(formats))
+    return shown.style.format(formats, na_rep="–")
+
+
+def head(column: str) -> str:
+    """A metric's name in words with its unit and an arrow: `hd95_mm` gives `HD95 (mm) ↓`."""
+    words = axis_label(column).removesuffix(" (0–1)").removesuffix(" (no unit)")
+    name = column.lower()
+    if any(part in name for part in HIGHER_IS_BETTER):
+        return f"{words} ↑"
+    return f"{words} ↓" if any(part in name for part in LOWER_IS_BETTER) else words
+
+
+def _format(column: str, values: pd.Series) -> str:
+    if not pd.api.types.is_float_dtype(values):
+        return "{}"
+    return f"{{:.{DECIMALS.get(column.rpartition('_')[2], 3)}f}}"
