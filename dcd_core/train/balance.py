@@ -7,6 +7,7 @@ gradient norms, taken over the encoder, the only part that all of them reach.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -73,6 +74,9 @@ def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -
         image, target = (part.to(device) for part in patches[step])
         ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
     known = [ratio for ratio in ratios if ratio is not None]
+    if not all(map(math.isfinite, known)):
+        attempt = "a student and a teacher whose weights are finite"
+        raise ContractError("gradients of the losses", "NaN or infinity", "finite ones", attempt)
     if not known:
         raise ContractError(
             "gradient of the distillation",
