@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from dcd_lab.cli.console import Json, TaskName, Workers, print_json, refusal, task_of
-from dcd_lab.cli.networks import fitting
 
 Root = Annotated[Path, typer.Argument(help="Folder that holds BraTS or ISLES, at any depth.")]
 Run = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
@@ -76,7 +75,7 @@ def train(
         torch.manual_seed(seed)
         student = models.dynunet(*shape, channels=channels)
         distil = methods.build(method, channels, guide.channels) if guide is not None else None
-    with fitting(recipe.patch):
+    with torch.inference_mode():
         student(torch.zeros(recipe.batch, shape[0], *patch))
 
     request = {
@@ -114,13 +113,16 @@ def train(
 def _claim(folder: Path, request: Mapping[str, object]) -> None:
     """Keep in the folder of a run what was asked for; ContractError where it holds another run."""
     from dcd_lab.records.places import write_json
+    from dcd_lab.records.seals import check, seal
 
     file = folder / "request.json"
     wanted = json.loads(json.dumps(request))
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise refusal("--out", f"{folder}, which holds files", "a new folder", "another name")
-        return write_json(file, wanted)
+        write_json(file, wanted)
+        return seal(folder, file.name)
+    check(folder)
     kept = json.loads(file.read_text("utf-8"))
     if other := [key for key in wanted if kept.get(key) != wanted[key]]:
         got = f"{folder}, a run with another {' and '.join(other)}"

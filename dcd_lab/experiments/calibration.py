@@ -12,6 +12,7 @@ from dcd_lab.experiments import record
 from dcd_lab.experiments.job import Job
 from dcd_lab.experiments.running import build_method, check_teacher, patches_of
 from dcd_lab.records.places import write_json
+from dcd_lab.records.seals import check, seal
 
 
 def measure(job: Job, warmed: Job, *, batches: int = 50) -> float:
@@ -25,6 +26,8 @@ def measure(job: Job, warmed: Job, *, batches: int = 50) -> float:
     file = folder / "weight.json"
     if not (file.is_file() or record.restore(folder)):
         write_json(file, {"weight": _measured(job, warmed, batches)})
+        seal(folder, file.name)
+    check(folder)
     return float(json.loads(file.read_text("utf-8"))["weight"])
 
 
