@@ -30,10 +30,10 @@ from measure import spread
 from dcd_core import models, train
 from dcd_core.progress import progress
 from dcd_core.train import Distiller
-from dcd_core.types import TASKS
 from dcd_lab import records
 from dcd_lab.experiments import Job
 from dcd_lab.experiments.running import build_method, patches_of
+from dcd_lab.tasks import TASKS
 
 # The runs of a profile are those of this checkout's notebooks.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))

@@ -187,10 +187,12 @@ def _stage(
 ) -> StageDistance:
     """The loss of one stage; a 1x1x1 convolution or the identity acts on the student first."""
     size = teacher.shape[2:]
-    if not teacher.numel() or not voxels(size, selection):
-        expected = "at least one voxel, and in the released convention two along every axis"
+    real = not torch.result_type(student, teacher).is_complex
+    if teacher.ndim != 5 or not (real and teacher.numel() and voxels(size, selection)):
+        got = f"{tuple(teacher.shape)} of {teacher.dtype}"
+        expected = "real (b, c, d, h, w) of at least one voxel, if released of two along an axis"
         attempt = "convention='orthonormal', or larger patches"
-        raise ContractError("features to compare", tuple(teacher.shape), expected, attempt)
+        raise ContractError("features to compare", got, expected, attempt)
     levels = usable_levels(size, selection)
     if levels == 0:
         return StageDistance(teacher.new_zeros((), dtype=torch.float32), 0)

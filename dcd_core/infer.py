@@ -38,11 +38,14 @@ def predict(
 
     `overlap` is the share of a window that the next one covers again, in [0, 1); `mirror` averages
     the eight flips as well (eight times the cost); `precision` is that of `train.Recipe`. Raises
-    ContractError for an overlap out of range, a network of overlapping regions, and for voxels or
-    probabilities that are not finite.
+    ContractError for an overlap or a patch out of range, a network of overlapping regions, and for
+    voxels or probabilities that are not finite.
     """
     from monai.inferers import sliding_window_inference
 
+    if np.ndim(image) != 4 or min(patch) < 1:
+        got, expected = f"{np.shape(image)}, {patch}", "(c, d, h, w), and voxels along all axes"
+        raise ContractError("image, patch", got, expected, "a prepared image, patch=(32, 32, 32)")
     within("overlap", overlap, 0 <= overlap < 1, "a share in [0, 1)")
     if model.regions:
         got, expected = "overlapping regions, a sigmoid each", "classes of which one is true"

@@ -171,7 +171,7 @@ class StageMethod(Method):
                 raise ContractError("encoder stages", counts, expected, "stages=(0, ...) of them")
             s, t = student.stages[number], teacher.stages[number]
             wanted = [(len(t), width, *t.shape[2:]) for width in self.channels[index]]
-            if [s.shape, t.shape] != wanted:
+            if [s.shape, t.shape] != wanted or t.ndim != 5:
                 got = f"student {tuple(s.shape)}, teacher {tuple(t.shape)}"
                 narrow, wide = self.channels[index]
                 expected = f"{narrow} and {wide} channels of one batch on one grid"

@@ -37,7 +37,7 @@ def each(
         return
     import joblib
     import torch
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    from joblib.externals.loky.process_executor import BrokenProcessPool
 
     threads = max(1, min(torch.get_num_threads(), joblib.cpu_count()) // workers)
     # loky starts new interpreters: a forked one inherits locks of threads that it lacks.
@@ -48,7 +48,7 @@ def each(
     call = joblib.delayed(partial(_call, function, parent=os.getpid(), project=str(root())))
     try:
         yield from parallel(call(item) for item in items)
-    except TerminatedWorkerError:
+    except BrokenProcessPool:  # TerminatedWorkerError among others
         raise ContractError(
             "worker process",
             "killed, which the system does when memory runs out",

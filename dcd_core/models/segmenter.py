@@ -22,7 +22,8 @@ class Segmenter(nn.Module):
     or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules whose outputs are the
     encoder stages, finest first; `channels`: of each stage. `spec`: what `load` needs to build the
     network again. `regions`: the logits are those of overlapping regions, a sigmoid each. Raises
-    ContractError for stages that do not exist or run, and for a network that returns anything else.
+    ContractError for stages that do not exist or run, for a network that returns anything else, and
+    for images that it does not take.
     """
 
     def __init__(
@@ -73,7 +74,12 @@ class Segmenter(nn.Module):
             for module in modules.values():
                 if getattr(module, "inplace", False):
                     hooks.enter_context(module.register_forward_pre_hook(spare))
-            result = self.network(x)
+            try:
+                result = self.network(x)
+            except (RuntimeError, ValueError) as error:  # those of PyTorch do not say what to do
+                got = f"{tuple(x.shape)} ({str(error).splitlines()[0]})"
+                expected = "its channels, a size that the strides of the network divide, and memory"
+                raise ContractError("image", got, expected, "the patch of its training") from error
         absent = [name for name in self.stages if name not in features]
         if absent:
             raise ContractError("stages", f"{absent} did not run", "modules that run", "others")

@@ -15,12 +15,12 @@ from dcd_core.dcd import kd_weight
 from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
-from dcd_core.storage import atomic
+from dcd_core.storage import atomic, read_torch
 from dcd_core.train.balance import BALANCE_EVERY, encoder_parameters, gradient_ratio, smoothed
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
-from dcd_core.train.result import DIVERGED, Fit, facts_of, plain, read_fit, unfit, write_facts
+from dcd_core.train.result import DIVERGED, Fit, facts_of, plain, read_fit, seal, unfit, write_facts
 from dcd_core.types import Batches, Case
 
 if TYPE_CHECKING:
@@ -53,13 +53,15 @@ def fit(
     norm and dropout see the part alone. The first process writes the files, the others read them.
     """
     folder = Path(run_dir)
-    if resume and (folder / "fit.json").is_file():
+    if resume and all((folder / name).is_file() for name in ("fit.json", "student.safetensors")):
         if facts_of(folder)["recipe"] != plain(recipe):
             raise unfit(folder, "made by another recipe")
         return read_fit(folder)
     if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", DIVERGED, OFFENDING):
             (folder / name).unlink(missing_ok=True)
+    for left in folder.glob(".*.*"):  # by a process that was killed as it wrote
+        left.unlink(missing_ok=True)
     run = Run(distiller, recipe, folder)
     run.restore()
     if val:  # one patch before step 1: a bug in prediction shows in the first minute
@@ -210,9 +212,9 @@ class Run:
         if not path.is_file():
             return
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_torch(path)
             theirs = content["recipe"]
-        except Exception as error:  # torch raises half a dozen types for a damaged file
+        except Exception as error:  # there are half a dozen types for a damaged file
             raise unfit(path, f"unreadable ({type(error).__name__})") from None
         if theirs != plain(self.recipe):
             raise unfit(path, "made by another recipe")
@@ -227,7 +229,7 @@ class Run:
 
     def finish(self, val: Sequence[Case]) -> Fit:
         """Choose the threshold and write the files of a finished run."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder, recipe, state, method = self.folder, self.recipe, self.state, self.distiller.method
         student = self.ema.model
@@ -244,10 +246,11 @@ class Run:
         kept = {n: x.cpu().clone(memory_format=torch.contiguous_format) for n, x in own.items()}
         if kept:  # analysis needs it, no deployed network does
             with atomic(folder / "method.safetensors") as temporary:
-                save_file(kept, temporary)
+                temporary.write_bytes(save(kept))
         history = self._write_history()
         facts: dict[str, Any] = {"threshold": threshold, "val_dice": dice}
         facts |= {"seconds": round(state.seconds, 2), "recipe": plain(recipe)}
+        facts["sha256"] = seal(folder, facts)
         write_facts(folder / "fit.json", facts)  # last: its presence says that all is there
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return Fit(student, threshold, dice, history, state.seconds, kept)

@@ -65,8 +65,9 @@ class Recipe:
         for expected, (fits, names) in _RANGES.items():
             for name in names.split():
                 value = getattr(self, name)
-                within(name, value, math.isfinite(value) and fits(value), expected)
-        if len(self.patch) != 3 or min(self.patch) < 1:
+                finite = isinstance(value, int | float) and math.isfinite(value)
+                within(name, value, finite and fits(value), expected)
+        if len(self.patch) != 3 or not all(isinstance(n, int) and n > 0 for n in self.patch):
             raise ContractError("patch", self.patch, "three counts of voxels", "(32, 32, 32)")
         if self.kd_start + self.kd_ramp > 1:
             got, expected = f"a sum of {self.kd_start + self.kd_ramp}", "a sum of at most 1"
@@ -93,8 +94,8 @@ class Recipe:
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "a count of at least 1": (lambda x: x >= 1, "steps batch checkpoint_every"),
-    "a count of at least 0": (lambda x: x >= 0, "seed warmup kd_prepare"),
+    "a count of at least 1": (lambda x: x >= 1 and x % 1 == 0, "steps batch checkpoint_every"),
+    "a count of at least 0": (lambda x: x >= 0 and x % 1 == 0, "seed warmup kd_prepare"),
     "a finite number above 0": (lambda x: x > 0, "learning_rate clip"),
     "a finite number, 0 or more": (lambda x: x >= 0, "weight_decay kd_peak deep_weights"),
     "a share in [0, 1]": (lambda x: 0 <= x <= 1, "foreground kd_start kd_ramp"),

@@ -1,7 +1,9 @@
 """What a run leaves in its folder, and how that is read back."""
 
+import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -48,8 +50,11 @@ def read_fit(run_dir: str | Path) -> Fit:
     facts = facts_of(folder)
     student = models.load(folder / "student.safetensors")
     path = folder / "method.safetensors"
-    method = load_file(path) if path.is_file() else {}
-    history = pd.read_csv(folder / "history.csv")
+    try:
+        method = load_file(path) if path.is_file() else {}
+        history = pd.read_csv(folder / "history.csv")
+    except Exception as error:  # files of older versions, which have no hash
+        raise unfit(folder, f"with an unreadable file ({error})") from None
     return Fit(student, facts["threshold"], facts["val_dice"], history, facts["seconds"], method)
 
 
@@ -68,12 +73,22 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """The decision, seconds and recipe of a finished run; ContractError when there is none."""
-    try:
-        return dict(json.loads((folder / "fit.json").read_text("utf-8")))
-    except (OSError, ValueError):
-        got = f"no finished run in {folder}"
-        raise ContractError("training run", got, "its fit.json", "train it again") from None
+    """The decision, seconds and recipe of a finished run; ContractError unless it is whole."""
+    got = f"no finished run in {folder}"
+    with suppress(OSError, ValueError, TypeError):
+        facts = dict(json.loads((folder / "fit.json").read_text("utf-8")))
+        if facts.pop("sha256", None) in (None, seal(folder, facts)):
+            return facts
+        got = f"{folder}, where a file was changed or removed"
+    attempt = "removing that folder, and training again"
+    raise ContractError("training run", got, "fit.json and the files with it", attempt)
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> str:
+    """A hash of what a run leaves; the file of the student has one of its own."""
+    files = [folder / name for name in ("history.csv", "method.safetensors")]
+    content = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join([json.dumps(facts).encode(), *content])).hexdigest()
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

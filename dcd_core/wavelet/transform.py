@@ -123,6 +123,9 @@ def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
     if len(each) != 3:
         raise ContractError("wavelet", each, "one or three names", "('haar', 'db4', 'db4')")
     d, h, w = (discrete(getattr(one, "name", one)).name for one in each)
+    for one in each:  # it may have the name of another, and filters of its own
+        if isinstance(one, pywt.Wavelet) and one.filter_bank != discrete(one.name).filter_bank:
+            raise ContractError("wavelet", "filters of its own", "those of PyWavelets", "its name")
     return d, h, w
 
 
@@ -163,6 +166,8 @@ def _transform(
 ) -> Tensor:
     """The transform that `build` makes for axes of this size, in float32 or better."""
     one_of("mode", mode, *pywt.Modes.modes)
+    if len(size) != 3:
+        raise ContractError("volume", tuple(x.shape), "(b, c, d, h, w)", "x[:, None] or x[None]")
     axes = [*zip(size, axis_names(wavelet), strict=True)]
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
@@ -195,7 +200,9 @@ def _kept(
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision raised to float32, anything else as it is."""
+    """Half precision raised to float32, anything else as it is; ContractError for complex."""
+    if x.is_complex():  # float() would drop a part
+        raise ContractError("type", x.dtype, "real numbers", "x.real and x.imag, one by one")
     return x if x.dtype == torch.float64 else x.float()
 
 

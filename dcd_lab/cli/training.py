@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from dcd_lab.cli.console import Json, TaskName, Workers, print_json, refusal, task_of
-from dcd_lab.cli.networks import fitting
 
 Root = Annotated[Path, typer.Argument(help="Folder that holds BraTS or ISLES, at any depth.")]
 Run = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
@@ -74,7 +73,7 @@ def train(
     else:
         channels = tuple((width or 16) * 2**stage for stage in range(4))
     student = partial(models.dynunet, *shape, channels=channels)
-    with fitting(recipe.patch), torch.inference_mode():  # before any case is prepared
+    with torch.inference_mode():  # what does not fit is told before any case is prepared
         student()(torch.zeros(recipe.batch, shape[0], *patch))
     if guide is not None:
         methods.build(method, channels, guide.channels)
@@ -109,13 +108,16 @@ def train(
 def _claim(folder: Path, request: Mapping[str, object]) -> None:
     """Keep in the folder of a run what was asked for; ContractError where it holds another run."""
     from dcd_lab.records.places import write_json
+    from dcd_lab.records.seals import check, seal
 
     file = folder / "request.json"
     wanted = json.loads(json.dumps(request))
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise refusal("--out", f"{folder}, which holds files", "a new folder", "another name")
-        return write_json(file, wanted)
+        write_json(file, wanted)
+        return seal(folder, file.name)
+    check(folder)
     kept = json.loads(file.read_text("utf-8"))
     if other := [key for key in wanted if kept.get(key) != wanted[key]]:
         got = f"{folder}, a run with another {' and '.join(other)}"

@@ -185,10 +185,10 @@ def export(
     if (*label.shape, *(1,) * (len(stored.shape) - label.ndim)) != stored.shape:
         expected = f"{stored.shape}, as in {Path(reference).name}"
         raise ContractError(what, f"shape {label.shape}", expected, attempt)
-    wrong = ~np.isfinite(label) | (label < 0) | (label != np.rint(label))
+    wrong = ~np.isfinite(label) | (label < 0) | (label >= 2**32) | (label != np.rint(label))
     if wrong.any():
         got = f"{wrong.sum()} voxels such as {label[wrong][0]}"
-        raise ContractError(what, got, "whole numbers from 0 on", attempt)
+        raise ContractError(what, got, "whole numbers from 0 on, below 2**32", attempt)
     whole = label.astype(np.min_scalar_type(int(label.max(initial=0))))
     header = stored.header.copy()
     header.set_data_dtype(whole.dtype)

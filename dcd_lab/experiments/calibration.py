@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from statistics import median
 
 import torch
@@ -15,6 +16,7 @@ from dcd_lab.experiments import record
 from dcd_lab.experiments.job import Job
 from dcd_lab.experiments.running import check_teacher, distiller_of, patches_of
 from dcd_lab.records.places import write_json
+from dcd_lab.records.seals import check, seal
 
 
 def measure(job: Job, warmed: Job, *, batches: int = 50) -> float:
@@ -28,6 +30,8 @@ def measure(job: Job, warmed: Job, *, batches: int = 50) -> float:
     file = folder / "weight.json"
     if not (file.is_file() or record.restore(folder)):
         write_json(file, {"weight": _measured(job, warmed, batches)})
+        seal(folder, file.name)
+    check(folder)
     return float(json.loads(file.read_text("utf-8"))["weight"])
 
 
@@ -57,6 +61,9 @@ def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -
         image, target = (part.to(device) for part in patches[step])
         ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
     known = [ratio for ratio in ratios if ratio is not None]
+    if not all(map(math.isfinite, known)):
+        attempt = "a student and a teacher whose weights are finite"
+        raise ContractError("gradients of the losses", "NaN or infinity", "finite ones", attempt)
     if not known:
         got, expected = f"zero on all of {batches} batches", "one in the student's encoder"
         attempt = "another method, other stages, or a larger patch"

@@ -25,7 +25,8 @@ from dcd_lab.data import Patches
 from dcd_lab.experiments import evaluation, record
 from dcd_lab.experiments.job import PENALTY, Job, versions
 from dcd_lab.pool import each
-from dcd_lab.records.places import write_json
+from dcd_lab.records.places import locked, write_json
+from dcd_lab.records.seals import check, seal
 from dcd_lab.tasks import TASKS
 
 
@@ -38,14 +39,17 @@ def run(job: Job) -> Path:
     restored = not job.trained and record.restore(job.folder)
     if restored and diverged(job.folder):
         raise FloatingPointError(f"{job.label} diverged when it was recorded")
-    if not (job.trained or restored):
-        fitted = _train(job)
-        _keep_threshold(job, fitted.threshold, fitted.val_dice)
-    elif not job.threshold_file.is_file():
-        student = read_fit(job.folder).student.to(training_device())
-        _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
-    if not job.done:
-        _test(job)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with locked(job.folder):  # another runner may be at it: its work is then taken
+        if not job.trained:
+            fitted = _train(job)
+            _keep_threshold(job, fitted.threshold, fitted.val_dice)
+        elif not job.threshold_file.is_file():
+            check(job.folder)
+            student = read_fit(job.folder).student.to(training_device())
+            _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
+        if not job.done:
+            _test(job)
     return job.folder
 
 
@@ -180,6 +184,7 @@ def _prepared(job: Job) -> tuple[Distiller, Patches]:
 
 def _keep_threshold(job: Job, threshold: float, val_dice: float) -> None:
     write_json(job.threshold_file, {"threshold": threshold, "val_dice": val_dice})
+    seal(job.folder, *(file.name for file in record.files_of(job.folder)))
 
 
 def _test(job: Job) -> None:
@@ -190,3 +195,4 @@ def _test(job: Job) -> None:
     for name, table in (("lesions", scored.lesions), ("scores", scored.scores)):
         with atomic(job.table(name)) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
+        seal(job.folder, job.table(name).name)
