@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.errors import at_least, one_of
+from dcd_core.errors import at_least, one_of, within
 from dcd_core.method import Adapters, StageMethod, check_target
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.energy import Convention, LevelWeighting, Selection, usable_levels, voxels
@@ -167,17 +167,14 @@ def _selection(
     """What these options select; ContractError for one that is out of range."""
     at_least("levels", levels, 1)
     one_of("convention", convention, "orthonormal", "released")
-    if not bands or not {*bands} <= {*BANDS} or len({*bands}) < len(bands):
-        expected = f"distinct names out of {BANDS}"
-        raise ContractError("bands", tuple(bands), expected, "bands=PUBLISHED")
-    if not 0 <= coarse_weight < math.inf or (coarse_weight and convention == "released"):
-        expected = "a finite number >= 0, and 0 in the released convention"
-        raise ContractError("coarse_weight", coarse_weight, expected, "0.0, or band 'aaa'")
+    fits = 0 < len({*bands} & {*BANDS}) == len(bands)
+    within("bands", tuple(bands), fits, f"distinct names out of {BANDS}")
+    released = convention == "released"
+    fits = 0 <= coarse_weight < math.inf and not (released and coarse_weight)
+    within("coarse_weight", coarse_weight, fits, "finite, >= 0, and 0 in the released convention")
     one_of("level_weighting", level_weighting, "resolution", "energy")
-    if level_weighting == "energy" and convention == "released":
-        expected = "'resolution' in the released convention, which repeats a computation"
-        attempt = "convention='orthonormal'"
-        raise ContractError("level_weighting", repr(level_weighting), expected, attempt)
+    fits = not released or level_weighting == "resolution"
+    within("level_weighting", level_weighting, fits, "'resolution' in the released convention")
     names = axis_names(wavelet)
     return Selection(names, levels, tuple(bands), coarse_weight, convention, level_weighting)
 

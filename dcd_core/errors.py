@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TypeVar
 
-Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 
 class ContractError(ValueError):
@@ -24,7 +24,7 @@ class ContractError(ValueError):
         return type(self), (self.what, self.got, self.expected, self.attempt)
 
 
-def within(what: str, value: Number, fits: bool, expected: str) -> Number:
+def within(what: str, value: Value, fits: bool, expected: str) -> Value:
     """Return `value`; ContractError unless it `fits` what is `expected`."""
     if not fits:
         raise ContractError(what, value, expected, f"the default of `{what}`")

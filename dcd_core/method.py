@@ -5,8 +5,7 @@ in float32 outside autocast, read the teacher without a gradient, and own every 
 
 In the formulas of their docstrings s and t are features of student and teacher, a the adapted
 student, b samples, c channels of the teacher, k classes, v voxels; mean is the one over all that is
-not named. Stages in use are averaged, where no formula sums them. `weight` belongs to the reduction
-that is written.
+not named. Stages in use are averaged unless a formula sums them. `weight` belongs to that sum.
 """
 
 import math
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcd_core.errors import one_of
+from dcd_core.errors import one_of, within
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.transform import at_least_float32
@@ -79,8 +78,7 @@ class Method(nn.Module):
     ) -> list[Result]:
         """What `function` makes of every chunk of volumes along `dim`, `chunk` numbers at most.
 
-        Where gradients are wanted a chunk is computed again in the backward pass, so only what
-        `function` returns is kept.
+        Where gradients are wanted a chunk is computed again backward: only results are kept.
         """
         size = volumes[0].shape[dim]
         step = max(1, self.chunk * size // max(v.numel() for v in volumes))
@@ -117,9 +115,8 @@ class StageMethod(Method):
             raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
         usual = range(count)[self.usual] or range(count)[-1:]
         self.stages = tuple(usual if stages is None else stages)
-        if not self.stages or any(not 0 <= i < count for i in self.stages):
-            expected = f"indices from 0 to {count - 1}"
-            raise ContractError("stages", self.stages, expected, "stages=None")
+        known = self.stages and all(0 <= i < count for i in self.stages)
+        within("stages", self.stages, bool(known), f"indices from 0 to {count - 1}")
         # Channels of student and teacher, for each of the stages in use.
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
         kind = adapters if self.adapter_option else "none"

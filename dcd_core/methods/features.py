@@ -100,8 +100,7 @@ class AttentionTransfer(UnadaptedMethod):
     Differs from the authors' code: theirs is 1000 times the mean over voxels, which shrinks with
     their number, summed over maps of 32^2, 16^2 and 8^2. In sums over voxels they weigh 1, 3.9 and
     15.6: the deepest decides. Here stages weigh alike. The paper writes half of that, beta / 2.
-    Options: none of its own. `weight` 20.5, the total of the three, belongs to the sum over voxels
-    and the mean over stages.
+    Options: none of its own. `weight` 20.5, the total of the three, belongs to the formula above.
     """
 
     weight: ClassVar[float] = 20.5

@@ -62,12 +62,11 @@ class ReCo(StageMethod):
     of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
     3D change: none. All stages but the deepest, in chunks along D.
     Differs from the authors' code: the public one is a port in a sibling of DCD's release
-    (`released`). There ignored voxels are background; a stage has the labels of deep supervision
-    in nnU-Net ("nearest-exact"), half a voxel of the stage beside the centres of strided
-    convolutions; adapters, with a bias, and blocks of context are never trained, and the latter
-    begin at 0, so that g(f) = f. Here neither region has ignored voxels, both are trained, and one
-    block serves both networks: two could meet anywhere. Where regions overlap, a voxel has the
-    largest m there; here labels are classes.
+    (`released`). There ignored voxels are background; labels are resized by "nearest-exact", as in
+    nnU-Net's deep supervision, half a voxel of the stage beside the centres of strided
+    convolutions; adapters have a bias and are never trained, nor are blocks of context, which begin
+    at 0, so that g(f) = f; a voxel of several regions has the largest m. Here ignored voxels are in
+    no region, both are trained, one block serves both networks, and labels are classes.
     Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T;
     `decay`; `ignore`. `weight` 0.01 belongs to this sum.
     """
@@ -166,10 +165,6 @@ class Context(nn.Module):
         )
         self.requires_grad_(trained)
 
-    def scores(self, features: Volume) -> Float[Tensor, "b 1 d h w"]:
-        """Return k f, of which the softmax is taken."""
-        return torch.einsum("oc,bcdhw->bodhw", self.key.weight, features)
-
     def forward(self, attended: Float[Tensor, "b c 1 1 1"]) -> Float[Tensor, "b c 1 1 1"]:
         """What U makes of `attended`, the sum."""
         return self.change(attended.flatten(1))[:, :, None, None, None]
@@ -178,7 +173,8 @@ class Context(nn.Module):
 def _sums(features: Volume, context: Context) -> Sums:
     """Of a chunk: mean_c |f| (b, 1, d, h, w), sum_v |f| (b, c, 1, 1, 1), k f (b, 1, d, h, w)."""
     size = features.abs()
-    return size.mean(1, keepdim=True), size.sum((2, 3, 4), keepdim=True), context.scores(features)
+    scores = torch.einsum("oc,bcdhw->bodhw", context.key.weight, features)
+    return size.mean(1, keepdim=True), size.sum((2, 3, 4), keepdim=True), scores
 
 
 def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b _ 1 1 1"]:

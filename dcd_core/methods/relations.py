@@ -1,7 +1,6 @@
 """How places relate: the student keeps similarities, distances and angles, not the features.
 
-Voxels are too many for that, so they are pooled to *nodes*: a coarse grid of regions, each the mean
-of its voxels.
+Voxels are too many for that: they are pooled to *nodes*, the means of a coarse grid of regions.
 """
 
 from collections.abc import Sequence
@@ -98,8 +97,7 @@ class CrossImage(RelationMethod):
     Source: Yang, Zhou, An, Jiang, Xu, Zhang, CVPR 2022, arXiv 2204.06986.
     3D change: regions stand for pixels. A single patch is related to itself.
     Differs from the authors' code (CIRKD): the mini-batch term alone, without their memory bank.
-    Options: `temperature` T, `nodes` per axis. `weight` 1 belongs to T = 0.1; the 0.1 of their code
-    is that of the bank.
+    Options: `temperature` T, `nodes` per axis. `weight` 1 belongs to T = 0.1; 0.1 was the bank's.
     """
 
     weight: ClassVar[float] = 1.0
@@ -109,12 +107,10 @@ class CrossImage(RelationMethod):
         self.temperature = positive("temperature", temperature)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
-        p, q = (self._log_resemblance(x) for x in (student, teacher))
+        units = (directions(nodes, 2) for nodes in (student, teacher))
+        cosines = (torch.einsum("bic,djc->bdij", u, u) for u in units)
+        p, q = (log_softmax(x / self.temperature, -1) for x in cosines)
         return (q.exp() * (q - p)).sum(-1).mean()
-
-    def _log_resemblance(self, nodes: Nodes) -> Float[Tensor, "b b n n"]:
-        u = directions(nodes, 2)
-        return log_softmax(torch.einsum("bic,djc->bdij", u, u) / self.temperature, -1)
 
 
 def _distances(nodes: Float[Tensor, "n c"]) -> Float[Tensor, "n n"]:

@@ -31,10 +31,7 @@ def build(architecture: str, in_channels: int, classes: int, **options: Any) -> 
 
 @torch.no_grad()
 def halve(model: Segmenter) -> None:
-    """Round all weights to half precision, in place; their type stays float32.
-
-    A model is rounded before it is tested, so that what is scored is what is stored.
-    """
+    """Round all weights to half precision, in place: what is tested is what will be stored."""
     for weight in model.state_dict().values():
         if weight.is_floating_point():
             weight.copy_(weight.half())

@@ -22,8 +22,7 @@ class Segmenter(nn.Module):
     or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules whose outputs are the
     encoder stages, finest first; `channels`: of each stage. `spec`: what `load` needs to build the
     network again. `regions`: the logits are those of overlapping regions, a sigmoid each. Raises
-    ContractError for stages that do not exist or run, for a network that returns anything else, and
-    for images that it does not take.
+    ContractError for stages that do not exist or run, for other outputs, and for unfit images.
     """
 
     def __init__(
@@ -92,15 +91,14 @@ class _Encoded(Exception):
 
 def recorded(architecture: Callable[_Arguments, Segmenter]) -> Callable[_Arguments, Segmenter]:
     """The same architecture, whose segmenters keep its arguments as `spec`, in types of JSON."""
-    signature = inspect.signature(architecture)
 
     @wraps(architecture)
     def built(*args: _Arguments.args, **options: _Arguments.kwargs) -> Segmenter:
-        given = signature.bind(*args, **options)
+        given = inspect.signature(architecture).bind(*args, **options)
         given.apply_defaults()
         model = architecture(*args, **options)
-        plain = json.loads(json.dumps(given.arguments))
-        model.spec = {"architecture": architecture.__name__, **plain}
+        named = {"architecture": architecture.__name__, **given.arguments}
+        model.spec = json.loads(json.dumps(named))
         return model
 
     return built

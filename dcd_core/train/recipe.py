@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcd_core.errors import one_of, within
-from dcd_core.types import ContractError, Precision, Size3
+from dcd_core.types import Precision, Size3
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,10 @@ class Recipe:
                 value = getattr(self, name)
                 finite = isinstance(value, int | float) and math.isfinite(value)
                 within(name, value, finite and fits(value), expected)
-        if len(self.patch) != 3 or not all(isinstance(n, int) and n > 0 for n in self.patch):
-            raise ContractError("patch", self.patch, "three counts of voxels", "(32, 32, 32)")
-        if self.kd_start + self.kd_ramp > 1:
-            got, expected = f"a sum of {self.kd_start + self.kd_ramp}", "a sum of at most 1"
-            raise ContractError("kd_start, kd_ramp", got, expected, "kd_start=0.1, kd_ramp=0.2")
+        counts = len(self.patch) == 3 and all(isinstance(n, int) and n > 0 for n in self.patch)
+        within("patch", self.patch, counts, "three counts of voxels")
+        shares = self.kd_start, self.kd_ramp
+        within("kd_start, kd_ramp", shares, sum(shares) <= 1, "a sum of at most 1")
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 one_of(name, getattr(self, name), *get_args(hint))
@@ -106,8 +105,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 class EMA:
     """Exponential moving average of a model's weights.
 
-    The decay rises from .1, min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ..., so that the
-    random start does not linger in the average. Buffers are copied.
+    The decay is min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ..., so that the random start
+    does not linger in the average. Buffers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

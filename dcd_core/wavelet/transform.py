@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dcd_core.errors import at_least, one_of
+from dcd_core.errors import at_least, one_of, within
 from dcd_core.types import ContractError, Size3, Volume
 
 BANDS = ("aaa", "aad", "ada", "add", "daa", "dad", "dda", "ddd")
@@ -58,16 +58,13 @@ def idwt3(
     """Rebuild volumes from their eight bands, one level: the inverse of `dwt3`.
 
     `bands` (b, c, 8, d', h', w') -> (b, c, d, h, w), equal to `pywt.idwtn` and cropped to `size`,
-    if given: odd extents come back one voxel long. Raises ContractError for an unknown wavelet or
-    mode, or a `size` beyond that.
+    if given: odd extents come back one voxel long. ContractError: unknown wavelet, mode or `size`.
     """
     x = _transform(synthesis, from_bands(bands), bands.shape[3:], wavelet, mode)
     if size is None:
         return x
-    if not all(0 < want <= have for want, have in zip(size, x.shape[2:], strict=True)):
-        expected = f"1 to {tuple(x.shape[2:])} along (D, H, W)"
-        attempt = "the size of the volume that was transformed"
-        raise ContractError("size of the inverse transform", tuple(size), expected, attempt)
+    fits = all(0 < want <= have for want, have in zip(size, x.shape[2:], strict=True))
+    within("size", tuple(size), fits, f"1 to {tuple(x.shape[2:])}, as of the volume transformed")
     return x[:, :, : size[0], : size[1], : size[2]]
 
 
@@ -120,8 +117,7 @@ def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
 def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
     """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
     each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else tuple(wavelet)
-    if len(each) != 3:
-        raise ContractError("wavelet", each, "one or three names", "('haar', 'db4', 'db4')")
+    within("wavelet", each, len(each) == 3, "one name, or three")
     d, h, w = (discrete(getattr(one, "name", one)).name for one in each)
     for one in each:  # it may have the name of another, and filters of its own
         if isinstance(one, pywt.Wavelet) and one.filter_bank != discrete(one.name).filter_bank:
@@ -148,9 +144,8 @@ def discrete(name: str) -> pywt.Wavelet:
 @lru_cache(maxsize=512)
 def analysis(n: int, name: str, mode: str) -> np.ndarray:
     """The transform of one axis as a matrix (2m, n), float64: m low rows, then m high rows."""
-    if n == 1 and mode.endswith("reflect"):
-        expected = "another mode for an axis of one voxel"
-        raise ContractError("mode", repr(mode), expected, "'symmetric'")
+    fits = n > 1 or not mode.endswith("reflect")
+    within("mode", mode, fits, "'symmetric', for example, for an axis of one voxel")
     return np.concatenate(pywt.dwt(np.eye(n), discrete(name), mode=mode, axis=0))
 
 

@@ -171,10 +171,10 @@ HAAR = dwt3(X, "haar")
         (lambda: idwt3(HAAR, "haar", "mirror"), "mode: got 'mirror'"),
         (lambda: wavedec3(X, levels=0), "levels: got 0"),
         (lambda: idwt3(HAAR, "haar", size=(9, 8, 8)), r"1 to \(8, 8, 8\)"),
-        (lambda: idwt3(HAAR, "haar", size=(-1, 8, 8)), "size of the inverse"),
+        (lambda: idwt3(HAAR, "haar", size=(-1, 8, 8)), "size: got"),
         (
             lambda: waverec3(Pyramid(HAAR[:, :, 0], (HAAR[:, :, 1:],)), "haar", size=(8, 8, 10)),
-            "size of the inverse",
+            "size: got",
         ),
     ],
 )
