@@ -74,13 +74,10 @@ def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -
         image, target = (part.to(device) for part in patches[step])
         ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
     known = [ratio for ratio in ratios if ratio is not None]
-    if not all(map(math.isfinite, known)):
-        attempt = "a student and a teacher whose weights are finite"
-        raise ContractError("gradients of the losses", "NaN or infinity", "finite ones", attempt)
-    if not known:
+    if not known or not all(map(math.isfinite, known)):
         raise ContractError(
             "gradient of the distillation",
-            f"zero on all of {batches} batches",
+            f"zero on all of {batches} batches" if not known else "one that is not finite",
             "a loss that reaches the student's encoder",
             "another method, other stages, or a larger patch",
         )
