@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -34,17 +35,26 @@ def run(job: Job) -> Path:
     if restored and diverged(job.folder):
         raise FloatingPointError(f"{job.label} diverged when it was recorded")
     job.folder.mkdir(parents=True, exist_ok=True)
-    with locked(job.folder):  # another runner may be at it: its work is then taken
-        if not job.trained:
-            fitted = _train(job)
-            _keep_threshold(job, fitted.threshold, fitted.val_dice)
-        elif not job.threshold_file.is_file():
-            check(job.folder)
-            student = read_fit(job.folder).student.to(training_device())
-            _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
-        if not job.done:
-            _test(job)
+    try:
+        with locked(job.folder):  # another runner may be at it: its work is then taken
+            _finish(job)
+    finally:
+        with suppress(OSError):  # it is removed where nothing came of it
+            job.folder.rmdir()
     return job.folder
+
+
+def _finish(job: Job) -> None:
+    """Do what is still to be done of a job."""
+    if not job.trained:
+        fitted = _train(job)
+        _keep_threshold(job, fitted.threshold, fitted.val_dice)
+    elif not job.threshold_file.is_file():
+        check(job.folder)
+        student = read_fit(job.folder).student.to(training_device())
+        _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
+    if not job.done:
+        _test(job)
 
 
 def run_or_diverge(job: Job) -> None:

@@ -60,6 +60,10 @@ def test_learning_rate_warms_up_then_falls():
     ("change", "message"),
     [
         ({"steps": 0}, "steps: got 0; expected a count of at least 1"),
+        ({"steps": 2.5}, "steps: got 2.5"),
+        ({"batch": "2"}, "batch: got 2"),
+        ({"learning_rate": None}, "learning_rate: got None"),
+        ({"patch": (8, 8.5, 8)}, "patch: got"),
         ({"seed": -1}, "seed: got -1"),
         ({"patch": (8, 8, 0)}, "patch: got"),
         ({"learning_rate": math.inf}, "learning_rate: got inf; expected a finite number above 0"),
@@ -333,6 +337,25 @@ def test_a_damaged_checkpoint_is_refused_and_kept(damage, interrupted, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_run_without_its_student_is_trained_again_and_a_changed_one_is_refused(tmp_path):
+    expected = run(tmp_path)
+    (tmp_path / "student.safetensors").unlink()
+    (tmp_path / ".checkpoint.pt.half.pt").touch()  # as a killed process leaves it
+    same_run(expected, run(tmp_path))
+    assert not list(tmp_path.glob(".*"))
+    facts = (tmp_path / "fit.json").read_text("utf-8")
+    (tmp_path / "fit.json").write_text(
+        facts.replace('"threshold": 0.', '"threshold": 0.0'), "utf-8"
+    )
+    with pytest.raises(ContractError, match=r"was changed or removed.*Try: removing that folder"):
+        run(tmp_path)
+    (tmp_path / "fit.json").write_text(facts, "utf-8")
+    (tmp_path / "method.safetensors").unlink()
+    with pytest.raises(ContractError, match="was changed or removed"):
+        read_fit(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_or_other_networks_is_refused(interrupted):
     with pytest.raises(ContractError, match="made by another recipe"):
         run(interrupted, dataclasses.replace(TINY, learning_rate=1e-3))
@@ -468,6 +491,15 @@ def test_a_method_without_a_gradient_has_no_equal_weight():
 
     with pytest.raises(ContractError, match="zero on all of 2 batches"):
         equal_weight(distiller(Silent()), Batches(), batches=2)
+
+
+def test_a_gradient_that_is_not_finite_gives_no_weight():
+    class Broken(nn.Module):
+        def forward(self, student, teacher, target):
+            return math.nan * student.stages[0].sum()
+
+    with pytest.raises(ContractError, match="one that is not finite"):
+        equal_weight(distiller(Broken()), Batches(), batches=3)
 
 
 class Scaled(DCD):
