@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from dcd_core.infer import decide, predict
 from dcd_core.models import Segmenter
-from dcd_core.types import Case, Precision, Size3, Task
+from dcd_core.types import Case, ContractError, Precision, Size3, Task
 from dcd_lab.data.prepare import prepare, resample
 
 
