@@ -50,11 +50,8 @@ def read_fit(run_dir: str | Path) -> Fit:
     facts = facts_of(folder)
     student = models.load(folder / "student.safetensors")
     path = folder / "method.safetensors"
-    try:
-        method = load_file(path) if path.is_file() else {}
-        history = pd.read_csv(folder / "history.csv")
-    except Exception as error:  # files of older versions, which have no hash
-        raise unfit(folder, f"with an unreadable file ({error})") from None
+    method = load_file(path) if path.is_file() else {}
+    history = pd.read_csv(folder / "history.csv")
     return Fit(student, facts["threshold"], facts["val_dice"], history, facts["seconds"], method)
 
 

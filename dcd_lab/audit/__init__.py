@@ -146,7 +146,8 @@ def _table(findings: Sequence[Finding]) -> pd.DataFrame:
         return SEVERITIES.index(finding.severity), finding.check, finding.case, finding.got
 
     ordered: list[Finding] = sorted(findings, key=order)
-    return pd.DataFrame([map(printable, one) for one in ordered], columns=list(Finding._fields))
+    texts = [tuple(map(printable, one)) for one in ordered]
+    return pd.DataFrame(texts, columns=list(Finding._fields))
 
 
 def _inspections(

@@ -76,10 +76,11 @@ def _open(folder: Path) -> Case:
     try:
         facts = json.loads((folder / "case.json").read_text("utf-8"))
         i, j, k = facts["spacing_mm"]
+        # Unlike `np.load` this reads arrays and nothing else.
         return Case(
             facts["id"],
-            np.load(image, mmap_mode="r"),
-            np.load(label, mmap_mode="r") if label.is_file() else None,
+            np.lib.format.open_memmap(image, mode="r"),
+            np.lib.format.open_memmap(label, mode="r") if label.is_file() else None,
             (i, j, k),
             np.array(facts["affine"]),
         )

@@ -63,7 +63,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except BROKEN as error:
         got, attempt = f"{type(error).__name__} ({error})", "fetch this file again: it is damaged"
-        if isinstance(error, HeaderDataError):  # it came as it was written
+        # The file came as it was written; "w2" is in what nibabel says of a quaternion beyond 1.
+        if isinstance(error, HeaderDataError) or "w2 should be positive" in str(error):
             attempt = "correct its header: qform, sform and dimensions"
         raise ContractError(str(path), got, "a readable NIfTI file", attempt) from error
 

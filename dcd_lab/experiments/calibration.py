@@ -61,11 +61,9 @@ def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -
         image, target = (part.to(device) for part in patches[step])
         ratios.append(gradient_ratio(distiller(image, target, distil=True), encoder))
     known = [ratio for ratio in ratios if ratio is not None]
-    if not all(map(math.isfinite, known)):
-        attempt = "a student and a teacher whose weights are finite"
-        raise ContractError("gradients of the losses", "NaN or infinity", "finite ones", attempt)
-    if not known:
-        got, expected = f"zero on all of {batches} batches", "one in the student's encoder"
+    if not known or not all(map(math.isfinite, known)):
+        got = "one that is not finite" if known else f"zero on all of {batches} batches"
+        expected = "a loss that reaches the student's encoder"
         attempt = "another method, other stages, or a larger patch"
         raise ContractError("gradient of the distillation", got, expected, attempt)
     return median(known)

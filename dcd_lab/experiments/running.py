@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -40,17 +41,26 @@ def run(job: Job) -> Path:
     if restored and diverged(job.folder):
         raise FloatingPointError(f"{job.label} diverged when it was recorded")
     job.folder.mkdir(parents=True, exist_ok=True)
-    with locked(job.folder):  # another runner may be at it: its work is then taken
-        if not job.trained:
-            fitted = _train(job)
-            _keep_threshold(job, fitted.threshold, fitted.val_dice)
-        elif not job.threshold_file.is_file():
-            check(job.folder)
-            student = read_fit(job.folder).student.to(training_device())
-            _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
-        if not job.done:
-            _test(job)
+    try:
+        with locked(job.folder):  # another runner may be at it: its work is then taken
+            _finish(job)
+    finally:
+        with suppress(OSError):  # it is removed where nothing came of it
+            job.folder.rmdir()
     return job.folder
+
+
+def _finish(job: Job) -> None:
+    """Do what is still to be done of a job."""
+    if not job.trained:
+        fitted = _train(job)
+        _keep_threshold(job, fitted.threshold, fitted.val_dice)
+    elif not job.threshold_file.is_file():
+        check(job.folder)
+        student = read_fit(job.folder).student.to(training_device())
+        _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
+    if not job.done:
+        _test(job)
 
 
 def run_or_diverge(job: Job) -> None:
@@ -149,8 +159,13 @@ def first_steps(job: Job, steps: int) -> pd.DataFrame:
     Raises ContractError as `run` does.
     """
     distiller, patches = _prepared(job)
+    return replayed(distiller, patches, job.recipe, steps)
+
+
+def replayed(distiller: Distiller, patches: Patches, recipe: Recipe, steps: int) -> pd.DataFrame:
+    """The history of the first steps of a run, trained as `fit` does; nothing is kept."""
     with TemporaryDirectory() as folder:
-        training = Run(distiller, job.recipe, Path(folder))
+        training = Run(distiller, recipe, Path(folder))
         training.start(patches)
         while training.state.step < steps:
             training.advance(patches)

@@ -82,6 +82,15 @@ def test_an_overlap_out_of_range_is_refused(overlap):
         predict(voxelwise(), image(1, 8, 8, 8), patch=PATCH, overlap=overlap)
 
 
+def test_images_and_patches_that_no_network_takes_are_refused():
+    with pytest.raises(ContractError, match=r"image, patch: got \(8, 8, 8\)"):
+        predict(voxelwise(), image(8, 8, 8), patch=PATCH)
+    with pytest.raises(ContractError, match="and voxels along all axes"):
+        predict(voxelwise(), image(1, 8, 8, 8), patch=(0, 8, 8))
+    with pytest.raises(ContractError, match="strides of the network divide"):
+        predict(dynunet(1, 2, channels=(4, 4, 4, 4)), image(1, 24, 24, 24), patch=(20, 20, 20))
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_one_voxel_that_is_not_finite_is_refused_and_never_background(wrong):
     """Convolutions and norms would spread it over the window."""

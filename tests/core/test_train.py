@@ -60,6 +60,10 @@ def test_learning_rate_warms_up_then_falls():
     ("change", "message"),
     [
         ({"steps": 0}, "steps: got 0; expected a count of at least 1"),
+        ({"steps": 2.5}, "steps: got 2.5"),
+        ({"batch": "2"}, "batch: got 2"),
+        ({"learning_rate": None}, "learning_rate: got None"),
+        ({"patch": (8, 8.5, 8)}, "patch: got"),
         ({"seed": -1}, "seed: got -1"),
         ({"patch": (8, 8, 0)}, "patch: got"),
         ({"learning_rate": math.inf}, "learning_rate: got inf; expected a finite number above 0"),
@@ -319,6 +323,25 @@ def test_a_damaged_checkpoint_is_refused_and_kept(damage, interrupted, tmp_path)
     with pytest.raises(ContractError, match=r"checkpoint\.pt, unreadable"):
         run(tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_without_its_student_is_trained_again_and_a_changed_one_is_refused(tmp_path):
+    expected = run(tmp_path)
+    (tmp_path / "student.safetensors").unlink()
+    (tmp_path / ".checkpoint.pt.half.pt").touch()  # as a killed process leaves it
+    same_run(expected, run(tmp_path))
+    assert not list(tmp_path.glob(".*"))
+    facts = (tmp_path / "fit.json").read_text("utf-8")
+    (tmp_path / "fit.json").write_text(
+        facts.replace('"threshold": 0.', '"threshold": 0.0'), "utf-8"
+    )
+    with pytest.raises(ContractError, match=r"was changed or removed.*Try: removing that folder"):
+        run(tmp_path)
+    (tmp_path / "fit.json").write_text(facts, "utf-8")
+    (tmp_path / "method.safetensors").unlink()
+    with pytest.raises(ContractError, match="was changed or removed"):
+        read_fit(tmp_path)
 
 
 @pytest.mark.slow

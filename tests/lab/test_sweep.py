@@ -26,6 +26,7 @@ from dcd_core.train.balance import encoder_parameters, gradient_ratio
 from dcd_core.types import ContractError
 from dcd_lab.experiments import Study, Sweep, arms, running, scores
 from dcd_lab.experiments.calibration import equal_weight
+from dcd_lab.records.seals import seal
 
 DIVERGING = 1e39
 """More than float32 holds."""
@@ -52,6 +53,7 @@ def dice(job, value):
     """Keep another Dice on the val cases."""
     kept = json.loads(job.threshold_file.read_text("utf-8"))
     job.threshold_file.write_text(json.dumps({**kept, "val_dice": value}), "utf-8")
+    seal(job.folder, job.threshold_file.name)
 
 
 def test_every_arm_has_the_same_budget(sweep):
@@ -285,3 +287,12 @@ def test_a_method_without_a_gradient_has_no_equal_weight():
 
     with pytest.raises(ContractError, match="zero on all of 2 batches"):
         equal_weight(distiller(Silent()), Batches(), batches=2)
+
+
+def test_a_gradient_that_is_not_finite_gives_no_weight():
+    class Broken(nn.Module):
+        def forward(self, student, teacher, target):
+            return math.nan * student.stages[0].sum()
+
+    with pytest.raises(ContractError, match="one that is not finite"):
+        equal_weight(distiller(Broken()), Batches(), batches=3)
