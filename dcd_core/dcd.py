@@ -64,8 +64,7 @@ def detail_distance(
     and sums them. With bands BANDS[1:] and coarse weight 1 it is the MSE at any number of levels,
     for an orthonormal wavelet and axes that are even wherever they are split.
 
-    Raises ContractError for unequal shapes, unknown names, "energy" in the released convention, or
-    a grid too small for a single level.
+    Raises ContractError for unequal shapes, options out of range, or a grid too small for a level.
     """
     selection = _selection(wavelet, levels, bands, coarse_weight, convention, level_weighting)
     if student.shape != teacher.shape:

@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 class ContractError(ValueError):
     """Something a user handed in breaks a contract; the message says what to do about it.
 
-    `what` was looked at, what it `got`, what was `expected`, and what to `attempt` next.
+    `what` was looked at, what it `got`, what was `expected`, what to `attempt`.
     """
 
     def __init__(self, what: str, got: object, expected: object, attempt: str) -> None:

@@ -1,7 +1,6 @@
 """From a trained segmenter to a label volume: sliding window, one threshold, the native grid.
 
-A network sees patches; a case is larger. Overlapping windows are averaged with Gaussian weights,
-largest at the window's centre. The threshold of the foreground is chosen on the val split.
+Overlapping windows are averaged with Gaussian weights. The threshold is chosen on the val split.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; window blending by MONAI.
 """

@@ -27,7 +27,7 @@ Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels
 Result = TypeVar("Result")
 
 SMALL = 1e-6
-"""A vector of a smaller norm has no direction; the gradient of one would be larger than 1e6."""
+"""A vector of a smaller norm has no direction: its gradient would be larger than 1e6."""
 
 Adapters: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 """How student channels are brought to teacher channels: 1x1x1 convolutions, or not at all."""
@@ -37,10 +37,9 @@ class Method(nn.Module):
     """A distillation loss; subclasses say what they compare in `distance`.
 
     `needs_teacher`: it cannot do without one; `needs_logits`: the teacher's decoder must run as
-    well; `regions`: it reads logits as overlapping regions (True), as classes (False) or either way
-    (None); `weight`: the published one, NaN if unknown; `adapter_option`: the option that says how
-    adapters are made; `decided`: options of a base that the class sets itself; `chunk`: numbers of
-    a volume worked on at once, 64 MiB in float32.
+    well; `regions`: it reads logits as overlapping regions (True), classes (False) or both (None);
+    `weight`: the published one, NaN if unknown; `adapter_option`: the option that makes adapters;
+    `decided`: options that the class sets itself; `chunk`: numbers worked on at once, 64 MiB.
     """
 
     needs_teacher: ClassVar[bool] = True

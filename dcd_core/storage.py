@@ -16,8 +16,7 @@ from dcd_core.errors import ContractError
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` which becomes `path` on success and is removed on error.
 
-    Its name keeps the suffix, by which many writers choose the format. Parent folders are made.
-    Raises ContractError where the disk is full.
+    It keeps the suffix, by which writers choose the format. ContractError where the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

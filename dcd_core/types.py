@@ -19,10 +19,7 @@ Size3: TypeAlias = tuple[int, int, int]
 
 
 class Output(NamedTuple):
-    """What every segmenter returns: logits (b, k, d, h, w), encoder features, and `deep`.
-
-    That is the logits of the deep-supervision heads, finest first; empty in eval mode.
-    """
+    """Logits (b, k, d, h, w), encoder features, and in training logits of coarser heads, `deep`."""
 
     logits: Tensor
     stages: Stages

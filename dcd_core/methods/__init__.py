@@ -1,7 +1,6 @@
 """All methods of distillation: one class per paper, called alike, none tuned more than another.
 
-`METHODS` lists them by name, DCD among them, and `build` makes one. What all share is in
-`dcd_core.method`; each family has a file.
+`METHODS` has them by name, DCD too; `build` makes one. What all share is in `dcd_core.method`.
 """
 
 import inspect

@@ -141,8 +141,7 @@ class WaveletOutputs(LogitMethod):
     3D change: probabilities for images, seven detail bands for three, at most three levels. With
     the third axis a level l has 2^(l/2) times the coefficients of what is constant along it.
     Differs from the authors' code: zero padding there. Ignored voxels count as equal.
-    Options: `wavelet` of PyWavelets, `levels` at most. `weight` 10 is a start: the paper's was not
-    recovered, and the mean over mostly empty bands is about 1e-3.
+    Options: `wavelet`, `levels` at most. `weight` 10 is a start: the paper's was not recovered.
     """
 
     weight: ClassVar[float] = 10.0

@@ -43,7 +43,7 @@ class PairwiseAffinity(RelationMethod):
     3D change: at most 8^3 nodes for the paper's patches of 2 x 2, which would need 4 GiB.
     Differs from the authors' code: there a patch is half of the map, so that 2 x 2 nodes are left
     (`nodes=2`), pooled by the maximum; norms have no gradient; the weight is 1, or 0.5 in the
-    script. Here all is as in the paper's text. Its pixel-wise and adversarial terms are absent.
+    script. Here all is as in the paper's text, without its pixel-wise and adversarial terms.
     Options: `nodes` per axis. `weight` 10 belongs to the mean over pairs.
     """
 

@@ -73,10 +73,9 @@ def from_nnunet(
     """A segmenter that nnU-Net trained, with its weights, in eval mode.
 
     `folder`: what nnU-Net names <trainer>__<plans>__<configuration>, with plans.json, dataset.json
-    and, in fold_<fold>, the `checkpoint`. Nothing in it is executed: what is not a tensor or a
-    plain value is refused. Images must be prepared as nnU-Net prepared its own. Raises
-    ContractError for files that are missing, damaged, of other networks, or of an nnU-Net before
-    2.5, and unless every weight matches and is finite.
+    and, in fold_<fold>, the `checkpoint`. Nothing in it is executed. Images must be prepared as
+    nnU-Net prepared its own. Raises ContractError for files that are missing, damaged, of other
+    networks, or of an nnU-Net before 2.5, and unless every weight matches and is finite.
     """
     path = Path(folder) / f"fold_{fold}" / checkpoint
     plans, dataset = (_read(Path(folder) / name) for name in ("plans.json", "dataset.json"))

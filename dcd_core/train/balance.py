@@ -1,8 +1,7 @@
 """Balance: the gradient of a distillation loss on the student's encoder, beside the segmentation's.
 
-The value of a loss does not say how much it counts: a mean over voxels and a sum over them differ a
-millionfold and may teach the same. The gradient does. Methods are compared at equal ratios of
-gradient norms, taken over the encoder, the only part that all of them reach.
+The value of a loss does not say how much it counts, its gradient does. Methods are compared at
+equal ratios of gradient norms, taken over the encoder, the only part that all of them reach.
 """
 
 from collections.abc import Sequence

@@ -27,8 +27,7 @@ class Distiller(nn.Module):
     scalar`, which is then treated by the defaults of `Method`; None for the undistilled student.
     `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar. The teacher is frozen
     and in eval mode. Only its encoder runs, unless the method has `needs_logits`; without `distil`
-    it does not run. A method without `needs_teacher`, such as a penalty on weights, may do without
-    one. Raises ContractError where method and networks disagree on `regions` or classes.
+    it does not run. ContractError where method and networks disagree on `regions` or classes.
     """
 
     def __init__(

@@ -44,9 +44,9 @@ def fit(
     `val` are prepared cases that choose the decision threshold. `run_dir` receives `checkpoint.pt`
     while training, in the end `student.safetensors`, `history.csv`, `fit.json` and, if the method
     has a state, `method.safetensors`. With `resume` a finished run is read back and an interrupted
-    one goes on, batch for batch. Raises ContractError for a run or checkpoint of another recipe or
-    of other networks and for a damaged one, and FloatingPointError as soon as a loss or a gradient
-    is not finite; that batch is then in `run_dir`/offending-batch.pt.
+    one goes on, batch for batch. Raises ContractError for files of another recipe or of other
+    networks and for damaged ones, FloatingPointError as soon as a loss or a gradient is not finite;
+    that batch is then in `run_dir`/offending-batch.pt.
 
     It uses one GPU if there is one. Under `torchrun` all processes call it alike, on a common disk.
     Each takes a part of every batch; losses and gradients are those of the whole batch, but batch

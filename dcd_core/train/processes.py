@@ -1,8 +1,7 @@
 """Processes: the batches of a run shared out to the processes that torchrun starts.
 
-Networks run on a part of the batch in each process. What the losses read is then gathered, so that
-every process has the losses of the whole batch: exact for a Dice over the batch and for methods
-that relate its samples, where a mean over the processes' own losses is not.
+Networks run on a part of the batch in each process. What the losses read is then gathered: so a
+Dice over the batch, and methods that relate its samples, are exact.
 """
 
 import os
@@ -24,10 +23,7 @@ class Processes:
 
     @classmethod
     def started(cls, batch: int) -> "Processes":
-        """Those of torchrun's RANK and WORLD_SIZE, connected; without these, this one alone.
-
-        Raises ContractError for a batch that cannot be cut into equal parts.
-        """
+        """Those of torchrun, connected, or this alone; ContractError for parts of unequal size."""
         count = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
         if count == 1:
             return cls()

@@ -46,8 +46,7 @@ class Recipe:
     """Share of the steps over which the weight rises along half a cosine."""
     kd_balance: Literal["gradient", "fixed"] = "gradient"
     """"gradient": the weight is the ratio of the gradient norms (distillation / segmentation) on
-    the student's encoder, so that one number means the same for every method; "fixed": it
-    multiplies the loss. Both log that ratio, as `relative_weight`."""
+    the student's encoder; "fixed": it multiplies the loss. Both log that ratio."""
     kd_prepare: int = 50
     """Batches on which a method may learn of the teacher alone, before the first step."""
     deep_weights: float = 0.5

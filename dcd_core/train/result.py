@@ -29,8 +29,7 @@ class Fit(NamedTuple):
 
     `student`: the averaged weights, rounded to half precision, in eval mode; `threshold` and
     `val_dice`: the decision and its mean foreground Dice on the val cases; `history`: one row per
-    logged step; `seconds` of training; `method`: the state dict of the distillation method as the
-    last step left it (not averaged), its adapters for example; empty where there is none.
+    logged step; `seconds` of training; `method`: the method's last state dict, empty without one.
     """
 
     student: Segmenter
@@ -56,10 +55,7 @@ def read_fit(run_dir: str | Path) -> Fit:
 
 
 def diverged(run_dir: str | Path) -> bool:
-    """Whether the run in `run_dir` ended with a loss or a gradient that was not finite.
-
-    Its `history.csv` then ends before that step.
-    """
+    """Whether a run ended, after its `history.csv`, with a loss or gradient that was not finite."""
     return (Path(run_dir) / DIVERGED).is_file() and not (Path(run_dir) / "fit.json").is_file()
 
 

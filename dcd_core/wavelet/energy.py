@@ -5,7 +5,7 @@ L levels, the set of bands B and the weight gamma of the last coarse band, the l
 
     1/L sum_(l=1..L) 1/|x_(l-1)| ( sum_(b in B) ||W_b x_(l-1)||^2 + gamma [l = L] ||x_l||^2 ),
 
-where |x| counts elements. This is the convention "orthonormal" with the published level weighting,
+where |x| counts elements: the convention "orthonormal" with the published level weighting,
 "resolution". The level weighting "energy" has 1/|x_0| in place of 1/L and of every 1/|x_(l-1)|.
 The convention "released" compares reconstructions. With S_b the synthesis of band b it is
 

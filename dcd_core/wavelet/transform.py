@@ -92,8 +92,7 @@ def waverec3(
 ) -> Volume:
     """Rebuild volumes from a pyramid: the inverse of `wavedec3`, equal to `pywt.waverecn`.
 
-    `size` is the extent of the finest level, needed for odd extents only. -> (b, c, d, h, w).
-    Raises ContractError as `idwt3` does.
+    -> (b, c, d, h, w); `size` of the finest level is needed for odd extents. Errors as in `idwt3`.
     """
     x = pyramid.coarse
     for level, detail in reversed([*enumerate(pyramid.details)]):
@@ -106,8 +105,7 @@ def waverec3(
 def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
     """How many levels a volume can be split before the filters outgrow it (`pywt.dwtn_max_level`).
 
-    `size` is one extent or (D, H, W), in voxels; the shortest axis decides. Returns 0 when not one
-    level fits. The loss, which is periodic, goes further (`dcd_core.wavelet.energy.grids`).
+    `size`: one extent or (D, H, W), in voxels. 0 where none fits. The loss goes further (`grids`).
     """
     extents = (size,) * 3 if isinstance(size, int) else tuple(size)
     axes = zip(extents, axis_names(wavelet), strict=True)
