@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,7 @@ def forest(comparisons: Sequence[Comparison], *, title: str | None = None) -> Pa
     axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
     _rows_downward(axes, len(names))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    handles = [Patch(color="#DADADA", label="too small to detect (80 % power)")]
+    handles = [Patch(color="#DADADA", label="true differences found with less than 80 % power")]
     if not all(each.seed_is_random for each in comparisons):
         words = "one seed: cases only, no evidence"
         handles.append(Patch(facecolor="white", edgecolor=page.GREY, linestyle="--", label=words))
@@ -119,6 +120,37 @@ def by_volume(
         axes.tick_params(labelbottom=True)
     figure.supxlabel(page.axis_label(x), fontsize=11)
     figure.supylabel(page.axis_label(y), fontsize=11)
+    return figure
+
+
+@styled
+def histogram(
+    table: pd.DataFrame,
+    x: str,
+    *,
+    edges: Sequence[SupportsFloat],
+    marks: Mapping[str, SupportsFloat] | None = None,
+    title: str | None = None,
+) -> Page:
+    """How many rows have a value of column `x` between two `edges`, on a log axis.
+
+    The lowest edge is part of its bin; `marks` names values by vertical lines. Raises
+    ContractError for a missing column, and for a value outside the edges: a bar would miss it.
+    """
+    require(table, x)
+    bounds = np.asarray(edges, float)
+    lost = table[x][~table[x].between(bounds[0], bounds[-1])]
+    if len(lost):
+        expected = f"values of {x} from {bounds[0]:g} to {bounds[-1]:g}"
+        raise ContractError("histogram", lost.iloc[0], expected, "move the outer edges")
+    figure = page.blank(2.6, title)
+    axes = figure.subplots()
+    axes.hist(table[x], bins=bounds.tolist(), color=page.BLUE, edgecolor="white", linewidth=0.8)
+    page.named_marks(axes, marks or {})
+    axes.set(xscale="log", xlim=(bounds[0], bounds[-1]), xlabel=page.axis_label(x))
+    axes.set_ylabel("count")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    page.grid(axes, "y")
     return figure
 
 

@@ -76,13 +76,7 @@ def schedule(
     for number, (name, values) in enumerate(weights.items()):
         tone, dash = page.PALETTE[number % 8], page.DASHES[number % 3]
         axes.plot(np.asarray(values, float), color=tone, linestyle=dash, label=name)
-    for name, mark in (marks or {}).items():
-        epoch = float(mark)
-        axes.axvline(epoch, color=page.GREY, linestyle=":", linewidth=1.3)
-        axes.annotate(
-            name, (epoch, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
-            textcoords="offset points", rotation=90, va="top", fontsize=9.5, color=page.GREY,
-        )  # fmt: skip
+    page.named_marks(axes, marks or {})
     page.labelled(axes, x, "weight")
     axes.margins(x=0.01)
     _names_of_lines(figure, axes)

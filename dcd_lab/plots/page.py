@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, SupportsFloat, TypeVar
 
 import matplotlib
 import numpy as np
@@ -227,6 +227,17 @@ def grid(axes: Axes, axis: str = "both") -> None:
     """Faint lines to read values by, along one axis or both."""
     axes.grid(visible=True, axis=axis)  # type: ignore[arg-type]
     axes.tick_params(length=0)
+
+
+def named_marks(axes: Axes, marks: Mapping[str, SupportsFloat]) -> None:
+    """Dotted vertical lines at values of x, each with its name beside its upper end."""
+    for name, mark in marks.items():
+        at = float(mark)
+        axes.axvline(at, color=GREY, linestyle=":", linewidth=1.3)
+        axes.annotate(
+            name, (at, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
+            textcoords="offset points", rotation=90, va="top", fontsize=9.5, color=GREY,
+        )  # fmt: skip
 
 
 def _words(name: str) -> str:

@@ -103,9 +103,7 @@ def compare_cases(
     """
     views, columns = [_views(case, plane)[0] for case in cases], _channels(task, channels)
     titles = [case.id for case in cases] if titles is None else titles
-    boxes = [view.box() for view in views]
-    wide = max(right - left for left, right, _, _ in boxes)
-    tall = max(high - low for _, _, low, high in boxes)
+    boxes, wide, tall = _boxes(views)
     figure = _page(len(views) * tall, len(columns) * wide, title)
     grid = figure.subplots(len(views), len(columns), squeeze=False)
     for view, name, box, row in zip(views, titles, boxes, grid, strict=True):
@@ -114,6 +112,28 @@ def compare_cases(
             _show(axes, view, channel, index, _sized(box, wide, tall), channel_name)
             _labels(axes, view.label[index], view.edges)
         row[0].set_ylabel(name)
+    _legend(figure, task, [view.label for view in views])
+    return figure
+
+
+@styled
+def cohort(
+    cases: Sequence[Case], task: Task, *, channel: str | None = None, columns: int = 4
+) -> Page:
+    """One axial slice of every case with its id, `columns` in a row, all at one scale in mm.
+
+    Each is the slice where the labels of the case are largest. The channel is the first of the
+    task if none is named. Raises ContractError for an unknown channel.
+    """
+    views = [_views(case, "axial")[0] for case in cases]
+    picked = next(iter(_channels(task, None if channel is None else [channel]).values()))
+    boxes, wide, tall = _boxes(views)
+    figure = _page(-(-len(views) // columns) * tall, columns * wide, None)
+    panels = page.panels(figure, len(views), columns)
+    for axes, case, view, box in zip(panels, cases, views, boxes, strict=True):
+        index = view.largest()
+        _show(axes, view, picked, index, _sized(box, wide, tall), case.id)
+        _labels(axes, view.label[index], view.edges)
     _legend(figure, task, [view.label for view in views])
     return figure
 
@@ -246,6 +266,13 @@ def _box(seen: np.ndarray, edges: Edges) -> Edges:
     dy, dx = (edges[3] - edges[2]) / seen.shape[0], (edges[1] - edges[0]) / seen.shape[1]
     left, right = edges[0] + dx * first - 5.0, edges[0] + dx * (last + 1) + 5.0
     return left, right, edges[2] + dy * top - 5.0, edges[2] + dy * (bottom + 1) + 5.0
+
+
+def _boxes(views: Sequence[View]) -> tuple[list[Edges], float, float]:
+    """The box of every view, and the width and height in mm that hold any of them."""
+    boxes = [view.box() for view in views]
+    lefts, rights, lows, highs = np.transpose(boxes)
+    return boxes, float(max(rights - lefts)), float(max(highs - lows))
 
 
 def _sized(box: Sequence[float], wide: float = 0.0, tall: float = 0.0) -> Edges:

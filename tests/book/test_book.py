@@ -3,9 +3,11 @@
 import importlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -17,39 +19,14 @@ import pandas as pd
 import pytest
 import pywt
 import torch
-from book_pages import BOOK, PAGES, ROOT, prose
+from book_pages import BOOK, FENCE, PAGES, ROOT, blocks, prose
+from PIL import Image
 from torch import nn
 
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+from dcd_core.types import ContractError
+
 README = (ROOT / "README.md").read_text("utf-8")
 TEXT = "\n".join([README, *(prose(page) for page in PAGES)])
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return [body for name, body in FENCE.findall(text) if name == language]
-
-
-def test_commands_that_are_named_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    import run
-
-    from runner import sources
-
-    targets = set(re.findall(r"^make (\w+)", "\n".join(blocks(TEXT, "bash")), re.M))
-    targets |= set(re.findall(r"`make (\w+)`", TEXT))
-    rules = re.findall(r"^([a-z][a-z ]*):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.M)
-    assert {"reproduce"} <= targets <= set(" ".join(rules).split())
-
-    with pytest.raises(SystemExit):
-        run.main(["--help"])
-    lines = "\n".join(re.findall(r"^python notebooks/run\.py.*$", TEXT, re.M))
-    options = set(re.findall(r"--\w+", lines))
-    assert {"--profile"} <= options <= set(re.findall(r"--\w+", capsys.readouterr().out))
-
-    known = sources.discover(ROOT / "notebooks")
-    calls = re.findall(r"notebooks/run\.py --profile \w+ (\d\d) --set (\w+)=", TEXT)
-    lost = [c for c in calls if c[1] not in known[sources.select(known, c[:1])[0]].declared]
-    assert calls
-    assert lost == []
 
 
 def test_names_of_the_packages_that_are_named_exist() -> None:
@@ -188,9 +165,89 @@ def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Pa
     ]
 
 
+def test_the_findings_of_the_readme_are_those_of_the_study() -> None:
+    from dcd_claims import with_findings
+
+    assert with_findings(README) == README, "run python book/_ext/dcd_claims.py"
+    with pytest.raises(ContractError, match="markers"):
+        with_findings("# A page without a place for them")
+
+
+@pytest.mark.slow
+def test_a_query_that_does_not_fit_stops_the_build(workspace: Path) -> None:
+    pages, plan = workspace / "pages", "notebooks/params/endpoints.yml"
+    (workspace / "book").mkdir()
+    pages.mkdir()
+    shutil.copy(ROOT / plan, workspace / plan)
+    (pages / "conf.py").write_text('extensions = ["myst_parser", "dcd_claims"]\n', "utf-8")
+    (pages / "index.md").write_text("# Page\n\n```{claims} mine\n```\n", "utf-8")
+    places = os.pathsep.join([str(BOOK / "_ext"), str(ROOT)])
+
+    def build(what: str) -> subprocess.CompletedProcess[str]:
+        claim = {"id": "X", "statement": "Said.", "settled": "So.", "page": "index.md"}
+        claim["queries"] = [{"kind": "needs", "what": what}]
+        (workspace / "book" / "claims.yml").write_text(json.dumps({"mine": [claim]}), "utf-8")
+        command = [sys.executable, "-W", "ignore", "-m", "sphinx", "-W", "-q", "-b", "text"]
+        return subprocess.run(
+            [*command, str(pages), str(workspace / "out")],
+            env={**os.environ, "PYTHONPATH": places},
+            capture_output=True,
+            text=True,
+        )
+
+    good = build("clinical data")
+    assert good.returncode == 0, good.stderr
+    assert "open without clinical data" in (workspace / "out" / "index.txt").read_text("utf-8")
+    bad = build("luck")
+    assert bad.returncode != 0
+    assert "needs: got 'luck'" in bad.stderr
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert [path for path in links if not (ROOT / path).exists()] == []
+
+
+def test_every_finding_of_the_audit_has_its_place_in_the_release_and_a_test() -> None:
+    from dcd_audit import findings
+
+    rows = findings()
+    assert [row["id"] for row in rows] == [f"A{number}" for number in range(1, 15)]
+    lost = [
+        test
+        for row in rows
+        for test in row["tests"]
+        for file, name in [test.split("::")]
+        if f"def {name}(" not in (ROOT / "tests" / file).read_text("utf-8")
+    ]
+    assert lost == []
+    assert all(row["tests"] and (row["read"] or row["near"]) for row in rows)
+    lines = [text for row in rows for text in row["read"].values()]
+    assert [text for text in lines if not re.fullmatch(r"\d+(-\d+)?(, \d+(-\d+)?)*", text)] == []
+    assert [row["measured_here"] for row in rows if "nan" in row["measured_here"]] == []
+
+
+def test_pictures_of_real_cases_are_small_and_named_with_their_licences() -> None:
+    pictures = sorted((BOOK / "_assets").glob("real-*.png"))
+    page, notice = prose("notebooks/03-data"), (ROOT / "NOTICE").read_text("utf-8")
+    assert len(pictures) == 2
+    assert sum(file.stat().st_size for file in pictures) < 300_000
+    assert [file.name for file in pictures if file.name not in notice] == []
+    for text in (page, notice):
+        assert "CC BY-SA 4.0" in text
+        assert "Hernandez Petzsche" in text
+        assert "Lesjak" in text
+
+
+@pytest.mark.real
+def test_pictures_of_real_cases_are_those_of_the_cases(real_cases: Path) -> None:
+    from real_cases import pictures
+
+    for name, drawn in pictures(real_cases).items():
+        files = (io.BytesIO(drawn._repr_png_()), BOOK / "_assets" / name)
+        new, kept = (np.asarray(Image.open(file).convert("L"), float) for file in files)
+        assert new.shape == kept.shape
+        assert np.abs(new - kept).mean() < 2  # another version of matplotlib moves a letter
 
 
 def test_remote_loads_are_seen_and_links_are_not(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ RUNS = [(name, seed, c) for name in NAMES for seed in range(3) for c in range(5)
 SCORES = table("method seed case", *RUNS).assign(
     dice=RNG.uniform(0.3, 0.9, len(RUNS)), volume_ml=10.0 ** RNG.normal(size=len(RUNS))
 )
+WIDE = 10.0 ** np.arange(-5, 6)
 EPOCHS = [(m, s, e, 0.1 * e if e % 2 else np.nan) for m in NAMES for s in (0, 1) for e in range(6)]
 TRAINING = table("method seed epoch dice", *EPOCHS)
 DEPLOYED = table(
@@ -93,6 +94,7 @@ FIGURES = {
     "unlabelled": lambda: plots.slices(C._replace(label=None), ISLES, channels=["adc"]),
     "elsewhere": lambda: plots.slices(C, ISLES, channels=["dwi"], center=(2, 3, 6)),
     "compare_cases": lambda: plots.compare_cases([C, case("LPS")], ISLES, titles=["one", "two"]),
+    "cohort": lambda: plots.cohort([C, case("LPS"), C], ISLES, channel="adc", columns=2),
     "segmentation": lambda: plots.segmentation(C, {"DCD": np.roll(C.label, 1, 1)}, ISLES),
     "zoomed": lambda: plots.segmentation(
         C, dict.fromkeys("abcde", C.label), ISLES, channel="flair", plane="coronal", zoom=True
@@ -103,6 +105,7 @@ FIGURES = {
     "seeds": lambda: plots.seeds(SCORES, "dice"),
     "forest": lambda: plots.forest(comparisons(), title="Forest"),
     "by_volume": lambda: plots.by_volume(SCORES),
+    "histogram": lambda: plots.histogram(SCORES, "volume_ml", edges=WIDE, marks={"1 ml": 1}),
     "features": lambda: plots.features(PATCH, MAPS, title="Features"),
     "gallery": lambda: plots.gallery(PATCH, {"a": PATCH, "b": -PATCH}, label=LESION, columns=2),
     "subbands": lambda: plots.subbands({"one": DETAILS, "two": 2 * DETAILS}, marked=["aad"]),
@@ -211,6 +214,22 @@ def test_forest_shows_intervals_and_what_is_detectable():
     assert not of_one_seed.axes[0].patches
 
 
+def test_a_histogram_counts_every_row_once():
+    values = table("volume_ml", (1.0,), (1.5,), (10.0,), (99.0,), (100.0,))
+    (axes,) = plots.histogram(values, "volume_ml", edges=(1, 10, 100)).axes
+    assert [bar.get_height() for bar in axes.patches] == [2, 3]
+
+
+def test_a_cohort_shows_every_case_where_its_lesion_is():
+    other = C._replace(label=np.roll(C.label, 1, axis=2), id="another")
+    figure = plots.cohort([C, other], ISLES)
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert [axes.texts[-1].get_text() for axes in figure.axes] == [C.id, "another"]
+    expected = [plots.compare_cases([c], ISLES).axes[0].images[0].get_array() for c in (C, other)]
+    assert all(np.array_equal(*pair) for pair in zip(shown, expected, strict=True))
+    assert not np.array_equal(*shown)
+
+
 def test_columns_become_labels_with_units():
     labels = {
         "dice": "Dice (0–1)",
@@ -235,6 +254,7 @@ BROKEN = {
     "other stages": (lambda: plots.features(PATCH, {**MAPS, "b": MAPS["DCD"][:1]}), "stages of b"),
     "odd grid": (lambda: plots.features(PATCH, maps((5, 4, 2))), r"divisor of \(12, 8, 4\)"),
     "no stage": (lambda: plots.by_stage(SCORES, "dice", "method", label=""), "'stage'"),
+    "outside the bars": (lambda: plots.histogram(SCORES, "volume_ml", edges=(1, 2)), "outer edges"),
     "no precision": (lambda: plots.tradeoff(SCORES, "volume_ml", "dice"), "'precision'"),
     "no levels": (lambda: plots.growth(grown("voxels"), grown("voxels")), "levels"),
     "no comparison": (lambda: plots.forest([]), "none"),

@@ -1,5 +1,6 @@
 """The pages of the book as its tests read them."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 sys.path.insert(0, str(BOOK / "_ext"))
 
 
@@ -35,3 +37,8 @@ def prose(page: str) -> str:
         return (BOOK / f"{page}.md").read_text("utf-8")
     cells = nbformat.read(BOOK / f"{page}.ipynb", 4).cells
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language, without their fences."""
+    return [body for name, body in FENCE.findall(text) if name == language]
