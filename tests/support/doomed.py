@@ -29,13 +29,20 @@ def train(folder):
 
 def prepare(folder):
     write([make_case(ISLES, seed=n, id=f"case-{n}") for n in (1, 2)], folder / "data", task=ISLES)
-    for path in (folder / "data").rglob("*.gz"):
-        os.utime(path, ns=(1, 1))  # the time is part of the name of a prepared case
+    without_times(folder)
     prepared(isles2022(folder / "data"))
 
 
 def run_job(folder):
-    run(make_job(make_cohort(folder / "cases")))
+    cohort = make_cohort(folder / "cases")
+    without_times(folder)
+    run(make_job(cohort))
+
+
+def without_times(folder):
+    """Give all images one time: it is part of the name of a prepared case."""
+    for path in folder.rglob("*.gz"):
+        os.utime(path, ns=(1, 1))
 
 
 WORK = {work.__name__: work for work in (train, prepare, run_job)}
