@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test quick smoke study paper record figures bench book serve clean
+.PHONY: help setup reproduce test quick faults smoke study paper record figures bench book serve clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -82,6 +82,9 @@ quick: setup ## the fast checks, for every edit: ruff, and the tests that are no
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(pytest) -m "not slow" tests $(ARGS)
+
+faults: setup ## damage files, kill work and read hostile ones, many times: minutes; counts at the end
+	DCD_FAULTS=1 $(BIN)/python -m pytest tests/faults $(ARGS)
 
 smoke study paper: setup ## run the notebooks of a profile: seconds, minutes from the record, days
 	$(run) --profile $@ $(ARGS)

@@ -38,8 +38,9 @@ from measure import interleaved, spread
 
 from dcd_core.errors import require
 from dcd_core.models import Segmenter, parameters, resenc, save, shrink
-from dcd_core.types import BRATS, ContractError
+from dcd_core.types import ContractError
 from dcd_lab import compress, deploy, records
+from dcd_lab.tasks import BRATS
 
 CPU = torch.device("cpu")
 

@@ -36,9 +36,10 @@ import numpy as np
 import pandas as pd
 from measure import spread
 
-from dcd_core.types import BRATS, Case, Size3
+from dcd_core.types import Case, Size3
 from dcd_lab import data, records
 from dcd_lab.deploy.cost import resident_bytes
+from dcd_lab.tasks import BRATS
 
 FULL, SMALL = (182, 218, 182), (24, 28, 24)
 

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ import pandas as pd
 import torch
 from measure import spread
 
-from dcd_core import models, train
+from dcd_core import models
 from dcd_core.progress import progress
 from dcd_core.train import Distiller
-from dcd_core.types import TASKS
 from dcd_lab import records
+from dcd_lab.data import Patches
 from dcd_lab.experiments import Job
-from dcd_lab.experiments.running import build_method, patches_of
+from dcd_lab.experiments.running import distiller_of, patches_of, replayed
+from dcd_lab.tasks import TASKS
 
 # The runs of a profile are those of this checkout's notebooks.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
@@ -44,27 +46,26 @@ ARMS = ("undistilled", "DCD")
 
 def measured(jobs: Sequence[Job], steps: int, rounds: int) -> dict[str, list[float]]:
     """Processor milliseconds of a step of every job, one value a round."""
-    patches = patches_of(jobs[0])
+    patches = patches_of(jobs[0].cohort.cases("train"), jobs[0].recipe)
     times: dict[str, list[float]] = {job.arm: [] for job in jobs}
     for turn in range(rounds + 1):
         for job in jobs:
-            distiller, recipe = _untrained(job), replace(job.recipe, kd_start=0.0)
+            distiller, recipe = _untrained(job, patches), replace(job.recipe, kd_start=0.0)
             started = time.process_time()
-            train.first_steps(distiller, patches, recipe, steps)
+            replayed(distiller, patches, recipe, steps)
             if turn:  # the first round reads the cases and warms up
                 times[job.arm].append(1e3 * (time.process_time() - started) / steps)
         progress("training", turn, rounds)
     return times
 
 
-def _untrained(job: Job) -> Distiller:
+def _untrained(job: Job, patches: Patches) -> Distiller:
     task, teacher = TASKS[job.cohort.task], None
     size: dict[str, Any] = {"in_channels": len(task.channels), "classes": len(task.labels)}
-    student = models.build(**size, **job.model)
+    student = partial(models.build, **size, **job.model)
     if job.teacher is not None:
         teacher = models.build(**size, **job.teacher.model)
-    method = build_method(job, student, teacher, patches_of(job))
-    return Distiller(student, teacher, method, deep_weights=job.recipe.deep_weights)
+    return distiller_of(student, teacher, patches, job.recipe, job.method, job.options)
 
 
 def run(profile: str, steps: int, rounds: int, out: str) -> Path:

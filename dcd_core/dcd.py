@@ -14,8 +14,6 @@ Efficient 3D MRI Segmentation", MICCAI 2026, arXiv 2605.26382. Where the authors
 7cf0ca6) and the mathematics differ, `convention` names which one is meant; "orthonormal" is sound.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -24,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.errors import at_least, one_of
-from dcd_core.method import Adapters, StageMethod, check_target, released_adapters
+from dcd_core.errors import at_least, one_of, within
+from dcd_core.method import Adapters, StageMethod, check_target
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.energy import Convention, LevelWeighting, Selection, usable_levels, voxels
 from dcd_core.wavelet.fast import distance
@@ -66,8 +64,7 @@ def detail_distance(
     and sums them. With bands BANDS[1:] and coarse weight 1 it is the MSE at any number of levels,
     for an orthonormal wavelet and axes that are even wherever they are split.
 
-    Raises ContractError for unequal shapes, unknown names, "energy" in the released convention, or
-    a grid too small for a single level.
+    Raises ContractError for unequal shapes, options out of range, or a grid too small for a level.
     """
     selection = _selection(wavelet, levels, bands, coarse_weight, convention, level_weighting)
     if student.shape != teacher.shape:
@@ -115,7 +112,7 @@ class DCD(StageMethod):
         self.wavelet, self.bands = selection.names, selection.bands
 
     @classmethod
-    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> DCD:
+    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> "DCD":
         """The loss as commit 7cf0ca6 computes it: frozen projections with bias, stages summed."""
         loss = cls(
             student_channels,
@@ -124,7 +121,7 @@ class DCD(StageMethod):
             stage_reduction="sum",
             convention="released",
         )
-        loss.adapters = released_adapters(loss.channels)
+        loss.use_released_adapters()
         return loss
 
     def per_stage(self, student: Output, teacher: Output) -> list[StageDistance]:
@@ -142,8 +139,7 @@ class DCD(StageMethod):
         used = [stage.distance for stage in self.per_stage(student, teacher) if stage.levels]
         if not used:
             raise _too_small([tuple(s.shape[2:]) for s in student.stages], self.selection)
-        total = torch.stack(used)
-        return total.mean() if self.stage_reduction == "mean" else total.sum()
+        return self.reduced(used)
 
 
 def kd_weight(epoch: int | float, *, peak: float, start: int | float, ramp: int | float) -> float:
@@ -170,17 +166,14 @@ def _selection(
     """What these options select; ContractError for one that is out of range."""
     at_least("levels", levels, 1)
     one_of("convention", convention, "orthonormal", "released")
-    if not bands or not {*bands} <= {*BANDS} or len({*bands}) < len(bands):
-        expected = f"distinct names out of {BANDS}"
-        raise ContractError("bands", tuple(bands), expected, "bands=PUBLISHED")
-    if not 0 <= coarse_weight < math.inf or (coarse_weight and convention == "released"):
-        expected = "a finite number >= 0, and 0 in the released convention"
-        raise ContractError("coarse_weight", coarse_weight, expected, "0.0, or band 'aaa'")
+    fits = 0 < len({*bands} & {*BANDS}) == len(bands)
+    within("bands", tuple(bands), fits, f"distinct names out of {BANDS}")
+    released = convention == "released"
+    fits = 0 <= coarse_weight < math.inf and not (released and coarse_weight)
+    within("coarse_weight", coarse_weight, fits, "finite, >= 0, and 0 in the released convention")
     one_of("level_weighting", level_weighting, "resolution", "energy")
-    if level_weighting == "energy" and convention == "released":
-        expected = "'resolution' in the released convention, which repeats a computation"
-        attempt = "convention='orthonormal'"
-        raise ContractError("level_weighting", repr(level_weighting), expected, attempt)
+    fits = not released or level_weighting == "resolution"
+    within("level_weighting", level_weighting, fits, "'resolution' in the released convention")
     names = axis_names(wavelet)
     return Selection(names, levels, tuple(bands), coarse_weight, convention, level_weighting)
 
@@ -190,10 +183,12 @@ def _stage(
 ) -> StageDistance:
     """The loss of one stage; a 1x1x1 convolution or the identity acts on the student first."""
     size = teacher.shape[2:]
-    if not teacher.numel() or not voxels(size, selection):
-        expected = "at least one voxel, and in the released convention two along every axis"
+    real = not torch.result_type(student, teacher).is_complex
+    if teacher.ndim != 5 or not (real and teacher.numel() and voxels(size, selection)):
+        got = f"{tuple(teacher.shape)} of {teacher.dtype}"
+        expected = "real (b, c, d, h, w) of at least one voxel, if released of two along an axis"
         attempt = "convention='orthonormal', or larger patches"
-        raise ContractError("features to compare", tuple(teacher.shape), expected, attempt)
+        raise ContractError("features to compare", got, expected, attempt)
     levels = usable_levels(size, selection)
     if levels == 0:
         return StageDistance(teacher.new_zeros((), dtype=torch.float32), 0)

@@ -1,40 +1,44 @@
 """Errors a user can act on: what was wrong, what came, what was expected, what to try."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class ContractError(ValueError):
     """Something a user handed in breaks a contract; the message says what to do about it.
 
-    `what` was looked at, what it `got`, what was `expected`, and what to `attempt` next.
+    `what` was looked at, what it `got`, what was `expected`, what to `attempt`.
     """
 
     def __init__(self, what: str, got: object, expected: object, attempt: str) -> None:
         self.what, self.got, self.expected, self.attempt = what, got, expected, attempt
         super().__init__(f"{what}: got {got}; expected {expected}. Try: {attempt}")
 
-    def __reduce__(self) -> tuple[type[ContractError], tuple[str, object, object, str]]:
+    def __reduce__(self) -> tuple[type["ContractError"], tuple[str, object, object, str]]:
         # Errors of worker processes arrive pickled, by default as a call with the message alone.
         return type(self), (self.what, self.got, self.expected, self.attempt)
 
 
+def within(what: str, value: Value, fits: bool, expected: str) -> Value:
+    """Return `value`; ContractError unless it `fits` what is `expected`."""
+    if not fits:
+        raise ContractError(what, value, expected, f"the default of `{what}`")
+    return value
+
+
 def positive(what: str, value: float) -> float:
     """Return `value`; ContractError unless it is a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise ContractError(what, value, "a finite number above 0", f"the default of `{what}`")
-    return value
+    return within(what, value, 0 < value < math.inf, "a finite number above 0")
 
 
 def at_least(what: str, value: int, least: int) -> int:
     """Return `value`; ContractError if it is below `least`."""
-    if value < least:
-        raise ContractError(what, value, f"at least {least}", f"the default of `{what}`")
-    return value
+    return within(what, value, value >= least, f"at least {least}")
 
 
 def one_of(what: str, value: str, *choices: str) -> str:

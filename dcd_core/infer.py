@@ -1,12 +1,9 @@
 """From a trained segmenter to a label volume: sliding window, one threshold, the native grid.
 
-A network sees patches; a case is larger. Overlapping windows are averaged with Gaussian weights,
-largest at the window's centre. The threshold of the foreground is chosen on the val split.
+Overlapping windows are averaged with Gaussian weights. The threshold is chosen on the val split.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; window blending by MONAI.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable
@@ -17,6 +14,7 @@ import torch
 from jaxtyping import Float, Real, UInt8
 from torch import Tensor
 
+from dcd_core.errors import within
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import Case, ContractError, Precision, Size3
 
@@ -39,13 +37,15 @@ def predict(
 
     `overlap` is the share of a window that the next one covers again, in [0, 1); `mirror` averages
     the eight flips as well (eight times the cost); `precision` is that of `train.Recipe`. Raises
-    ContractError for an overlap out of range, a network of overlapping regions, and for voxels or
-    probabilities that are not finite.
+    ContractError for an overlap or a patch out of range, a network of overlapping regions, and for
+    voxels or probabilities that are not finite.
     """
     from monai.inferers import sliding_window_inference
 
-    if not 0 <= overlap < 1:
-        raise ContractError("overlap", overlap, "a share in [0, 1)", "0.5")
+    if np.ndim(image) != 4 or min(patch) < 1:
+        got, expected = f"{np.shape(image)}, {patch}", "(c, d, h, w), and voxels along all axes"
+        raise ContractError("image, patch", got, expected, "a prepared image, patch=(32, 32, 32)")
+    within("overlap", overlap, 0 <= overlap < 1, "a share in [0, 1)")
     if model.regions:
         got, expected = "overlapping regions, a sigmoid each", "classes of which one is true"
         raise ContractError("logits to predict with", got, expected, "nnU-Net's own prediction")
@@ -83,6 +83,13 @@ def in_bfloat16(device: torch.device, precision: Precision) -> bool:
     return precision == "bf16-mixed" or (precision == "auto" and native_bfloat16(device))
 
 
+def native_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 products are native; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def decide(
     probabilities: Float[np.ndarray, "k i j k2"], threshold: float
 ) -> UInt8[np.ndarray, "i j k2"]:
@@ -113,7 +120,8 @@ def choose_threshold(
     for case in cases:
         if case.label is not None:
             p = predict(model, case.image, patch=patch, overlap=overlap, precision=precision)
-            scores.append(_dice_by_threshold(p.cpu().numpy()[1:].sum(0), case.label > 0))
+            foreground, truth = p.cpu().numpy()[1:].sum(0), case.label > 0
+            scores.append([_dice(foreground > t, truth) for t in THRESHOLDS])
     if not scores:
         return 0.5, math.nan
     means = np.mean(scores, axis=0)
@@ -121,24 +129,7 @@ def choose_threshold(
     return (THRESHOLDS[best] if means[best] > 0 else 0.5), float(means[best])
 
 
-def _dice_by_threshold(foreground: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Dice of `foreground` > t with the true mask, for all of `THRESHOLDS`; two empty masks: 1."""
-    thresholds = np.array(THRESHOLDS, foreground.dtype)
-    some = foreground > thresholds[0]
-    # How many thresholds a voxel exceeds; voxels that exceed t are summed from the last bin down.
-    exceeded = np.searchsorted(thresholds, foreground[some])
-    bins = len(thresholds) + 1
-    predicted, hits = (
-        np.bincount(each, minlength=bins)[::-1].cumsum()[-2::-1].tolist()
-        for each in (exceeded, exceeded[truth[some]])
-    )
-    true = int(np.count_nonzero(truth))
-    totals = [count + true for count in predicted]
-    return [2 * hit / total if total else 1.0 for hit, total in zip(hits, totals, strict=True)]
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Return whether bfloat16 products are native; emulated ones are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two masks; 1 for two empty ones."""
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0

@@ -5,11 +5,8 @@ in float32 outside autocast, read the teacher without a gradient, and own every 
 
 In the formulas of their docstrings s and t are features of student and teacher, a the adapted
 student, b samples, c channels of the teacher, k classes, v voxels; mean is the one over all that is
-not named. Stages in use are averaged, where no formula sums them. `weight` belongs to the reduction
-that is written.
+not named. Stages in use are averaged unless a formula sums them. `weight` belongs to that sum.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcd_core.errors import one_of
+from dcd_core.errors import one_of, within
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet.transform import at_least_float32
@@ -30,7 +27,7 @@ Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels
 Result = TypeVar("Result")
 
 SMALL = 1e-6
-"""A vector of a smaller norm has no direction; the gradient of one would be larger than 1e6."""
+"""A vector of a smaller norm has no direction: its gradient would be larger than 1e6."""
 
 Adapters: TypeAlias = Literal["learned", "frozen", "orthogonal", "none"]
 """How student channels are brought to teacher channels: 1x1x1 convolutions, or not at all."""
@@ -40,10 +37,9 @@ class Method(nn.Module):
     """A distillation loss; subclasses say what they compare in `distance`.
 
     `needs_teacher`: it cannot do without one; `needs_logits`: the teacher's decoder must run as
-    well; `regions`: it reads logits as overlapping regions (True), as classes (False) or either way
-    (None); `weight`: the published one, NaN if unknown; `adapter_option`: the option that says how
-    adapters are made; `decided`: options of a base that the class sets itself; `chunk`: numbers of
-    a volume worked on at once, 64 MiB in float32.
+    well; `regions`: it reads logits as overlapping regions (True), classes (False) or both (None);
+    `weight`: the published one, NaN if unknown; `adapter_option`: the option that makes adapters;
+    `decided`: options that the class sets itself; `chunk`: numbers worked on at once, 64 MiB.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -81,8 +77,7 @@ class Method(nn.Module):
     ) -> list[Result]:
         """What `function` makes of every chunk of volumes along `dim`, `chunk` numbers at most.
 
-        Where gradients are wanted a chunk is computed again in the backward pass, so only what
-        `function` returns is kept.
+        Where gradients are wanted a chunk is computed again backward: only results are kept.
         """
         size = volumes[0].shape[dim]
         step = max(1, self.chunk * size // max(v.numel() for v in volumes))
@@ -93,7 +88,7 @@ class Method(nn.Module):
 
 
 class StageMethod(Method):
-    """A loss of encoder features: the mean of `stage` over the stages in use.
+    """A loss of encoder features: `stage` of every stage in use, reduced to their mean or sum.
 
     `student_channels`, `teacher_channels`: channels per stage, finest first; `stages`: indices of
     those compared, None for the `usual` ones. `adapters`: "learned", "frozen" or "orthogonal"
@@ -102,6 +97,7 @@ class StageMethod(Method):
 
     adapter_option: ClassVar[str | None] = "adapters"
     usual: ClassVar[slice] = slice(None)  # where no stage is left, the deepest is compared
+    stage_reduction: Literal["mean", "sum"] = "mean"
 
     def __init__(
         self,
@@ -118,9 +114,8 @@ class StageMethod(Method):
             raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
         usual = range(count)[self.usual] or range(count)[-1:]
         self.stages = tuple(usual if stages is None else stages)
-        if not self.stages or any(not 0 <= i < count for i in self.stages):
-            expected = f"indices from 0 to {count - 1}"
-            raise ContractError("stages", self.stages, expected, "stages=None")
+        known = self.stages and all(0 <= i < count for i in self.stages)
+        within("stages", self.stages, bool(known), f"indices from 0 to {count - 1}")
         # Channels of student and teacher, for each of the stages in use.
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
         kind = adapters if self.adapter_option else "none"
@@ -139,6 +134,13 @@ class StageMethod(Method):
             nn.init.orthogonal_(convolution.weight)
         return convolution.requires_grad_(kind == "learned")
 
+    def use_released_adapters(self) -> None:
+        """Draw adapters as in DCD's release: frozen, with a bias, none between equal channels."""
+        self.adapters = nn.ModuleList(
+            nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
+            for s, t in self.channels
+        )
+
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         losses = [
             self.stage(index, s, t, target)
@@ -149,7 +151,12 @@ class StageMethod(Method):
             grids = [tuple(teacher.stages[i].shape[2:]) for i in self.stages]
             what = f"grids of the stages of {type(self).__name__}"
             raise ContractError(what, grids, "one that is compared at least", "deeper stages")
-        return torch.stack(losses).mean()
+        return self.reduced(losses)
+
+    def reduced(self, losses: list[Tensor]) -> Scalar:
+        """The mean or the sum of the losses of stages."""
+        total = torch.stack(losses)
+        return total.mean() if self.stage_reduction == "mean" else total.sum()
 
     def pairs(self, student: Output, teacher: Output) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Index, student features and teacher features of the stages in use, once checked."""
@@ -160,7 +167,7 @@ class StageMethod(Method):
                 raise ContractError("encoder stages", counts, expected, "stages=(0, ...) of them")
             s, t = student.stages[number], teacher.stages[number]
             wanted = [(len(t), width, *t.shape[2:]) for width in self.channels[index]]
-            if [s.shape, t.shape] != wanted:
+            if [s.shape, t.shape] != wanted or t.ndim != 5:
                 got = f"student {tuple(s.shape)}, teacher {tuple(t.shape)}"
                 narrow, wide = self.channels[index]
                 expected = f"{narrow} and {wide} channels of one batch on one grid"
@@ -182,14 +189,6 @@ class UnadaptedMethod(StageMethod):
 
     adapter_option: ClassVar[str | None] = None
     decided: ClassVar[tuple[str, ...]] = ("adapters",)
-
-
-def released_adapters(channels: Iterable[tuple[int, int]]) -> nn.ModuleList:
-    """Adapters as in the release of DCD: frozen, with a bias, none between equal channels."""
-    return nn.ModuleList(
-        nn.Identity() if s == t else nn.Conv3d(s, t, kernel_size=1).requires_grad_(False)
-        for s, t in channels
-    )
 
 
 def check_target(target: Tensor | None, output: Output) -> None:

@@ -1,7 +1,5 @@
 """How far a long computation has come."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -15,8 +13,7 @@ _shown_s = 0.0
 def progress(label: str, done: int, total: int, note: str = "") -> None:
     """Tell that `done` of `total` steps of `label` are done, at most about twice a second.
 
-    Under the runner the file named by DCD_PROGRESS holds the latest state as one JSON line; at a
-    terminal one line of stderr is updated; elsewhere nothing is written.
+    It goes as JSON to the file named by DCD_PROGRESS, if any; else to a line of a terminal.
     """
     global _shown_s
     file = os.environ.get("DCD_PROGRESS")

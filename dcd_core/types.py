@@ -1,9 +1,5 @@
-"""The vocabulary: shapes, cases, tasks, and the error for all that a user can mend."""
+"""The vocabulary: shapes, cases, and the error for all that a user can mend."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -23,10 +19,7 @@ Size3: TypeAlias = tuple[int, int, int]
 
 
 class Output(NamedTuple):
-    """What every segmenter returns: logits (b, k, d, h, w), encoder features, and `deep`.
-
-    That is the logits of the deep-supervision heads, finest first; empty in eval mode.
-    """
+    """Logits (b, k, d, h, w), encoder features, and in training logits of coarser heads, `deep`."""
 
     logits: Tensor
     stages: Stages
@@ -53,30 +46,6 @@ class Batches(Protocol):
 
     def __getitem__(self, step: int, /) -> tuple[Tensor, Tensor]:
         """The batch of a step, the same every time it is asked for."""
-
-
-class Task(NamedTuple):
-    """A segmentation task: its channels and labels in file order, its regions as label sets."""
-
-    name: str
-    channels: tuple[str, ...]
-    labels: tuple[str, ...]
-    regions: Mapping[str, tuple[int, ...]]
-
-
-# BraTS 2024 GLI: label 4 is the resection cavity and belongs to neither WT nor TC
-# (de Verdier et al., arXiv 2405.18368, 2024).
-_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "NETC": (1,), "SNFH": (2,), "ET": (3,), "RC": (4,)}
-BRATS = Task(
-    "brats2024",
-    ("t1n", "t1c", "t2w", "t2f"),
-    ("background", "NETC", "SNFH", "ET", "RC"),
-    MappingProxyType(_REGIONS),
-)
-# ISLES 2022 (Hernandez Petzsche et al., Scientific Data, 2022).
-_CHANNELS, _LABELS = ("dwi", "adc", "flair"), ("background", "lesion")
-ISLES = Task("isles2022", _CHANNELS, _LABELS, MappingProxyType({"lesion": (1,)}))
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BRATS, ISLES)})
 
 
 Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from dcd_core.storage import room_for, sync
 from dcd_core.types import ContractError
 from dcd_lab.records.identity import fingerprint
-from dcd_lab.records.places import plain, root
+from dcd_lab.records.places import locked, plain, root
 
 Policy = Literal["use", "only", "ignore"]
 
@@ -46,15 +50,36 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
     """
     if folder.is_dir():
         return False
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
-        whole = Path(scratch, "whole")
+    with scratch(folder.parent, f".partial-{folder.name[:40]}.") as partial:
+        whole = partial / "whole"
         whole.mkdir()
-        make(whole)
+        with room_for(folder):
+            make(whole)
+            for path in (*whole.rglob("*"), whole):
+                sync(path)
         try:
             os.replace(whole, folder)
         except OSError:
             if not folder.is_dir():
                 raise
             return False
+    sync(folder.parent)
     return True
+
+
+@contextmanager
+def scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder in `parent` that goes at the end; those of killed processes go at once.
+
+    A lock, which ends with its process, tells which are in use.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{escape(prefix)}*"):
+        with locked(left, wait=False) as free:
+            if free:
+                shutil.rmtree(left, ignore_errors=True)
+    with (
+        TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name,
+        locked(Path(name)),
+    ):
+        yield Path(name)

@@ -37,7 +37,7 @@ def each(
         return
     import joblib
     import torch
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     threads = max(1, min(torch.get_num_threads(), joblib.cpu_count()) // workers)
     # loky starts new interpreters: a forked one inherits locks of threads that it lacks.
@@ -48,13 +48,12 @@ def each(
     call = joblib.delayed(partial(_call, function, parent=os.getpid(), project=str(root())))
     try:
         yield from parallel(call(item) for item in items)
-    except TerminatedWorkerError:
-        raise ContractError(
-            "worker process",
-            "killed, which the system does when memory runs out",
-            "one that ends by itself",
-            "fewer workers; what is done is kept",
-        ) from None
+    except BrokenProcessPool as error:
+        got = "killed, which the system does when memory runs out"
+        if not isinstance(error, TerminatedWorkerError):
+            got = str(error).splitlines()[0]
+        expected, attempt = "one that ends by itself", "fewer workers; what is done is kept"
+        raise ContractError("worker process", got, expected, attempt) from None
 
 
 def _call(function: Callable[[Item], Result], item: Item, *, parent: int, project: str) -> Result:

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dcd_core.types import ContractError
 from dcd_lab import records
 from dcd_lab.experiments import record
+from dcd_lab.records.text import printable
 from runner.execution import papermill, run
 from runner.jobs import BOOK_PROFILE, Job, plan
 from runner.parameters import assignments, resolve
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = 1, str(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted; what is finished is kept, run again to go on"
-    print(f"run.py: {message}", file=sys.stderr)
+    print(f"run.py: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -36,6 +36,8 @@ from dcd_lab.experiments.verify import Check, table, verify
 from dcd_lab.pool import each
 from dcd_lab.records.identity import file_hash
 from dcd_lab.records.places import write_json
+from dcd_lab.records.seals import check, seal
+from dcd_lab.records.text import printable
 from runner.parameters import assignments
 from runner.runs import PAGES, runs_of, state
 from runner.sources import refuse
@@ -70,6 +72,8 @@ def verified(*, workers: int) -> list[Check]:
         if not all(check.passed for check in checks):
             return checks
         write_json(file, checks)
+        seal(folder, file.name)
+    check(folder)
     return [Check(*values) for values in json.loads(file.read_text("utf-8"))]
 
 
@@ -124,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return 0 if answer(options) else 1
     except ContractError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what is finished is in the record, run again to go on", file=sys.stderr)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dcd_core.types import ContractError
 from dcd_lab import experiments, records
 from dcd_lab.experiments.sweep import UNDISTILLED
+from dcd_lab.records.text import printable
 from runner.parameters import assignments, resolve
 from runner.sources import discover, refuse
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(options, parameters(options.profile, assignments(options.assigned)))
     except ContractError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

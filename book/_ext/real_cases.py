@@ -12,8 +12,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from dcd_core.types import ISLES, Case, ContractError, Task
+from dcd_core.types import Case, ContractError
 from dcd_lab import data, plots, records
+from dcd_lab.tasks import ISLES, Task
 
 TARGET = Path(__file__).resolve().parents[1] / "_assets"
 SCLEROSIS = Task("ms", ("T1", "T1POST", "T2", "FLAIR"), ("background", "lesion"), {"lesion": (1,)})

@@ -1,52 +1,41 @@
 """All methods of distillation: one class per paper, called alike, none tuned more than another.
 
-`METHODS` lists them by name, DCD among them, and `build` makes one. What all share is in
-`dcd_core.method`; each family has a file.
+`METHODS` has them by name, DCD too; `build` makes one. What all share is in `dcd_core.method`.
 """
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dcd_core.dcd import DCD
 from dcd_core.errors import nearest
 from dcd_core.method import Method, StageMethod
-from dcd_core.methods import controls, features, frequency, logits, masks, regions, relations
+from dcd_core.methods import features, frequency, logits, masks, regions, relations
 from dcd_core.methods.logits import LogitMethod
 from dcd_core.types import ContractError
 
-METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
-    {
-        "dcd": DCD,
-        "dcd-released": DCD.released,
-        "logits": logits.LogitsKD,
-        "dist": logits.DIST,
-        "wavelet-outputs": logits.WaveletOutputs,
-        "cwd-logits": logits.ChannelWiseLogits,
-        "feature-mse": features.FeatureMSE,
-        "fitnets": features.FitNets,
-        "at": features.AttentionTransfer,
-        "cwd-features": features.ChannelWiseFeatures,
-        "skd": relations.PairwiseAffinity,
-        "rkd": relations.RelationalKD,
-        "cirkd": relations.CrossImage,
-        "ifvd": regions.IFVD,
-        "reco": regions.ReCo,
-        "reco-released": regions.ReCo.released,
-        "freekd": frequency.FreeKD,
-        "freekd-prompt-free": frequency.PromptFreeFreeKD,
-        "acam": masks.ACAMKD,
-        "aaa-only": controls.CoarseBand,
-        "ddd-only": controls.FinestBand,
-        "random-bands": controls.RandomBands,
-        "gaussian-highpass": controls.GaussianHighPass,
-        "fourier-highpass": controls.FourierHighPass,
-    }
-)
-"""Methods by name; "none" is no method."""
+METHODS: dict[str, Callable[..., Method]] = {
+    "dcd": DCD,
+    "dcd-released": DCD.released,
+    "logits": logits.LogitsKD,
+    "dist": logits.DIST,
+    "wavelet-outputs": logits.WaveletOutputs,
+    "cwd-logits": logits.ChannelWiseLogits,
+    "feature-mse": features.FeatureMSE,
+    "fitnets": features.FitNets,
+    "at": features.AttentionTransfer,
+    "cwd-features": features.ChannelWiseFeatures,
+    "skd": relations.PairwiseAffinity,
+    "rkd": relations.RelationalKD,
+    "cirkd": relations.CrossImage,
+    "ifvd": regions.IFVD,
+    "reco": regions.ReCo,
+    "reco-released": regions.ReCo.released,
+    "freekd": frequency.FreeKD,
+    "freekd-prompt-free": frequency.PromptFreeFreeKD,
+    "acam": masks.ACAMKD,
+}
+"""Methods by name, others may be added."""
 
 
 def build(
@@ -57,7 +46,8 @@ def build(
     Raises ContractError, with the nearest known one, for an unknown name or option.
     """
     if name not in METHODS:
-        raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
+        expected = "a name out of METHODS; importing dcd_lab.controls adds some"
+        raise ContractError("method", repr(name), expected, nearest(name, METHODS))
     known = options_of(name)
     for option in {*options} - {*known}:
         attempt = nearest(option, known) if known else "no options"

@@ -1,13 +1,10 @@
 """What the student sees: features compared voxel by voxel, or where each channel is active."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv3d, normalize
 
@@ -24,7 +21,7 @@ class FeatureMSE(StageMethod):
 
     Source: the control of Fan et al., MICCAI 2026, arXiv 2605.26382, that keeps all bands: with an
     orthonormal wavelet, one level and all eight bands DCD is this number.
-    3D change: slabs along D, so that neither the adapted student nor the difference exists whole.
+    3D change: chunks along D, so that neither the adapted student nor the difference exists whole.
     Differs from the authors' code: none was released.
     Options: none of its own. `weight` 1; as a control of DCD it takes DCD's weight and schedule.
     """
@@ -103,15 +100,11 @@ class AttentionTransfer(UnadaptedMethod):
     Differs from the authors' code: theirs is 1000 times the mean over voxels, which shrinks with
     their number, summed over maps of 32^2, 16^2 and 8^2. In sums over voxels they weigh 1, 3.9 and
     15.6: the deepest decides. Here stages weigh alike. The paper writes half of that, beta / 2.
-    Options: none of its own. `weight` 20.5, the total of the three, belongs to the sum over voxels
-    and the mean over stages.
+    Options: none of its own. `weight` 20.5, the total of the three, belongs to the formula above.
     """
 
     weight: ClassVar[float] = 20.5
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        return (_attention(student) - _attention(teacher)).square().sum(1).mean()
-
-
-def _attention(features: Volume) -> Float[Tensor, "b v"]:
-    return normalize(features.square().mean(1).flatten(1), dim=1)
+        s, t = (normalize(x.square().mean(1).flatten(1), dim=1) for x in (student, teacher))
+        return (s - t).square().sum(1).mean()

@@ -1,7 +1,5 @@
 """Detail by other wavelet methods: L1 of the detail bands, with or without masks of interest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -30,15 +28,16 @@ class PromptFreeFreeKD(StageMethod):
         W_l the detail bands of level l of the Haar transform.
 
     Source: the control of FreeKD that masks nothing.
-    3D change: seven detail bands for three; J is 3, or fewer, so that 2^J is at most a quarter of
-    the shortest side, but 1 at least. With the third axis a level l has 2^(l/2) times the
-    coefficients of what is constant along it. Stages 1 to 4 for five maps of a pyramid.
+    3D change: seven detail bands for three; J from 1 to 3, 2^J a quarter of the shortest side.
+    With the third axis coefficients of what is constant along it are 2^(l/2) times as large at
+    level l. Stages 1 to 4 for five maps of a pyramid.
     Differs from the authors' code: no mask, and no plain MSE of weight 5 beside it.
     Options: `levels` at most. `weight` 1 belongs to these sums, as theirs does.
     """
 
     weight: ClassVar[float] = 1.0
     usual = slice(1, 5)
+    stage_reduction = "sum"
 
     def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
         super().__init__(*channels, **shared)
@@ -58,8 +57,7 @@ class PromptFreeFreeKD(StageMethod):
             return torch.stack([(m * d.abs()).sum() / d[0, 0].numel() for m, d in pairs]).sum()
 
         total = self.in_chunks(distance, student, teacher, dim=1)
-        # Of a mean over stages, which StageMethod takes, not of a sum.
-        return total * len(self.stages) / (teacher.shape[0] * teacher.shape[1])
+        return total / (teacher.shape[0] * teacher.shape[1])
 
     def masks(self, index: int, teacher: Volume, levels: int) -> Masks:
         return [teacher.new_ones((1, 1, 7, 1, 1, 1))] * levels
@@ -79,10 +77,9 @@ class FreeKD(PromptFreeFreeKD):
     Source: Zhang, Huang, Liu, Jiang, Cheng, Zhang, CVPR 2024, arXiv 2311.12079.
     3D change: as in PromptFreeFreeKD.
     Differs from the authors' code: each of the seven bands has masks of its own, where theirs takes
-    levels for orientations and the sum of a level's bands for all; no plain MSE of weight 5 beside
-    it. While prompts learn, theirs mask the coarse band as well, and masks of all tokens are added,
-    so that six of one half treble a feature; a mean is a mask itself. The position-aware weights of
-    the paper are in neither.
+    levels for orientations and a level's sum for all its bands; no plain MSE of weight 5 beside it.
+    While prompts learn, theirs mask the coarse band as well and add the masks of all tokens: six of
+    one half treble a feature. The position-aware weights of the paper are in neither.
     Options: `tokens`, `diversity` and `rate` of the prompts' training; `levels`. `weight` 1.
     """
 

@@ -1,7 +1,5 @@
 """What the student answers: methods that compare full-resolution logits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -66,7 +64,7 @@ class LogitsKD(LogitMethod):
         q = sigmoid(logits / T).
 
     Source: Hinton, Vinyals, Dean, NeurIPS workshop 2014, arXiv 1503.02531.
-    3D change: every voxel is an example, in slabs along D.
+    3D change: every voxel is an example, in chunks along D.
     Differs from the authors' code: there is none. Public ones divide by other counts as well.
     Options: `temperature` T. `weight` 1 belongs to the mean at T = 2.
     """
@@ -143,8 +141,7 @@ class WaveletOutputs(LogitMethod):
     3D change: probabilities for images, seven detail bands for three, at most three levels. With
     the third axis a level l has 2^(l/2) times the coefficients of what is constant along it.
     Differs from the authors' code: zero padding there. Ignored voxels count as equal.
-    Options: `wavelet` of PyWavelets, `levels` at most. `weight` 10 is a start: the paper's was not
-    recovered, and the mean over mostly empty bands is about 1e-3.
+    Options: `wavelet`, `levels` at most. `weight` 10 is a start: the paper's was not recovered.
     """
 
     weight: ClassVar[float] = 10.0

@@ -1,7 +1,5 @@
 """What matters most: masks that student and teacher learn together while one distils the other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, ClassVar
@@ -30,12 +28,11 @@ class ACAMKD(StageMethod):
 
     Source: Lan, Tian, ICCV 2025, arXiv 2503.06307.
     3D change: attention at no more than 16^3 places, pooled; the logits of S are interpolated to
-    the voxels. Stages 2 to 4; errors in slabs along D.
+    the voxels. Stages 2 to 4; errors in chunks along D.
     Differs from the authors' code: there is none. Our choices, where the paper leaves one: errors
-    are divided by the sum of the mask, since a mask that minimises a plain masked error vanishes;
-    the student learns nothing from the masks, or it would be driven off where it agrees; V keeps
-    all channels; dice(p, q) = 2 <p, q> / (<p, p> + <q, q>), added, so that masks part; masks are of
-    encoder features, not of predicted maps; M is an option, not the number of classes.
+    are divided by the sum of the mask, or masks would vanish; the student learns nothing from them,
+    or it would be driven off where it agrees; V keeps all channels; dice(p, q) = 2 <p, q> / (<p, p>
+    + <q, q>), added, so that masks part; masks are of encoder features; M is an option.
     Options: `masks` M, `diversity`. `weight` 1 belongs to these means.
     """
 

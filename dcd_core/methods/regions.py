@@ -1,7 +1,5 @@
 """Regions by the labels: how alike the voxels of a class are, and which regions count how much."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -11,14 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
 from dcd_core.errors import one_of, positive
-from dcd_core.method import (
-    Narrow,
-    Scalar,
-    StageMethod,
-    UnadaptedMethod,
-    directions,
-    released_adapters,
-)
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, directions
 from dcd_core.types import ContractError, Volume
 
 Labels = Int[Tensor, "b v"]
@@ -69,20 +60,20 @@ class ReCo(StageMethod):
 
     Source: Lan, Hsu, Khan, Jiang, ReCo-KD, 2026, arXiv 2601.08301, terms MS-SARD and MS-CA; blocks
     of context as in Cao, Xu, Lin, Wei, Hu, GCNet, ICCVW 2019, arXiv 1904.11492.
-    3D change: none. All stages but the deepest, in slabs along D.
+    3D change: none. All stages but the deepest, in chunks along D.
     Differs from the authors' code: the public one is a port in a sibling of DCD's release
-    (`released`). There ignored voxels are background; a stage has the labels of deep supervision
-    in nnU-Net ("nearest-exact"), half a voxel of the stage beside the centres of strided
-    convolutions; adapters, with a bias, and blocks of context are never trained, and the latter
-    begin at 0, so that g(f) = f. Here neither region has ignored voxels, both are trained, and one
-    block serves both networks: two could meet anywhere. Where regions overlap, a voxel has the
-    largest m there; here labels are classes.
+    (`released`). There ignored voxels are background; labels are resized by "nearest-exact", as in
+    nnU-Net's deep supervision, half a voxel of the stage beside the centres of strided
+    convolutions; adapters have a bias and are never trained, nor are blocks of context, which begin
+    at 0, so that g(f) = f; a voxel of several regions has the largest m. Here ignored voxels are in
+    no region, both are trained, one block serves both networks, and labels are classes.
     Options: `masks`, "sound" or "released"; `context`, "learned" or "frozen" at 0; `temperature` T;
     `decay`; `ignore`. `weight` 0.01 belongs to this sum.
     """
 
     weight: ClassVar[float] = 0.01
     usual = slice(-1)
+    stage_reduction = "sum"
 
     def __init__(
         self,
@@ -100,15 +91,14 @@ class ReCo(StageMethod):
         self.temperature, self.ignore = positive("temperature", temperature), ignore
         self.contexts = nn.ModuleList(Context(width, trained=trained) for _, width in self.channels)
         powers = [2 ** (-3 * decay * i) for i in range(len(self.stages))]
-        # Of a mean over stages, which StageMethod takes, not of a sum.
-        self.shares = [p / sum(powers) * len(powers) for p in powers]
+        self.shares = [power / sum(powers) for power in powers]
 
     @classmethod
-    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> ReCo:
+    def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> "ReCo":
         """The loss as it was run on labels: adapters with bias and context, all of it frozen."""
         channels = student_channels, teacher_channels
         loss = cls(*channels, masks="released", context="frozen", adapters="frozen")
-        loss.adapters = released_adapters(loss.channels)
+        loss.use_released_adapters()
         return loss
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
@@ -117,8 +107,8 @@ class ReCo(StageMethod):
         def reduced(s: Tensor, t: Tensor) -> tuple[Sums, Sums]:
             return _sums(adapter(s), context), _sums(t, context)
 
-        slabs = zip(*self.each_chunk(reduced, student, teacher), strict=True)
-        (space_s, channels_s, scores_s), (space_t, channels_t, scores_t) = map(self._seen, slabs)
+        chunks = zip(*self.each_chunk(reduced, student, teacher), strict=True)
+        (space_s, channels_s, scores_s), (space_t, channels_t, scores_t) = map(self._seen, chunks)
         attention = (channels_s - channels_t).abs().mean() + (space_s - space_t).abs().mean()
         # g(f) is f plus a vector per sample; the adapter commutes with a weighted mean.
         shift = context(adapter(_attended(student, scores_s)))
@@ -132,9 +122,9 @@ class ReCo(StageMethod):
 
         return self.shares[index] * (self.in_chunks(squares, student, teacher, weights) + attention)
 
-    def _seen(self, slabs: Sequence[Sums]) -> tuple[Tensor, Tensor, Tensor]:
+    def _seen(self, chunks: Sequence[Sums]) -> tuple[Tensor, Tensor, Tensor]:
         """Of a whole patch: attention S (b, 1, d, h, w) and C (b, c, 1, 1, 1), and scores k f."""
-        over_channels, over_space, scores = zip(*slabs, strict=True)
+        over_channels, over_space, scores = zip(*chunks, strict=True)
         space = torch.cat(over_channels, 2)
         channels = torch.stack(over_space).sum(0) / space[0].numel()
         return self._attention(space), self._attention(channels), torch.cat(scores, 2)
@@ -175,19 +165,16 @@ class Context(nn.Module):
         )
         self.requires_grad_(trained)
 
-    def scores(self, features: Volume) -> Float[Tensor, "b 1 d h w"]:
-        """Return k f, of which the softmax is taken."""
-        return torch.einsum("oc,bcdhw->bodhw", self.key.weight, features)
-
     def forward(self, attended: Float[Tensor, "b c 1 1 1"]) -> Float[Tensor, "b c 1 1 1"]:
         """What U makes of `attended`, the sum."""
         return self.change(attended.flatten(1))[:, :, None, None, None]
 
 
 def _sums(features: Volume, context: Context) -> Sums:
-    """Of a slab: mean_c |f| (b, 1, d, h, w), sum_v |f| (b, c, 1, 1, 1), k f (b, 1, d, h, w)."""
+    """Of a chunk: mean_c |f| (b, 1, d, h, w), sum_v |f| (b, c, 1, 1, 1), k f (b, 1, d, h, w)."""
     size = features.abs()
-    return size.mean(1, keepdim=True), size.sum((2, 3, 4), keepdim=True), context.scores(features)
+    scores = torch.einsum("oc,bcdhw->bodhw", context.key.weight, features)
+    return size.mean(1, keepdim=True), size.sum((2, 3, 4), keepdim=True), scores
 
 
 def _attended(features: Narrow, scores: Float[Tensor, "b 1 d h w"]) -> Float[Tensor, "b _ 1 1 1"]:

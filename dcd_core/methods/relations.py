@@ -1,10 +1,7 @@
 """How places relate: the student keeps similarities, distances and angles, not the features.
 
-Voxels are too many for that, so they are pooled to *nodes*: a coarse grid of regions, each the mean
-of its voxels.
+Voxels are too many for that: they are pooled to *nodes*, the means of a coarse grid of regions.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -22,14 +19,15 @@ Nodes = Float[Tensor, "b n _"]
 
 
 class RelationMethod(UnadaptedMethod):
-    """A loss of the relations among nodes; `nodes`: how many along each axis, at most."""
+    """A loss of the relations among nodes (b, n, c); `nodes`: how many along each axis, at most."""
 
     def __init__(self, *channels: Sequence[int], nodes: int = 4, **shared: Any) -> None:
         super().__init__(*channels, **shared)
         self.nodes = at_least("nodes", nodes, 1)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        return self.relations(pooled(student, self.nodes), pooled(teacher, self.nodes))
+        s, t = (averaged(x, self.nodes).flatten(2).mT for x in (student, teacher))
+        return self.relations(s, t)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
         """The loss of one stage."""
@@ -45,7 +43,7 @@ class PairwiseAffinity(RelationMethod):
     3D change: at most 8^3 nodes for the paper's patches of 2 x 2, which would need 4 GiB.
     Differs from the authors' code: there a patch is half of the map, so that 2 x 2 nodes are left
     (`nodes=2`), pooled by the maximum; norms have no gradient; the weight is 1, or 0.5 in the
-    script. Here all is as in the paper's text. Its pixel-wise and adversarial terms are absent.
+    script. Here all is as in the paper's text, without its pixel-wise and adversarial terms.
     Options: `nodes` per axis. `weight` 10 belongs to the mean over pairs.
     """
 
@@ -55,7 +53,8 @@ class PairwiseAffinity(RelationMethod):
         super().__init__(*channels, nodes=nodes, **shared)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
-        return (_affinities(student) - _affinities(teacher)).square().mean()
+        s, t = (directions(nodes, 2) for nodes in (student, teacher))
+        return (s @ s.mT - t @ t.mT).square().mean()
 
 
 class RelationalKD(RelationMethod):
@@ -98,8 +97,7 @@ class CrossImage(RelationMethod):
     Source: Yang, Zhou, An, Jiang, Xu, Zhang, CVPR 2022, arXiv 2204.06986.
     3D change: regions stand for pixels. A single patch is related to itself.
     Differs from the authors' code (CIRKD): the mini-batch term alone, without their memory bank.
-    Options: `temperature` T, `nodes` per axis. `weight` 1 belongs to T = 0.1; the 0.1 of their code
-    is that of the bank.
+    Options: `temperature` T, `nodes` per axis. `weight` 1 belongs to T = 0.1; 0.1 was the bank's.
     """
 
     weight: ClassVar[float] = 1.0
@@ -109,22 +107,10 @@ class CrossImage(RelationMethod):
         self.temperature = positive("temperature", temperature)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
-        p, q = (self._log_resemblance(x) for x in (student, teacher))
+        units = (directions(nodes, 2) for nodes in (student, teacher))
+        cosines = (torch.einsum("bic,djc->bdij", u, u) for u in units)
+        p, q = (log_softmax(x / self.temperature, -1) for x in cosines)
         return (q.exp() * (q - p)).sum(-1).mean()
-
-    def _log_resemblance(self, nodes: Nodes) -> Float[Tensor, "b b n n"]:
-        u = directions(nodes, 2)
-        return log_softmax(torch.einsum("bic,djc->bdij", u, u) / self.temperature, -1)
-
-
-def pooled(features: Volume, nodes: int) -> Nodes:
-    """The nodes (b, n, c) of features: means of `nodes`^3 regions, fewer on smaller grids."""
-    return averaged(features, nodes).flatten(2).mT
-
-
-def _affinities(nodes: Nodes) -> Float[Tensor, "b n n"]:
-    u = directions(nodes, 2)
-    return u @ u.mT
 
 
 def _distances(nodes: Float[Tensor, "n c"]) -> Float[Tensor, "n n"]:

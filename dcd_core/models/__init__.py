@@ -1,9 +1,8 @@
 """Teacher and student: one wrapper around any U-Net, so that every method sees the same thing.
 
-`Segmenter` collects the features of each encoder stage during the forward pass; its `encode` stops
-after the deepest one, because a teacher's decoder teaches nothing to a loss of features. `unets`
-has the networks that come wrapped, `nnunet` those that nnU-Net planned and trained; `files` builds
-them by name, saves and loads them.
+`Segmenter` collects the features of each encoder stage; its `encode` stops after the deepest one.
+`unets` has the networks that come wrapped, `nnunet` those that nnU-Net planned and trained; `files`
+builds them by name, saves and loads them.
 """
 
 from dcd_core.models.files import ARCHITECTURES, build, halve, load, save

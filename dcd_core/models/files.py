@@ -1,13 +1,13 @@
 """Segmenters by name and on disk: all weights of a file are read, or the file is refused."""
 
-from __future__ import annotations
-
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dcd_core.models.nnunet import planned
 from dcd_core.models.segmenter import Segmenter, refuse_not_finite
@@ -31,22 +31,19 @@ def build(architecture: str, in_channels: int, classes: int, **options: Any) -> 
 
 @torch.no_grad()
 def halve(model: Segmenter) -> None:
-    """Round all weights to half precision, in place; their type stays float32.
-
-    A model is rounded before it is tested, so that what is scored is what is stored.
-    """
+    """Round all weights to half precision, in place: what is tested is what will be stored."""
     for weight in model.state_dict().values():
         if weight.is_floating_point():
             weight.copy_(weight.half())
 
 
 def save(model: Segmenter, path: str | Path, *, half: bool = False) -> Path:
-    """Write weights (safetensors) with the architecture in the file's own header; atomic.
+    """Write weights (safetensors), with architecture and a hash in the file's header; atomic.
 
     Equal models make equal bytes. With `half` weights are in half precision, which loses nothing of
     a model that `halve` has rounded. Raises ContractError for a segmenter without `spec`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if model.spec is None:
         raise ContractError("model to save", "no `spec`", "one that `build` makes", "build(...)")
@@ -56,25 +53,35 @@ def save(model: Segmenter, path: str | Path, *, half: bool = False) -> Path:
     weights = {name: w.contiguous() for name, w in model.state_dict().items() if name in names}
     if half:
         weights = {n: w.half() if w.is_floating_point() else w for n, w in weights.items()}
+    spec = json.dumps({**model.spec, "sha256": _hash(model.spec, weights)})
     with atomic(path) as temporary:
-        save_file(weights, temporary, metadata={"spec": json.dumps(model.spec)})
+        temporary.write_bytes(save(weights, {"spec": spec}))
     return Path(path)
 
 
 def load(path: str | Path) -> Segmenter:
     """Read what `save` wrote; ContractError unless every weight matches and is finite."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_model
+    from safetensors import safe_open
+    from safetensors.torch import load_file, load_model
 
     if not Path(path).is_file():
         raise ContractError("model file", f"nothing at {path}", "a file of save", "train first")
     try:
         with safe_open(path, framework="pt") as file:
             spec = json.loads((file.metadata() or {})["spec"])
+        if spec.pop("sha256", None) not in (None, _hash(spec, load_file(path))):
+            raise KeyError("changed since it was written")
         model = build(**spec)
         load_model(model, path, strict=True)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+    except ContractError:
+        raise
+    except Exception as error:  # a header can ask for anything
         got = f"{path}, unreadable ({error})"
-        raise ContractError("model file", got, "a whole file of save", "deleting it") from None
+        raise ContractError("model file", got, "a whole file of save", "another copy") from None
     refuse_not_finite(model, path)
     return model.eval()
+
+
+def _hash(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    data = [weights[name].cpu().numpy().tobytes() for name in sorted(weights)]
+    return hashlib.sha256(b"".join([json.dumps(spec).encode(), *data])).hexdigest()

@@ -3,12 +3,9 @@
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; files as nnU-Net 2.5 and later write them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from torch import nn
 
 from dcd_core.errors import require
 from dcd_core.models.segmenter import Segmenter, recorded, refuse_not_finite
+from dcd_core.storage import read_torch
 from dcd_core.types import ContractError
 
 # The types in nnU-Net's log of losses; PyTorch reads tensors and plain Python values anyway.
@@ -75,16 +73,19 @@ def from_nnunet(
     """A segmenter that nnU-Net trained, with its weights, in eval mode.
 
     `folder`: what nnU-Net names <trainer>__<plans>__<configuration>, with plans.json, dataset.json
-    and, in fold_<fold>, the `checkpoint`. Nothing in it is executed: what is not a tensor or a
-    plain value is refused. Images must be prepared as nnU-Net prepared its own. Raises
-    ContractError for files that are missing, damaged, of other networks, or of an nnU-Net before
-    2.5, and unless every weight matches and is finite.
+    and, in fold_<fold>, the `checkpoint`. Nothing in it is executed. Images must be prepared as
+    nnU-Net prepared its own. Raises ContractError for files that are missing, damaged, of other
+    networks, or of an nnU-Net before 2.5, and unless every weight matches and is finite.
     """
     path = Path(folder) / f"fold_{fold}" / checkpoint
     plans, dataset = (_read(Path(folder) / name) for name in ("plans.json", "dataset.json"))
     content = _read(path)
     try:
-        architecture = _configured(plans, content["init_args"]["configuration"])["architecture"]
+        trained = content["init_args"]
+        architecture = _configured(plans, trained["configuration"])["architecture"]
+        copied = _configured(trained.get("plans", plans), trained["configuration"])
+        if copied["architecture"] != architecture:
+            raise KeyError("another architecture in plans.json")
         weights = {key.removeprefix("module."): w for key, w in content["network_weights"].items()}
         options = dict(architecture["arch_kwargs"])
         model = planned(
@@ -130,8 +131,8 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             return dict(json.loads(path.read_text("utf-8")))
         with torch.serialization.safe_globals(_NUMBERS):
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, ValueError, UnpicklingError, RuntimeError, EOFError) as error:
+            return dict(read_torch(path))
+    except Exception as error:  # there are half a dozen types for a damaged file
         got = f"{path}, unreadable ({type(error).__name__})"
         expected = "<trainer>__<plans>__<configuration> with plans.json, dataset.json, fold_<fold>"
         attempt = "another folder, fold or checkpoint"

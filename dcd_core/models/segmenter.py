@@ -1,11 +1,9 @@
 """One wrapper around any U-Net: hooks on named submodules collect the encoder stages."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -24,7 +22,7 @@ class Segmenter(nn.Module):
     or one tensor (b, heads, k, d, h, w). `stages`: names of the submodules whose outputs are the
     encoder stages, finest first; `channels`: of each stage. `spec`: what `load` needs to build the
     network again. `regions`: the logits are those of overlapping regions, a sigmoid each. Raises
-    ContractError for stages that do not exist or run, and for a network that returns anything else.
+    ContractError for stages that do not exist or run, for other outputs, and for unfit images.
     """
 
     def __init__(
@@ -68,17 +66,19 @@ class Segmenter(nn.Module):
             kept = any(x is feature for x in inputs[:1] for feature in features.values())
             return (inputs[0].clone(), *inputs[1:]) if kept else None
 
-        modules = dict(self.network.named_modules())
-        handles = [modules[name].register_forward_hook(partial(keep, name)) for name in self.stages]
-        in_place = [module for module in modules.values() if getattr(module, "inplace", False)]
-        handles += [module.register_forward_pre_hook(spare) for module in in_place]
-        result = None
-        try:
-            with suppress(_Encoded):
+        modules, result = dict(self.network.named_modules()), None
+        with ExitStack() as hooks, suppress(_Encoded):  # no copy or export may meet one later
+            for name in self.stages:
+                hooks.enter_context(modules[name].register_forward_hook(partial(keep, name)))
+            for module in modules.values():
+                if getattr(module, "inplace", False):
+                    hooks.enter_context(module.register_forward_pre_hook(spare))
+            try:
                 result = self.network(x)
-        finally:  # nothing stays on the network, where a copy or an export would meet it
-            for handle in handles:
-                handle.remove()
+            except (RuntimeError, ValueError) as error:  # those of PyTorch do not say what to do
+                got = f"{tuple(x.shape)} ({str(error).splitlines()[0]})"
+                expected = "its channels, a size that the strides of the network divide, and memory"
+                raise ContractError("image", got, expected, "the patch of its training") from error
         absent = [name for name in self.stages if name not in features]
         if absent:
             raise ContractError("stages", f"{absent} did not run", "modules that run", "others")
@@ -91,15 +91,14 @@ class _Encoded(Exception):
 
 def recorded(architecture: Callable[_Arguments, Segmenter]) -> Callable[_Arguments, Segmenter]:
     """The same architecture, whose segmenters keep its arguments as `spec`, in types of JSON."""
-    signature = inspect.signature(architecture)
 
     @wraps(architecture)
     def built(*args: _Arguments.args, **options: _Arguments.kwargs) -> Segmenter:
-        given = signature.bind(*args, **options)
+        given = inspect.signature(architecture).bind(*args, **options)
         given.apply_defaults()
         model = architecture(*args, **options)
-        plain = json.loads(json.dumps(given.arguments))
-        model.spec = {"architecture": architecture.__name__, **plain}
+        named = {"architecture": architecture.__name__, **given.arguments}
+        model.spec = json.loads(json.dumps(named))
         return model
 
     return built

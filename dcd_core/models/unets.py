@@ -1,11 +1,8 @@
 """The U-Nets of teachers and students: plain, with a residual encoder, with a transformer encoder.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18, 2021 (plain), and MICCAI 2024, arXiv 2404.09556
-(residual encoder); Hatamizadeh et al., Swin UNETR, arXiv 2201.01266; Cardoso et al., MONAI, arXiv
-2211.02701 (blocks).
+(residual encoder); Hatamizadeh et al., arXiv 2201.01266; Cardoso et al., MONAI, arXiv 2211.02701.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,9 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dcd_core.errors import require
+from dcd_core.errors import require, within
 from dcd_core.models.segmenter import Segmenter, recorded
-from dcd_core.types import ContractError
 
 BLOCKS = (1, 3, 4, 6, 6, 6)
 """Residual blocks per encoder stage in nnU-Net's ResEnc presets."""
@@ -36,7 +32,7 @@ def dynunet(
     """
     from monai.networks.nets import DynUNet
 
-    _check_channels(channels, at_least=3)
+    _check_channels(channels, least=3)
     depth = len(channels)
     network = DynUNet(
         spatial_dims=3,
@@ -68,8 +64,7 @@ def resenc(
     """
     _check_channels(channels)
     counts = tuple(BLOCKS[: len(channels)] if blocks is None else blocks)
-    if len(counts) != len(channels):
-        raise ContractError("blocks", counts, "one count per stage", "blocks=None")
+    within("blocks", counts, len(counts) == len(channels), "one count per stage")
     network = _ResidualEncoderUNet(in_channels, classes, channels, counts, deep_supervision)
     return Segmenter(network, [f"encoder.{i}" for i in range(len(channels))], channels)
 
@@ -95,10 +90,9 @@ def swin(
     require("lab", "einops")
     doubled = tuple(channels) == tuple(channels[0] * 2**i for i in range(5))
     divided = len(heads) == 4 and not any(c % n for c, n in zip(channels, heads, strict=False))
-    if not doubled or channels[0] % 12 or not divided:
-        got, attempt = f"{tuple(channels)}, {tuple(heads)}", "channels=(24, 48, 96, 192, 384)"
-        expected = "five, each twice the one before, the first a multiple of 12, and four divisors"
-        raise ContractError("channels, heads of swin", got, expected, attempt)
+    fits = doubled and channels[0] % 12 == 0 and divided
+    expected = "five, each twice the one before, the first a multiple of 12, and four divisors"
+    within("channels, heads of swin", (tuple(channels), tuple(heads)), fits, expected)
     network = SwinUNETR(
         in_channels=in_channels,
         out_channels=classes,
@@ -153,12 +147,10 @@ class _ResidualEncoderUNet(nn.Module):
 
 def shrink(channels: Sequence[int], factor: int, floor: int = 8) -> tuple[int, ...]:
     """Channels of the student: the teacher's divided by `factor`, never below `floor`."""
-    if min(factor, floor) < 1:
-        raise ContractError("factor, floor", (factor, floor), "at least 1", "factor=4, floor=8")
+    within("factor, floor", (factor, floor), min(factor, floor) >= 1, "at least 1, such as 4 and 8")
     return tuple(max(floor, width // factor) for width in channels)
 
 
-def _check_channels(channels: Sequence[int], at_least: int = 2) -> None:
-    if len(channels) < at_least or any(width < 1 for width in channels):
-        expected = f"at least {at_least} positive widths"
-        raise ContractError("channels", channels, expected, "(16, 32, 64, 128)")
+def _check_channels(channels: Sequence[int], least: int = 2) -> None:
+    fits = len(channels) >= least and min(channels) >= 1
+    within("channels", channels, fits, f"at least {least} positive widths")

@@ -1,22 +1,17 @@
 """Balance: the gradient of a distillation loss on the student's encoder, beside the segmentation's.
 
-The value of a loss does not say how much it counts: a mean over voxels and a sum over them differ a
-millionfold and may teach the same. The gradient does. Methods are compared at equal ratios of
-gradient norms, taken over the encoder, the only part that all of them reach.
+The value of a loss does not say how much it counts, its gradient does. Methods are compared at
+equal ratios of gradient norms, taken over the encoder, the only part that all of them reach.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from dcd_core.models import Segmenter
-from dcd_core.train.distiller import Distiller
 from dcd_core.train.processes import ALONE, Processes
-from dcd_core.types import Batches, ContractError, Volume
+from dcd_core.types import Volume
 
 BALANCE_EVERY = 20
 """Steps between measurements of the gradient ratio; each costs about two more backward passes."""
@@ -49,8 +44,7 @@ def gradient_ratio(
     norms = []
     for loss in (segmentation, distillation):
         gradients = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
-        known = processes.averaged([g.detach() for g in gradients if g is not None])
-        each = [g.float().norm() for g in known]
+        each = [processes.mean(g).float().norm() for g in gradients if g is not None]
         norms.append(torch.stack(each).norm().item() if each else 0.0)
     norm, norm_of_distillation = norms
     return None if norm_of_distillation <= SILENT * norm else norm / norm_of_distillation
@@ -61,28 +55,3 @@ def smoothed(previous: float, ratio: float | None) -> float:
     if ratio is None or previous == 0:
         return ratio or previous
     return 0.8 * previous + 0.2 * ratio
-
-
-def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -> float:
-    """The median over `batches` of the weight at which both gradients are equally large.
-
-    The student is taken as it is and not trained. Raises ContractError for a method without a
-    gradient on all of them.
-    """
-    device = next(distiller.student.parameters()).device
-    distiller.train()
-    encoder = encoder_parameters(distiller.student, patches[0][0])
-    ratios = []
-    for step in range(batches):
-        image, target = (part.to(device) for part in patches[step])
-        loss, distillation = distiller(image, target, distil=True)
-        ratios.append(gradient_ratio(loss, distillation, encoder))
-    known = [ratio for ratio in ratios if ratio is not None]
-    if not known:
-        raise ContractError(
-            "gradient of the distillation",
-            f"zero on all of {batches} batches",
-            "a loss that reaches the student's encoder",
-            "another method, other stages, or a larger patch",
-        )
-    return median(known)

@@ -1,7 +1,5 @@
 """The distiller: student, frozen teacher and method in one module that owns all that is trained."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -29,9 +27,7 @@ class Distiller(nn.Module):
     scalar`, which is then treated by the defaults of `Method`; None for the undistilled student.
     `seg_loss`: (logits (b, k, d, h, w), target (b, 1, d, h, w)) -> scalar. The teacher is frozen
     and in eval mode. Only its encoder runs, unless the method has `needs_logits`; without `distil`
-    it does not run. A method without `needs_teacher`, such as a penalty on weights, may do without
-    one. Raises ContractError where a method reads logits as `regions`, or as classes, and a network
-    means them otherwise.
+    it does not run. ContractError where method and networks disagree on `regions` or classes.
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class Distiller(nn.Module):
         self.deep_weights = deep_weights
         self.processes = ALONE
 
-    def train(self, mode: bool = True) -> Distiller:
+    def train(self, mode: bool = True) -> "Distiller":
         """Training mode for all but the teacher."""
         super().train(mode)
         if self.teacher is not None:
@@ -69,8 +65,7 @@ class Distiller(nn.Module):
     def forward(self, image: Tensor, target: Tensor, *, distil: bool) -> Losses:
         """Losses of a batch: image (b, c, d, h, w), integer target (b, 1, d, h, w).
 
-        Of several `processes` each is given the whole batch, computes its part, and returns the
-        losses of the whole.
+        Of several `processes` each is given the whole batch, and returns the losses of the whole.
         """
         alone = self.teacher is None and self.needs_teacher
         distil = distil and self.method is not None and not alone

@@ -1,13 +1,10 @@
 """The loop: it turns batches into a trained student, and goes on where it was interrupted."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,25 +15,19 @@ from dcd_core.dcd import kd_weight
 from dcd_core.infer import choose_threshold, in_bfloat16, predict
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
-from dcd_core.storage import atomic
+from dcd_core.storage import atomic, read_torch
 from dcd_core.train.balance import BALANCE_EVERY, encoder_parameters, gradient_ratio, smoothed
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
-from dcd_core.train.result import (
-    DIVERGED,
-    OFFENDING,
-    Fit,
-    facts_of,
-    plain,
-    read_fit,
-    unfit,
-    write_facts,
-)
+from dcd_core.train.result import DIVERGED, Fit, facts_of, plain, read_fit, seal, unfit, write_facts
 from dcd_core.types import Batches, Case
 
 if TYPE_CHECKING:
     import pandas as pd
+
+OFFENDING = "offending-batch.pt"
+"""File of the batch at which a loss or a gradient was not finite."""
 
 
 def fit(
@@ -51,26 +42,27 @@ def fit(
     """Train the distiller's student by `recipe`; return its averaged weights and the run's history.
 
     `val` are prepared cases that choose the decision threshold. `run_dir` receives `checkpoint.pt`
-    while training and `student.safetensors`, `history.csv`, `fit.json` and, if the method has a
-    state, `method.safetensors` at the end. With `resume` a finished run is read back and an
-    interrupted one goes on, batch for batch as if it had not been interrupted.
-    Raises ContractError for a run or checkpoint of another recipe, for a checkpoint that is damaged
-    or of other networks, and FloatingPointError as soon as a loss or a gradient is not finite; that
-    batch is then in `run_dir`/offending-batch.pt.
+    while training, in the end `student.safetensors`, `history.csv`, `fit.json` and, if the method
+    has a state, `method.safetensors`. With `resume` a finished run is read back and an interrupted
+    one goes on, batch for batch. Raises ContractError for files of another recipe or of other
+    networks and for damaged ones, FloatingPointError as soon as a loss or a gradient is not finite;
+    that batch is then in `run_dir`/offending-batch.pt.
 
     It uses one GPU if there is one. Under `torchrun` all processes call it alike, on a common disk.
     Each takes a part of every batch; losses and gradients are those of the whole batch, but batch
     norm and dropout see the part alone. The first process writes the files, the others read them.
     """
     folder = Path(run_dir)
-    if resume and (folder / "fit.json").is_file():
+    if resume and all((folder / name).is_file() for name in ("fit.json", "student.safetensors")):
         if facts_of(folder)["recipe"] != plain(recipe):
             raise unfit(folder, "made by another recipe")
         return read_fit(folder)
     if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", DIVERGED, OFFENDING):
             (folder / name).unlink(missing_ok=True)
-    run = _Run(distiller, recipe, folder)
+    for left in folder.glob(".*.*"):  # by a process that was killed as it wrote
+        left.unlink(missing_ok=True)
+    run = Run(distiller, recipe, folder)
     run.restore()
     if val:  # one patch before step 1: a bug in prediction shows in the first minute
         crop = val[0].image[:, : recipe.patch[0], : recipe.patch[1], : recipe.patch[2]]
@@ -88,23 +80,8 @@ def fit(
     return fitted or read_fit(folder)
 
 
-def first_steps(distiller: Distiller, train: Batches, recipe: Recipe, steps: int) -> pd.DataFrame:
-    """The history of the first steps of a run, trained as `fit` does; nothing is kept.
-
-    Raises FloatingPointError as `fit` does.
-    """
-    import pandas as pd
-
-    with TemporaryDirectory() as folder:
-        run = _Run(distiller, recipe, Path(folder))
-        state = run.start(train)
-        while state.step < steps:
-            run.advance(train)
-    return pd.DataFrame(state.rows)
-
-
 @dataclass
-class _State:
+class State:
     """Where a run is and what it logged: all that a checkpoint holds besides tensors."""
 
     step: int = 0
@@ -114,7 +91,7 @@ class _State:
     recent: list[float] = field(default_factory=list)
 
 
-class _Run:
+class Run:
     """A run under way: what is trained, what trains it, and where it stands."""
 
     def __init__(self, distiller: Distiller, recipe: Recipe, folder: Path) -> None:
@@ -127,9 +104,9 @@ class _Run:
         self.ema = EMA(distiller.student, recipe.ema)
         self.device = next(distiller.student.parameters()).device
         self.encoder: Sequence[nn.Parameter] = ()
-        self.state = _State()
+        self.state = State()
 
-    def start(self, train: Batches) -> _State:
+    def start(self, train: Batches) -> State:
         """Make ready for the first step, or for the next one of a run that is restored."""
         student = self.distiller.student
         # What the two losses are compared on; nothing where there is one loss.
@@ -172,8 +149,11 @@ class _Run:
             total = total + weight * losses.distillation
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        processes.average_gradients(self.distiller.trainable())
-        norm = nn.utils.clip_grad_norm_(self.distiller.trainable(), recipe.clip).item()
+        trained = self.distiller.trainable()
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad = processes.mean(parameter.grad)
+        norm = nn.utils.clip_grad_norm_(trained, recipe.clip).item()
         if not math.isfinite(total.item()) or not math.isfinite(norm):
             self._stop(image, target, losses, norm)
         self.optimizer.step()
@@ -234,9 +214,9 @@ class _Run:
         if not path.is_file():
             return
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_torch(path)
             theirs = content["recipe"]
-        except Exception as error:  # torch raises half a dozen types for a damaged file
+        except Exception as error:  # there are half a dozen types for a damaged file
             raise unfit(path, f"unreadable ({type(error).__name__})") from None
         if theirs != plain(self.recipe):
             raise unfit(path, "made by another recipe")
@@ -246,12 +226,12 @@ class _Run:
             self.ema.model.load_state_dict(content["ema"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise unfit(path, f"of another student or method ({error})") from None
-        self.state = _State(**content["state"])
+        self.state = State(**content["state"])
         self.ema.steps = self.state.step
 
     def finish(self, val: Sequence[Case]) -> Fit:
         """Choose the threshold and write the files of a finished run."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder, recipe, state, method = self.folder, self.recipe, self.state, self.distiller.method
         student = self.ema.model
@@ -264,20 +244,20 @@ class _Run:
         if dice == 0:
             progress(folder.name, state.step, recipe.steps, "val Dice 0 at all thresholds: kept .5")
         models.save(student, folder / "student.safetensors", half=True)
-        alike: Any = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-        state_dict = {} if method is None else method.state_dict()
-        kept = {name: value.to(**alike) for name, value in state_dict.items()}
+        own = {} if method is None else method.state_dict()
+        kept = {n: x.cpu().clone(memory_format=torch.contiguous_format) for n, x in own.items()}
         if kept:  # analysis needs it, no deployed network does
             with atomic(folder / "method.safetensors") as temporary:
-                save_file(kept, temporary)
+                temporary.write_bytes(save(kept))
         history = self._write_history()
         facts: dict[str, Any] = {"threshold": threshold, "val_dice": dice}
         facts |= {"seconds": round(state.seconds, 2), "recipe": plain(recipe)}
+        facts["sha256"] = seal(folder, facts)
         write_facts(folder / "fit.json", facts)  # last: its presence says that all is there
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         return Fit(student, threshold, dice, history, state.seconds, kept)
 
-    def _write_history(self) -> pd.DataFrame:
+    def _write_history(self) -> "pd.DataFrame":
         import pandas as pd
 
         history = pd.DataFrame(self.state.rows)

@@ -1,14 +1,10 @@
 """Processes: the batches of a run shared out to the processes that torchrun starts.
 
-Networks run on a part of the batch in each process. What the losses read is then gathered, so that
-every process has the losses of the whole batch: exact for a Dice over the batch and for methods
-that relate its samples, where a mean over the processes' own losses is not.
+Networks run on a part of the batch in each process. What the losses read is then gathered: so a
+Dice over the batch, and methods that relate its samples, are exact.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +22,8 @@ class Processes:
     count: int = 1
 
     @classmethod
-    def started(cls, batch: int) -> Processes:
-        """Those of torchrun's RANK and WORLD_SIZE, connected; without these, this one alone.
-
-        Raises ContractError for a batch that cannot be cut into equal parts.
-        """
+    def started(cls, batch: int) -> "Processes":
+        """Those of torchrun, connected, or this alone; ContractError for parts of unequal size."""
         count = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
         if count == 1:
             return cls()
@@ -56,21 +49,13 @@ class Processes:
         logits, stages, deep = output
         return Output(self._joined(logits), *(tuple(map(self._joined, x)) for x in (stages, deep)))
 
-    def averaged(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Gradients, each the mean over the processes."""
-        if self.count == 1 or not gradients:
-            return gradients
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        means = (flat / self.count).split([gradient.numel() for gradient in gradients])
-        return [mean.view_as(like) for mean, like in zip(means, gradients, strict=True)]
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give all parameters that have a gradient its mean over the processes."""
-        reached = [(p, p.grad) for p in parameters if p.grad is not None]
-        means = self.averaged([gradient for _, gradient in reached])
-        for (parameter, _), mean in zip(reached, means, strict=True):
-            parameter.grad = mean
+    def mean(self, gradient: Tensor) -> Tensor:
+        """The mean over the processes of a gradient that all of them have."""
+        if self.count == 1:
+            return gradient
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / self.count
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

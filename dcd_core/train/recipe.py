@@ -1,7 +1,5 @@
 """Recipes: every number of a training run, with the reason beside its default."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable
@@ -11,7 +9,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from dcd_core.types import ContractError, Precision, Size3
+from dcd_core.errors import one_of, within
+from dcd_core.types import Precision, Size3
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class Recipe:
     """Share of the steps over which the weight rises along half a cosine."""
     kd_balance: Literal["gradient", "fixed"] = "gradient"
     """"gradient": the weight is the ratio of the gradient norms (distillation / segmentation) on
-    the student's encoder, so that one number means the same for every method; "fixed": it
-    multiplies the loss. Both log that ratio, as `relative_weight`."""
+    the student's encoder; "fixed": it multiplies the loss. Both log that ratio."""
     kd_prepare: int = 50
     """Batches on which a method may learn of the teacher alone, before the first step."""
     deep_weights: float = 0.5
@@ -66,19 +64,15 @@ class Recipe:
         for expected, (fits, names) in _RANGES.items():
             for name in names.split():
                 value = getattr(self, name)
-                if not (math.isfinite(value) and fits(value)):
-                    raise ContractError(name, value, expected, f"{name}={getattr(Recipe, name)}")
-        if len(self.patch) != 3 or min(self.patch) < 1:
-            raise ContractError("patch", self.patch, "three counts of voxels", "(32, 32, 32)")
-        if self.kd_start + self.kd_ramp > 1:
-            got, expected = f"a sum of {self.kd_start + self.kd_ramp}", "a sum of at most 1"
-            raise ContractError("kd_start, kd_ramp", got, expected, "kd_start=0.1, kd_ramp=0.2")
+                finite = isinstance(value, int | float) and math.isfinite(value)
+                within(name, value, finite and fits(value), expected)
+        counts = len(self.patch) == 3 and all(isinstance(n, int) and n > 0 for n in self.patch)
+        within("patch", self.patch, counts, "three counts of voxels")
+        shares = self.kd_start, self.kd_ramp
+        within("kd_start, kd_ramp", shares, sum(shares) <= 1, "a sum of at most 1")
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                got = repr(getattr(self, name))
-                raise ContractError(
-                    name, got, f"one of {get_args(hint)}", repr(getattr(Recipe, name))
-                )
+            if get_origin(hint) is Literal:
+                one_of(name, getattr(self, name), *get_args(hint))
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over everything trainable, adapters included."""
@@ -98,8 +92,8 @@ class Recipe:
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "a count of at least 1": (lambda x: x >= 1, "steps batch checkpoint_every"),
-    "a count of at least 0": (lambda x: x >= 0, "seed warmup kd_prepare"),
+    "a count of at least 1": (lambda x: x >= 1 and x % 1 == 0, "steps batch checkpoint_every"),
+    "a count of at least 0": (lambda x: x >= 0 and x % 1 == 0, "seed warmup kd_prepare"),
     "a finite number above 0": (lambda x: x > 0, "learning_rate clip"),
     "a finite number, 0 or more": (lambda x: x >= 0, "weight_decay kd_peak deep_weights"),
     "a share in [0, 1]": (lambda x: 0 <= x <= 1, "foreground kd_start kd_ramp"),
@@ -110,8 +104,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 class EMA:
     """Exponential moving average of a model's weights.
 
-    The decay rises from .1, min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ..., so that the
-    random start does not linger in the average. Buffers are copied.
+    The decay is min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ..., so that the random start
+    does not linger in the average. Buffers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -1,9 +1,9 @@
 """What a run leaves in its folder, and how that is read back."""
 
-from __future__ import annotations
-
+import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -20,10 +20,8 @@ from dcd_core.types import ContractError
 if TYPE_CHECKING:
     import pandas as pd
 
-OFFENDING = "offending-batch.pt"
-"""File of the batch at which a loss or a gradient was not finite."""
 DIVERGED = "diverged.json"
-"""File that names the step at which that was so."""
+"""File that names the step at which a loss or a gradient was not finite."""
 
 
 class Fit(NamedTuple):
@@ -31,14 +29,13 @@ class Fit(NamedTuple):
 
     `student`: the averaged weights, rounded to half precision, in eval mode; `threshold` and
     `val_dice`: the decision and its mean foreground Dice on the val cases; `history`: one row per
-    logged step; `seconds` of training; `method`: the state dict of the distillation method, its
-    adapters for example, as the last step left it (not averaged); empty where there is none.
+    logged step; `seconds` of training; `method`: the method's last state dict, empty without one.
     """
 
     student: Segmenter
     threshold: float
     val_dice: float
-    history: pd.DataFrame
+    history: "pd.DataFrame"
     seconds: float
     method: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -58,10 +55,7 @@ def read_fit(run_dir: str | Path) -> Fit:
 
 
 def diverged(run_dir: str | Path) -> bool:
-    """Whether the run in `run_dir` ended with a loss or a gradient that was not finite.
-
-    Its `history.csv` then ends before that step.
-    """
+    """Whether a run ended, after its `history.csv`, with a loss or gradient that was not finite."""
     return (Path(run_dir) / DIVERGED).is_file() and not (Path(run_dir) / "fit.json").is_file()
 
 
@@ -72,12 +66,22 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """The decision, seconds and recipe of a finished run; ContractError when there is none."""
-    try:
-        return dict(json.loads((folder / "fit.json").read_text("utf-8")))
-    except (OSError, ValueError):
-        got = f"no finished run in {folder}"
-        raise ContractError("training run", got, "its fit.json", "train it again") from None
+    """The decision, seconds and recipe of a finished run; ContractError unless it is whole."""
+    got = f"no finished run in {folder}"
+    with suppress(OSError, ValueError, TypeError):
+        facts = dict(json.loads((folder / "fit.json").read_text("utf-8")))
+        if facts.pop("sha256", None) in (None, seal(folder, facts)):
+            return facts
+        got = f"{folder}, where a file was changed or removed"
+    attempt = "removing that folder, and training again"
+    raise ContractError("training run", got, "fit.json and the files with it", attempt)
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> str:
+    """A hash of what a run leaves; the file of the student has one of its own."""
+    files = [folder / name for name in ("history.csv", "method.safetensors")]
+    content = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join([json.dumps(facts).encode(), *content])).hexdigest()
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

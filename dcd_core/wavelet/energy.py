@@ -5,7 +5,7 @@ L levels, the set of bands B and the weight gamma of the last coarse band, the l
 
     1/L sum_(l=1..L) 1/|x_(l-1)| ( sum_(b in B) ||W_b x_(l-1)||^2 + gamma [l = L] ||x_l||^2 ),
 
-where |x| counts elements. This is the convention "orthonormal" with the published level weighting,
+where |x| counts elements: the convention "orthonormal" with the published level weighting,
 "resolution". The level weighting "energy" has 1/|x_0| in place of 1/L and of every 1/|x_(l-1)|.
 The convention "released" compares reconstructions. With S_b the synthesis of band b it is
 
@@ -14,14 +14,13 @@ The convention "released" compares reconstructions. With S_b the synthesis of ba
 This serves any wavelet and size and can be differentiated any number of times; `fast` is faster.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,7 +53,8 @@ class Selection(NamedTuple):
 
 def energy(x: Volume, selection: Selection) -> Float[Tensor, ""]:
     """The loss of differences `x` (b, c, d, h, w), a scalar; all levels must be usable."""
-    total, selected = x.new_zeros(()), matrix(_selected, selection.bands, like=x)[..., None, None]
+    chosen = [[band in selection.bands] for band in BANDS]
+    total, selected = x.new_zeros(()), torch.tensor(chosen, device=x.device)[..., None, None]
     averaged, count = selection.level_weighting == "resolution", 1
     for level in range(1, selection.levels + 1):
         if averaged or level == 1:
@@ -111,11 +111,6 @@ def units(size: Sequence[int], selection: Selection) -> int:
 def ratio(fine: Sequence[int], coarse: Sequence[int], selection: Selection) -> float:
     """The weight of a level that splits the grid `coarse`, in units of that which splits `fine`."""
     return math.prod(fine) / math.prod(coarse) if selection.level_weighting == "resolution" else 1.0
-
-
-def _selected(bands: Sequence[str]) -> np.ndarray:
-    """1 for each selected band and 0 for the others, (8, 1)."""
-    return np.isin(BANDS, bands).astype(float)[:, None]
 
 
 def _analysis(n: int, name: str, convention: Convention) -> np.ndarray:

@@ -10,8 +10,6 @@ Source: Mallat, IEEE TPAMI 11(7), 1989; Daubechies, Ten Lectures on Wavelets, SI
 Lee et al., PyWavelets, JOSS 4(36), 2019.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
@@ -22,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dcd_core.errors import at_least, one_of
+from dcd_core.errors import at_least, one_of, within
 from dcd_core.types import ContractError, Size3, Volume
 
 BANDS = ("aaa", "aad", "ada", "add", "daa", "dad", "dda", "ddd")
@@ -60,16 +58,13 @@ def idwt3(
     """Rebuild volumes from their eight bands, one level: the inverse of `dwt3`.
 
     `bands` (b, c, 8, d', h', w') -> (b, c, d, h, w), equal to `pywt.idwtn` and cropped to `size`,
-    if given: odd extents come back one voxel long. Raises ContractError for an unknown wavelet or
-    mode, or a `size` beyond that.
+    if given: odd extents come back one voxel long. ContractError: unknown wavelet, mode or `size`.
     """
     x = _transform(synthesis, from_bands(bands), bands.shape[3:], wavelet, mode)
     if size is None:
         return x
-    if not all(0 < want <= have for want, have in zip(size, x.shape[2:], strict=True)):
-        expected = f"1 to {tuple(x.shape[2:])} along (D, H, W)"
-        attempt = "the size of the volume that was transformed"
-        raise ContractError("size of the inverse transform", tuple(size), expected, attempt)
+    fits = all(0 < want <= have for want, have in zip(size, x.shape[2:], strict=True))
+    within("size", tuple(size), fits, f"1 to {tuple(x.shape[2:])}, as of the volume transformed")
     return x[:, :, : size[0], : size[1], : size[2]]
 
 
@@ -97,8 +92,7 @@ def waverec3(
 ) -> Volume:
     """Rebuild volumes from a pyramid: the inverse of `wavedec3`, equal to `pywt.waverecn`.
 
-    `size` is the extent of the finest level, needed for odd extents only. -> (b, c, d, h, w).
-    Raises ContractError as `idwt3` does.
+    -> (b, c, d, h, w); `size` of the finest level is needed for odd extents. Errors as in `idwt3`.
     """
     x = pyramid.coarse
     for level, detail in reversed([*enumerate(pyramid.details)]):
@@ -111,8 +105,7 @@ def waverec3(
 def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
     """How many levels a volume can be split before the filters outgrow it (`pywt.dwtn_max_level`).
 
-    `size` is one extent or (D, H, W), in voxels; the shortest axis decides. Returns 0 when not one
-    level fits. The loss, which is periodic, goes further (`dcd_core.wavelet.energy.grids`).
+    `size`: one extent or (D, H, W), in voxels. 0 where none fits. The loss goes further (`grids`).
     """
     extents = (size,) * 3 if isinstance(size, int) else tuple(size)
     axes = zip(extents, axis_names(wavelet), strict=True)
@@ -122,9 +115,11 @@ def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
 def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
     """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
     each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else tuple(wavelet)
-    if len(each) != 3:
-        raise ContractError("wavelet", each, "one or three names", "('haar', 'db4', 'db4')")
+    within("wavelet", each, len(each) == 3, "one name, or three")
     d, h, w = (discrete(getattr(one, "name", one)).name for one in each)
+    for one in each:  # it may have the name of another, and filters of its own
+        if isinstance(one, pywt.Wavelet) and one.filter_bank != discrete(one.name).filter_bank:
+            raise ContractError("wavelet", "filters of its own", "those of PyWavelets", "its name")
     return d, h, w
 
 
@@ -147,9 +142,8 @@ def discrete(name: str) -> pywt.Wavelet:
 @lru_cache(maxsize=512)
 def analysis(n: int, name: str, mode: str) -> np.ndarray:
     """The transform of one axis as a matrix (2m, n), float64: m low rows, then m high rows."""
-    if n == 1 and mode.endswith("reflect"):
-        expected = "another mode for an axis of one voxel"
-        raise ContractError("mode", repr(mode), expected, "'symmetric'")
+    fits = n > 1 or not mode.endswith("reflect")
+    within("mode", mode, fits, "'symmetric', for example, for an axis of one voxel")
     return np.concatenate(pywt.dwt(np.eye(n), discrete(name), mode=mode, axis=0))
 
 
@@ -165,6 +159,8 @@ def _transform(
 ) -> Tensor:
     """The transform that `build` makes for axes of this size, in float32 or better."""
     one_of("mode", mode, *pywt.Modes.modes)
+    if len(size) != 3:
+        raise ContractError("volume", tuple(x.shape), "(b, c, d, h, w)", "x[:, None] or x[None]")
     axes = [*zip(size, axis_names(wavelet), strict=True)]
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
@@ -197,7 +193,9 @@ def _kept(
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision raised to float32, anything else as it is."""
+    """Half precision raised to float32, anything else as it is; ContractError for complex."""
+    if x.is_complex():  # float() would drop a part
+        raise ContractError("type", x.dtype, "real numbers", "x.real and x.imag, one by one")
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -18,13 +18,14 @@ import pandas as pd
 from dcd_core.errors import one_of
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.types import ISLES, TASKS
 from dcd_lab.audit.findings import DATA_SET, SEVERITIES, Finding
 from dcd_lab.audit.inspection import Inspection, inspect
 from dcd_lab.data.editions import OWN, numbering
 from dcd_lab.data.scans import Scan, Survey, no_scans, scans_of, survey, twice
 from dcd_lab.pool import each
 from dcd_lab.records import fingerprint
+from dcd_lab.records.text import printable, write_table
+from dcd_lab.tasks import ISLES, TASKS
 
 VERSION = 1
 """Raise it by hand when the same files get other findings or another manifest than before."""
@@ -82,7 +83,7 @@ def audit(
 ) -> Audit:
     """Examine every scan below `root` and list all that is wrong, without stopping at a fault.
 
-    `task` is a name out of `types.TASKS`, None for whatever lies there. `edition` is the year whose
+    `task` is a name out of `tasks.TASKS`, None for whatever lies there. `edition` is the year whose
     numbers the BraTS labels hold (None: 2024). With `out`, that folder gets `findings.csv`,
     `manifest.csv` and a file per scan. By these files a repeated or interrupted audit examines only
     scans that had errors or that have changed. `workers` > 1 examines in that many processes, each
@@ -105,11 +106,12 @@ def audit(
         findings += one.findings
         rows[scan] = one.row
         progress("audit", len(rows), len(scans), scan.id)
-    result = Audit(_table(findings), pd.DataFrame([rows[scan] for scan in scans]))
+    manifest = pd.DataFrame([rows[scan] for scan in scans])
+    manifest["files"] = manifest["files"].map(printable)
+    result = Audit(_table(findings), manifest)
     if store is not None:
         for name, table in result._asdict().items():
-            with atomic(store / f"{name}.csv") as temporary:
-                table.to_csv(temporary, index=False, lineterminator="\n")
+            write_table(store / f"{name}.csv", table)
     return result
 
 
@@ -144,7 +146,8 @@ def _table(findings: Sequence[Finding]) -> pd.DataFrame:
         return SEVERITIES.index(finding.severity), finding.check, finding.case, finding.got
 
     ordered: list[Finding] = sorted(findings, key=order)
-    return pd.DataFrame(ordered, columns=list(Finding._fields))
+    texts = [tuple(map(printable, one)) for one in ordered]
+    return pd.DataFrame(texts, columns=list(Finding._fields))
 
 
 def _inspections(
@@ -161,7 +164,9 @@ def _inspections(
     for scan, key, one in each(partial(_examined, base=base), pending, workers=workers):
         if store is not None:
             with atomic(_kept_file(scan, store)) as temporary:
-                temporary.write_text(json.dumps({"key": key, **one._asdict()}), "utf-8")
+                kept = {"key": key, **one._asdict()}
+                kept["content"] = fingerprint(kept)
+                temporary.write_text(json.dumps(kept), "utf-8")
         yield scan, one
 
 
@@ -186,7 +191,7 @@ def _recalled(scan: Scan, base: Path, store: Path) -> Inspection | None:
         kept = json.loads(_kept_file(scan, store).read_text("utf-8"))
         findings = [Finding(*finding) for finding in kept["findings"]]
         one = Inspection(findings, dict(kept["row"]))
-        same = kept["key"] == _key(scan, base)
+        same = kept.pop("content") == fingerprint(kept) and kept["key"] == _key(scan, base)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # An error may have come from the network or the disk: such a scan is examined again.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
 
-from dcd_core.types import ISLES, Task
+from dcd_lab.tasks import ISLES, Task
 
 FEWEST = 20
 """Voxels of a lesion below which its brightness says nothing."""

@@ -14,7 +14,6 @@ from jaxtyping import Bool, UInt8
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from dcd_core.types import BRATS, TASKS, Task
 from dcd_lab.audit.contrast import contrast, implausible
 from dcd_lab.audit.findings import Finding, Report
 from dcd_lab.audit.soundness import sound_image, sound_label
@@ -22,6 +21,7 @@ from dcd_lab.data import volumes
 from dcd_lab.data.editions import renumbered
 from dcd_lab.data.scans import Scan
 from dcd_lab.data.volumes import NiftiVolume
+from dcd_lab.tasks import BRATS, TASKS, Task
 
 MNI_SHAPE = (182, 218, 182)
 MNI_AFFINE = np.array([[-1.0, 0, 0, 90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])

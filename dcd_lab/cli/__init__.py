@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, by default that of this process, and return its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a file may have a name that is no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from dcd_lab.cli.commands import app
 
@@ -39,5 +42,7 @@ def _message(error: Exception) -> str:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from dcd_lab.records.text import printable
+
+    print(f"error: {printable(message)}", file=sys.stderr)
     return code

@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from dcd_core.errors import ContractError
-    from dcd_core.types import Task
+    from dcd_lab.tasks import Task
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for another program.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
@@ -34,7 +34,7 @@ def refusal(what: str, got: object, expected: object, attempt: str) -> ContractE
 def task_of(name: str) -> Task:
     """The task of a name; ContractError, with the nearest name, for an unknown one."""
     from dcd_core.errors import nearest
-    from dcd_core.types import TASKS
+    from dcd_lab.tasks import TASKS
 
     if name not in TASKS:
         raise refusal("task", repr(name), " or ".join(sorted(TASKS)), nearest(name, TASKS))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,8 @@ from dcd_lab.cli.console import Json, print_json, refusal, task_of, waiting
 
 if TYPE_CHECKING:
     from dcd_core.models import Segmenter
-    from dcd_core.types import Size3, Task
+    from dcd_core.types import Size3
+    from dcd_lab.tasks import Task
 
 Images = Annotated[
     list[Path], typer.Argument(help="One file per channel, in the order of the task.")
@@ -87,7 +87,7 @@ def predict(
     id = images[0].name.split(".nii")[0]
     with waiting("reading"):
         case = data.read(data.Scan(id, chosen.name, tuple(images), None, id))
-    with waiting("predicting"), fitting(window):
+    with waiting("predicting"):
         label = data.predict_case(
             network,
             case,
@@ -120,7 +120,7 @@ def cost(
 
     network, window = _loaded(model, cpu=cpu), _patch_of(model, patch)
     shape = (1, _spec(network)["in_channels"], *window)
-    with waiting("measuring"), fitting(window):
+    with waiting("measuring"):
         price = measure(network, shape, threads=threads, rounds=rounds)
     if as_json:
         return print_json({"shape": shape, **price._asdict()})
@@ -175,12 +175,16 @@ def _spec(network: Segmenter) -> dict[str, Any]:
 
 def _facts(model: Path) -> dict[str, Any]:
     """Recipe, threshold and spacing of the run a network lies in; empty where there is none."""
+    from dcd_core.train.result import facts_of
     from dcd_lab.experiments import evaluation
+    from dcd_lab.records.seals import check
 
     facts: dict[str, Any] = {}
+    check(model.parent)
     for name in ("request.json", "fit.json", f"threshold-{evaluation.VERSION}.json"):
         if (file := model.parent / name).is_file():
-            facts |= json.loads(file.read_text("utf-8"))
+            whole = name == "fit.json"  # it has a hash of its own
+            facts |= facts_of(model.parent) if whole else json.loads(file.read_text("utf-8"))
     return facts
 
 
@@ -196,24 +200,9 @@ def _patch_of(model: Path, given: Sequence[int] | None) -> Size3:
     return i, j, k
 
 
-@contextmanager
-def fitting(patch: Size3) -> Iterator[None]:
-    """Turn what PyTorch raises at a patch that a network cannot take into a ContractError."""
-    from dcd_core.errors import ContractError
-
-    try:
-        yield
-    except ContractError:  # a ValueError that says all
-        raise
-    except (RuntimeError, ValueError) as error:
-        got, attempt = f"{patch}: {str(error).splitlines()[0]}", "the patch of its training"
-        expected = "a size that the strides of the network divide and the memory holds"
-        raise refusal("patch", got, expected, attempt) from None
-
-
 def _task_of(network: Segmenter, name: str | None) -> Task:
     """The task by name, else the one with the network's channels and classes."""
-    from dcd_core.types import TASKS
+    from dcd_lab.tasks import TASKS
 
     spec = _spec(network)
     size = (spec["in_channels"], spec["classes"])

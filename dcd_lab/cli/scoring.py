@@ -11,7 +11,7 @@ import typer
 from dcd_lab.cli.console import Json, TaskName, Workers, print_json, print_table, refusal, task_of
 
 if TYPE_CHECKING:
-    from dcd_core.types import Task
+    from dcd_lab.tasks import Task
 
 Prediction = Annotated[Path, typer.Argument(help="Label file, or a folder of them.")]
 Reference = Annotated[
@@ -46,8 +46,8 @@ def score(
     import pandas as pd
 
     from dcd_core.progress import progress
-    from dcd_core.storage import atomic
     from dcd_lab.pool import each
+    from dcd_lab.records.text import write_table
 
     pairs = _pairs(prediction, reference, task_of(task), partial)
     rows: list[dict[str, Any]] = []
@@ -57,8 +57,7 @@ def score(
     rows.sort(key=lambda row: row["case"])
     table = pd.DataFrame(rows)
     if out is not None:
-        with atomic(out) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+        write_table(out, table)
     if as_json:
         return print_json(rows)
     shown = ["dice", "hd95_mm", "nsd_1mm", *(f"challenge_{name}" for name in SHOWN[task])]
@@ -113,10 +112,11 @@ def _labels(place: Path, task: Task) -> dict[str, Path]:
 def _id(file: Path, home: Path, task: Task) -> str:
     """The id that a path below `home` names in the form of the task, else the name of the file."""
     from dcd_lab.data.scans import BRATS_ID, ISLES_ID
+    from dcd_lab.records.text import printable
 
     pattern = {"brats2024": BRATS_ID, "isles2022": ISLES_ID}[task.name]
     named = pattern.findall(file.relative_to(home).as_posix())
-    return named[-1] if named else file.name.split(".nii")[0]
+    return named[-1] if named else printable(file.name.split(".nii")[0])
 
 
 def _scored(pair: tuple[str, Path, Path, Task]) -> list[dict[str, Any]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dcd_lab.cli.console import Json, TaskName, Workers, print_json, refusal, task_of
-from dcd_lab.cli.networks import fitting
 
 Root = Annotated[Path, typer.Argument(help="Folder that holds BraTS or ISLES, at any depth.")]
 Run = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
@@ -51,9 +51,10 @@ def train(
 
     from dcd_core import methods, models
     from dcd_core.errors import positive
-    from dcd_core.train import Distiller, Recipe, fit, training_device
+    from dcd_core.train import Recipe, fit, training_device
     from dcd_lab import data
     from dcd_lab.data.scans import READERS
+    from dcd_lab.experiments.running import distiller_of, patches_of
     from dcd_lab.records import fingerprint
 
     chosen, recipe = task_of(task), Recipe(steps=steps, patch=patch, seed=seed)
@@ -71,13 +72,11 @@ def train(
         channels = models.shrink(guide.channels, 4)
     else:
         channels = tuple((width or 16) * 2**stage for stage in range(4))
-    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = models.dynunet(*shape, channels=channels)
-        distil = methods.build(method, channels, guide.channels) if guide is not None else None
-    with fitting(recipe.patch):
-        student(torch.zeros(recipe.batch, shape[0], *patch))
+    student = partial(models.dynunet, *shape, channels=channels)
+    with torch.inference_mode():  # what does not fit is told before any case is prepared
+        student()(torch.zeros(recipe.batch, shape[0], *patch))
+    if guide is not None:
+        methods.build(method, channels, guide.channels)
 
     request = {
         "task": task,
@@ -92,13 +91,8 @@ def train(
         data.prepared([scans[id] for id in part], spacing_mm=size_mm, workers=workers)
         for part in ids
     )
-    patches = data.Patches(
-        seen, patch=patch, batch=recipe.batch, seed=seed, foreground=recipe.foreground
-    )
-    if guide is not None and distil is not None:
-        distil.to(training_device())
-        distil.prepare(guide, (patches[step] for step in range(recipe.kd_prepare)))
-    distiller = Distiller(student, guide, distil, deep_weights=recipe.deep_weights)
+    patches = patches_of(seen, recipe)
+    distiller = distiller_of(student, guide, patches, recipe, method)
     try:
         fitted = fit(distiller, patches, held_out, recipe, run_dir=out)
     except FloatingPointError as error:
@@ -114,13 +108,16 @@ def train(
 def _claim(folder: Path, request: Mapping[str, object]) -> None:
     """Keep in the folder of a run what was asked for; ContractError where it holds another run."""
     from dcd_lab.records.places import write_json
+    from dcd_lab.records.seals import check, seal
 
     file = folder / "request.json"
     wanted = json.loads(json.dumps(request))
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise refusal("--out", f"{folder}, which holds files", "a new folder", "another name")
-        return write_json(file, wanted)
+        write_json(file, wanted)
+        return seal(folder, file.name)
+    check(folder)
     kept = json.loads(file.read_text("utf-8"))
     if other := [key for key in wanted if kept.get(key) != wanted[key]]:
         got = f"{folder}, a run with another {' and '.join(other)}"

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from dcd_core.errors import one_of
 from dcd_core.progress import progress
-from dcd_core.types import BRATS, ISLES, TASKS, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab import phantom
 from dcd_lab.cache import run_dir
 from dcd_lab.data.nifti import write
@@ -22,6 +22,7 @@ from dcd_lab.data.scans import READERS, Scan, layout, layout_id
 from dcd_lab.data.splits import folds
 from dcd_lab.data.store import VERSION, prepared
 from dcd_lab.records import fingerprint
+from dcd_lab.tasks import BRATS, ISLES, TASKS
 
 Split: TypeAlias = Literal["train", "val", "test"]
 _KINDS = {BRATS.name: "glioma", ISLES.name: "stroke"}

@@ -13,7 +13,8 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_core.types import ContractError
+from dcd_lab.tasks import BRATS, ISLES
 
 _FOUR_CLASSES = {0: 0, 1: 1, 2: 2, 3: 1, 4: 3}  # 1 necrosis, 3 non-enhancing core: both NETC
 _ET_IS_FOUR = {0: 0, 1: 1, 2: 2, 4: 3}

@@ -15,12 +15,13 @@ from jaxtyping import Shaped, UInt8
 from nibabel.affines import voxel_sizes
 
 from dcd_core.storage import atomic
-from dcd_core.types import TASKS, Case, ContractError, Task
+from dcd_core.types import Case, ContractError
 from dcd_lab.cache import make_once
 from dcd_lab.data import volumes
 from dcd_lab.data.editions import OWN, renumbered
 from dcd_lab.data.scans import Scan, layout, layout_id, patient
 from dcd_lab.data.volumes import NiftiVolume, load, onto, open_image
+from dcd_lab.tasks import TASKS, Task
 
 
 def read(scan: Scan, *, grid: str | None = None) -> Case:
@@ -184,10 +185,10 @@ def export(
     if (*label.shape, *(1,) * (len(stored.shape) - label.ndim)) != stored.shape:
         expected = f"{stored.shape}, as in {Path(reference).name}"
         raise ContractError(what, f"shape {label.shape}", expected, attempt)
-    wrong = ~np.isfinite(label) | (label < 0) | (label != np.rint(label))
+    wrong = ~np.isfinite(label) | (label < 0) | (label >= 2**32) | (label != np.rint(label))
     if wrong.any():
         got = f"{wrong.sum()} voxels such as {label[wrong][0]}"
-        raise ContractError(what, got, "whole numbers from 0 on", attempt)
+        raise ContractError(what, got, "whole numbers from 0 on, below 2**32", attempt)
     whole = label.astype(np.min_scalar_type(int(label.max(initial=0))))
     header = stored.header.copy()
     header.set_data_dtype(whole.dtype)

@@ -7,8 +7,9 @@ from jaxtyping import Float, Float32, UInt8
 
 from dcd_core.infer import decide, predict
 from dcd_core.models import Segmenter
-from dcd_core.types import Case, Precision, Size3, Task
+from dcd_core.types import Case, ContractError, Precision, Size3
 from dcd_lab.data.prepare import prepare, resample
+from dcd_lab.tasks import Task
 
 
 def predict_case(
@@ -27,12 +28,15 @@ def predict_case(
 
     The case is prepared as in training (`data.prepare`, resampled to `spacing_mm` if given) and
     predicted; the probabilities return to the native grid before the threshold. Raises
-    ContractError when the case has other channels than the task.
+    ContractError when the case has other channels than the task, or the network other classes.
     """
     prepared = prepare(case, spacing_mm=spacing_mm, task=task)
     probabilities = predict(
         model, prepared.image, patch=patch, overlap=overlap, mirror=mirror, precision=precision
     )
+    if len(probabilities) != len(task.labels):
+        got, expected = f"{len(probabilities)} classes", f"{len(task.labels)}, those of {task.name}"
+        raise ContractError("network", got, expected, "one that was trained on this task")
     return decide(to_native(probabilities.cpu().numpy(), prepared, case), threshold)
 
 

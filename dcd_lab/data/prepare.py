@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from scipy import ndimage
 
-from dcd_core.types import TASKS, Case, ContractError, Size3, Task
+from dcd_core.types import Case, ContractError, Size3
+from dcd_lab.tasks import TASKS, Task
 
 MARGIN = 2
 """Voxels kept around the brain, so that its surface is never the edge of the volume."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dcd_core.types import BRATS, ISLES, TASKS, ContractError, Task
+from dcd_core.types import ContractError
 from dcd_lab.data.editions import OWN, numbering
+from dcd_lab.tasks import BRATS, ISLES, TASKS, Task
 
 BRATS_ID = re.compile(r"BraTS-GLI-\d{5}-\d{3}")
 ISLES_ID = re.compile(r"sub-strokecase\d{4}")
@@ -41,7 +42,7 @@ _EXPECTED = {
 class Scan(NamedTuple):
     """The files of one subject at one time point.
 
-    `task` is a name out of `types.TASKS`; `channels` are paths in the order of that task; `label`
+    `task` is a name out of `tasks.TASKS`; `channels` are paths in the order of that task; `label`
     is None for an unlabelled scan; `group` is the patient, whose scans must stay in one fold;
     `edition` is the year whose label numbers the file holds, None for those of the task itself.
     """

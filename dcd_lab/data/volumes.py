@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,8 @@ LABEL_TOLERANCE = 1e-3
 """Largest distance of a stored label from a whole number."""
 BROKEN = (OSError, EOFError, zlib.error, ValueError, TypeError, ImageFileError, HeaderDataError)
 """What nibabel raises at files that are cut short or no images."""
+_GROWTH = {".gz": 1040, ".bz2": math.inf, ".zst": math.inf}  # bytes unpacked from one, at most
+_CHUNK = 1 << 22
 _OTHER_UNITS = {1: "metre", 3: "micron"}
 
 
@@ -59,18 +63,52 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except BROKEN as error:
         got, attempt = f"{type(error).__name__} ({error})", "fetch this file again: it is damaged"
+        # The file came as it was written; "w2" is in what nibabel says of a quaternion beyond 1.
+        if isinstance(error, HeaderDataError) or "w2 should be positive" in str(error):
+            attempt = "correct its header: qform, sform and dimensions"
         raise ContractError(str(path), got, "a readable NIfTI file", attempt) from error
 
 
 def open_image(path: Path) -> nib.Nifti1Pair:
-    """Return a NIfTI image, its voxels not yet read; ContractError when it is absent or no such."""
+    """Return a NIfTI image; ContractError when it is absent, damaged or no such.
+
+    A compressed file is read to its checksum, which nibabel does not look at.
+    """
     if not path.is_file():
         raise ContractError(str(path), "no such file", "a NIfTI file", "fetch this scan again")
     with reading(path):
         stored = nib.load(path)
         if not isinstance(stored, nib.Nifti1Pair):
             raise TypeError(f"a {type(stored).__name__}")
+        _refuse_impossible(path, stored)
+        if path.suffix.lower() == ".gz" and isinstance(stored, nib.Nifti1Image):
+            return stored.from_bytes(_unpacked(path, _size(stored)))
     return stored
+
+
+def _size(stored: nib.Nifti1Pair) -> int:
+    """Bytes of a file whose header promises these voxels."""
+    count = math.prod(map(int, stored.shape)) * stored.get_data_dtype().itemsize
+    return count + int(stored.dataobj.offset)
+
+
+def _refuse_impossible(path: Path, stored: nib.Nifti1Pair) -> None:
+    """Raise ContractError where the file cannot hold the voxels: no memory is taken for them."""
+    places = [Path(holder.filename) for holder in stored.file_map.values() if holder.filename]
+    size = max(place.stat().st_size for place in places)
+    most = max(size * _GROWTH.get(place.suffix.lower(), 1) for place in places)
+    if math.prod(map(int, stored.shape)) <= 0 or _size(stored) > most:
+        got, attempt = f"shape {stored.shape} in {size} bytes", "correct its header, or fetch it"
+        raise ContractError(str(path), got, "voxels, as many as the file holds", attempt)
+
+
+def _unpacked(path: Path, size: int) -> bytes:
+    """The first `size` bytes of a compressed file, which is read and checked to its end."""
+    with gzip.open(path) as file:
+        content = file.read(size)
+        while file.read(_CHUNK):
+            pass
+    return content
 
 
 def header_faults(path: Path, stored: nib.Nifti1Pair) -> Iterator[tuple[str, ContractError]]:

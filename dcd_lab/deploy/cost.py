@@ -94,7 +94,7 @@ def peak_mib(model: nn.Module, shape: Sequence[int], *, threads: int | None = No
 
     On a CPU: the resident memory of a fresh process beyond that of the libraries, whose peak Linux
     records; what another runtime loads to compile the network counts. nan on other systems. On a
-    GPU: what its allocator gave. Raises RuntimeError with the last words of a process that failed.
+    GPU: what its allocator gave. Raises ContractError with the last words of a process that failed.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -118,7 +118,9 @@ def peak_mib(model: nn.Module, shape: Sequence[int], *, threads: int | None = No
         given = [str(file), ",".join(sorted(homes)), str(used), *map(str, shape)]
         done = subprocess.run([sys.executable, "-c", call, *given], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the process that measures memory failed:\n{done.stderr}")
+        words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        attempt = "a smaller shape, as the system ends processes that memory is too small for"
+        raise ContractError("process that measures memory", words, "one that ends well", attempt)
     return float(done.stdout.split()[-1]) / 2**20
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,6 +23,7 @@ from dcd_core.types import ContractError
 Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
 IMAGE, LOGITS = "image", "logits"  # names of input (b, c, d, h, w) and output (b, k, d, h, w)
 REGIONS = "regions"  # in the metadata of an export whose logits are those of overlapping regions
+SEVEN_BITS = "seven_bits"  # ... and of one whose int8 weights cannot overflow on any processor
 
 
 def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Path:
@@ -136,7 +138,10 @@ def _onnxruntime(path: Path, threads: int | None) -> tuple[Callable[[Any], Any],
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    regions = REGIONS in session.get_modelmeta().custom_metadata_map
+    metadata = session.get_modelmeta().custom_metadata_map
+    regions = REGIONS in metadata
+    if SEVEN_BITS not in metadata and b"QuantizeLinear" in path.read_bytes():
+        _warn_of_overflow(path)
     return lambda image: session.run([LOGITS], {IMAGE: image})[0], regions
 
 
@@ -151,7 +156,32 @@ def _openvino(path: Path, threads: int | None) -> tuple[Callable[[Any], Any], bo
     content = core.read_model(str(path))
     network = core.compile_model(content, "CPU", options)
     regions = content.has_rt_info(["framework", REGIONS])  # where it keeps the metadata of ONNX
+    rounded = any(node.get_type_name() == "FakeQuantize" for node in content.get_ops())
+    if rounded and not content.has_rt_info(["framework", SEVEN_BITS]):
+        _warn_of_overflow(path)
     return lambda image: network(image)[0], regions
+
+
+def adds_in_32_bits() -> bool:
+    """Whether this processor adds products of int8 in 32 bits; AVX2 and AVX-512 without VNNI: 16.
+
+    There sums of two products can overflow, and the runtimes let them. Where the system does not
+    tell, as outside Linux, it is taken to.
+    """
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+        names = {*flags[1].split()} if flags else set()
+        return "avx2" not in names or bool(names & {"avx512_vnni", "avx_vnni", "amx_int8"})
+    return True
+
+
+def _warn_of_overflow(path: Path) -> None:
+    if not adds_in_32_bits():
+        warnings.warn(
+            f"{path.name}: int8 can overflow on this processor, which has no VNNI, and its logits "
+            "be wrong; quantize it on this machine, which then gives weights seven bits"
+        )
 
 
 _USUAL: dict[str, Runtime] = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -194,10 +224,6 @@ def _finish(path: Path, model: Segmenter) -> None:
 def _steps(model: Segmenter, shape: Sequence[int]) -> list[int]:
     """Voxels of the image in one of the coarsest stage, by axis: grids are multiples of it."""
     image = torch.zeros(*shape, device=next(model.parameters()).device)
-    try:
-        with evaluating(model), torch.inference_mode():
-            stages = model(image).stages
-    except RuntimeError as error:
-        expected = f"a grid that the network's strides divide ({error})"
-        raise ContractError("shape", tuple(shape), expected, "its training patch") from None
+    with evaluating(model), torch.inference_mode():
+        stages = model(image).stages
     return [n // min([n, *(s.shape[axis] for s in stages)]) for axis, n in enumerate(shape[2:], 2)]

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 
 from dcd_core.errors import nearest, require
 from dcd_core.models import Segmenter
-from dcd_core.storage import atomic
+from dcd_core.storage import atomic, room_for, sync
 from dcd_core.types import ContractError, Volume
-from dcd_lab.deploy.export import IMAGE, LOGITS, quiet
+from dcd_lab.cache import scratch
+from dcd_lab.deploy.export import IMAGE, LOGITS, SEVEN_BITS, adds_in_32_bits, quiet
 
 _Convolution: TypeAlias = nn.Conv3d | nn.ConvTranspose3d
 
@@ -43,6 +43,8 @@ def quantize(
     Runtime rounds their outputs as well, all channels on one scale, so that a class of small logits
     needs "edges"; it leaves transposed convolutions in float. Raises ContractError for patches that
     are none or not finite, an unknown name, another ending, and without the extra [deploy].
+
+    On a processor whose sums of int8 can overflow (AVX2 without VNNI) weights get seven bits.
 
     Source: Krishnamoorthi, Quantizing Deep Convolutional Networks for Efficient Inference, arXiv
     1806.08342, 2018; Neural Network Compression Framework, arXiv 2002.08679.
@@ -110,11 +112,19 @@ def _openvino(exported: Path, path: Path, batches: list[Any], floats: dict[str, 
     # By default NNCF rounds the input of instance norms and of residual sums as well.
     scope = nncf.IgnoredScope(names=names, types=["MVN", "Add"], validate=False)
     data = nncf.Dataset(batches)
-    rounded = nncf.quantize(network, data, subset_size=len(batches), ignored_scope=scope)
+    options: dict[str, Any] = {"subset_size": len(batches), "ignored_scope": scope}
+    if not adds_in_32_bits():
+        fix = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+        options["advanced_parameters"] = fix
+    rounded = nncf.quantize(network, data, **options)
+    if not adds_in_32_bits():
+        rounded.set_rt_info("true", ["framework", SEVEN_BITS])
     # Two files, .xml and .bin. The weights come first: who finds the .xml finds them as well.
-    with TemporaryDirectory(dir=path.parent) as folder:
-        whole = Path(folder, path.name)
+    with scratch(path.parent, f".{path.name[:40]}.") as folder, room_for(path):
+        whole = folder / path.name
         openvino.save_model(rounded, str(whole), compress_to_fp16=False)
+        sync(whole.with_suffix(".bin"))
+        sync(whole)
         os.replace(whole.with_suffix(".bin"), path.with_suffix(".bin"))
         os.replace(whole, path)
 
@@ -139,8 +149,15 @@ def _onnxruntime(exported: Path, path: Path, batches: list[Any], floats: dict[st
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv"],
+            reduce_range=not adds_in_32_bits(),
             nodes_to_exclude=[name for name in floats.values() if name],
         )
+        if not adds_in_32_bits():
+            import onnx
+
+            content = onnx.load(temporary)
+            content.metadata_props.add(key=SEVEN_BITS, value="true")
+            onnx.save(content, temporary)
 
 
 def simulate_int8(

@@ -25,6 +25,8 @@ from dcd_lab.cache import run_dir
 from dcd_lab.data import Cohort
 from dcd_lab.experiments import evaluation
 from dcd_lab.records.identity import file_hash, fingerprint
+from dcd_lab.records.seals import check
+from dcd_lab.tasks import TASKS
 
 PENALTY = "group-lasso"
 """The method of a job that trains with `compress.ReweightedGroupLasso`."""
@@ -77,7 +79,7 @@ class Job:
     @property
     def trained(self) -> bool:
         """Whether there is a student to read back."""
-        return (self.folder / "fit.json").is_file()
+        return all((self.folder / name).is_file() for name in ("fit.json", "student.safetensors"))
 
     @property
     def done(self) -> bool:
@@ -106,8 +108,9 @@ class Job:
     def result(self) -> Fit:
         """The trained student, its history, and its threshold in this version of the evaluation.
 
-        Raises ContractError when the job has not run.
+        Raises ContractError when the job has not run, or its files have changed since.
         """
+        check(self.folder)
         fitted = read_fit(self.folder)
         _compare_versions(self.folder)
         chosen = self._chosen()
@@ -116,12 +119,17 @@ class Job:
     def read(self, name: str = "scores") -> pd.DataFrame:
         """A test table of a finished job with the columns method (the arm) and seed in front.
 
-        Raises ContractError when the job has not run.
+        Raises ContractError when the job has not run, or its files have changed since.
         """
         if not self.done or not self.tested:
             raise self._not_run(name)
         _compare_versions(self.folder)
+        check(self.folder)
         table = pd.read_csv(self.table(name))
+        rows = len(self.cohort.test) * len(TASKS[self.cohort.task].regions)
+        if name == "scores" and len(table) != rows:  # files of older versions have no seal
+            got, attempt = f"{len(table)} rows", f"removing {self.table(name)} and running again"
+            raise ContractError(f"scores of {self.label}", got, f"{rows} rows", attempt)
         table.insert(0, "method", self.arm or self.label)
         table.insert(1, "seed", self.recipe.seed)
         return table
@@ -129,6 +137,7 @@ class Job:
     def _chosen(self) -> dict[str, float]:
         if not self.threshold_file.is_file():
             raise self._not_run("threshold")
+        check(self.folder)
         return dict(json.loads(self.threshold_file.read_text("utf-8")))
 
     def _not_run(self, wanted: str) -> ContractError:

@@ -20,6 +20,7 @@ from dcd_lab.cache import record_policy
 from dcd_lab.records import facts, root
 from dcd_lab.records.identity import file_hash, plain_data
 from dcd_lab.records.places import write_json
+from dcd_lab.records.seals import check, seal
 
 DESCRIPTION = "run.json"
 LAST = "fit.json"
@@ -42,8 +43,9 @@ def enter(folder: Path, description: Mapping[str, Any], *, seed: int | None = No
     """Add a folder under `runs/` to the record, or replace its entry; returns the entry.
 
     `description` is what `read` gives back; hashes of the files and the facts of this machine are
-    added to it.
+    added to it. Raises ContractError when a file has changed since it was written.
     """
+    check(folder)
     entry = home() / folder.name
     files = files_of(folder)
     if entry.is_dir():
@@ -75,7 +77,9 @@ def restore(folder: Path) -> bool:
             raise ContractError("recorded run", f"no {folder.name}", "an entry", attempt)
         return False
     check_files(entry)
-    _copy([entry / name for name in read(entry)["files"]], folder)
+    names = list(read(entry)["files"])
+    _copy([entry / name for name in names], folder)
+    seal(folder, *names)
     return True
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
-from dcd_core import methods, models, train
+import dcd_lab.controls  # noqa: F401  it adds methods that a job may name
+from dcd_core import methods, models
+from dcd_core.method import Method
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
 from dcd_core.storage import atomic
-from dcd_core.train import Distiller, Fit, diverged, fit, read_fit, training_device
-from dcd_core.types import TASKS, ContractError
+from dcd_core.train import Distiller, Fit, Recipe, diverged, fit, read_fit, training_device
+from dcd_core.train.loop import Run
+from dcd_core.types import Case, ContractError
 from dcd_lab.compress import ReweightedGroupLasso
 from dcd_lab.data import Patches
 from dcd_lab.experiments import evaluation, record
 from dcd_lab.experiments.job import PENALTY, Job, versions
 from dcd_lab.pool import each
-from dcd_lab.records.places import write_json
+from dcd_lab.records.places import locked, write_json
+from dcd_lab.records.seals import check, seal
+from dcd_lab.tasks import TASKS
 
 
 def run(job: Job) -> Path:
@@ -32,15 +40,27 @@ def run(job: Job) -> Path:
     restored = not job.trained and record.restore(job.folder)
     if restored and diverged(job.folder):
         raise FloatingPointError(f"{job.label} diverged when it was recorded")
-    if not (job.trained or restored):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(job.folder):  # another runner may be at it: its work is then taken
+            _finish(job)
+    finally:
+        with suppress(OSError):  # it is removed where nothing came of it
+            job.folder.rmdir()
+    return job.folder
+
+
+def _finish(job: Job) -> None:
+    """Do what is still to be done of a job."""
+    if not job.trained:
         fitted = _train(job)
         _keep_threshold(job, fitted.threshold, fitted.val_dice)
     elif not job.threshold_file.is_file():
+        check(job.folder)
         student = read_fit(job.folder).student.to(training_device())
         _keep_threshold(job, *evaluation.choose(student, job.cohort, job.recipe))
     if not job.done:
         _test(job)
-    return job.folder
 
 
 def run_or_diverge(job: Job) -> None:
@@ -94,29 +114,38 @@ def check_teacher(job: Job, *, floor: float = 0.3) -> Fit:
     return result
 
 
-def build_method(
-    job: Job, student: Segmenter, teacher: Segmenter | None, patches: Patches
-) -> nn.Module | None:
-    """The job's method for these networks, with new adapters.
+def distiller_of(
+    student: Callable[[], Segmenter],
+    teacher: Segmenter | None,
+    patches: Patches,
+    recipe: Recipe,
+    method: str = "none",
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Distiller:
+    """A `student`, its teacher and its method with new adapters, ready to be trained.
 
-    What it learns from the teacher alone it learns now, on the first `kd_prepare` of `patches`.
+    What the method learns from the teacher alone it learns now, on the first `kd_prepare` of
+    `patches`. `method`: a name out of METHODS, "none", or PENALTY.
     """
-    if job.method == PENALTY:
-        example = torch.zeros(1, len(TASKS[job.cohort.task].channels), *job.recipe.patch)
-        return ReweightedGroupLasso(student, example, **job.options)
-    if teacher is None or job.method == "none":
-        return None
-    method = methods.build(job.method, student.channels, teacher.channels, **job.options)
-    method.to(next(teacher.parameters()).device)
-    method.prepare(teacher, (patches[step] for step in range(job.recipe.kd_prepare)))
-    return method
+    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = student()
+        loss: Method | None = None
+        if method == PENALTY:
+            loss = ReweightedGroupLasso(network, torch.zeros_like(patches[0][0][:1]), **options)
+        elif teacher is not None and method != "none":
+            teacher.to(training_device())  # the method learns before `fit` moves the rest
+            loss = methods.build(method, network.channels, teacher.channels, **options)
+            loss.to(training_device())
+            loss.prepare(teacher, (patches[step] for step in range(recipe.kd_prepare)))
+    return Distiller(network, teacher, loss, deep_weights=recipe.deep_weights)
 
 
-def patches_of(job: Job) -> Patches:
-    """The batches a job trains on."""
-    recipe = job.recipe
+def patches_of(cases: Sequence[Case], recipe: Recipe) -> Patches:
+    """The batches that a recipe draws from training cases."""
     return Patches(
-        job.cohort.cases("train"),
+        cases,
         patch=recipe.patch,
         batch=recipe.batch,
         seed=recipe.seed,
@@ -130,7 +159,17 @@ def first_steps(job: Job, steps: int) -> pd.DataFrame:
     Raises ContractError as `run` does.
     """
     distiller, patches = _prepared(job)
-    return train.first_steps(distiller, patches, job.recipe, steps)
+    return replayed(distiller, patches, job.recipe, steps)
+
+
+def replayed(distiller: Distiller, patches: Patches, recipe: Recipe, steps: int) -> pd.DataFrame:
+    """The history of the first steps of a run, trained as `fit` does; nothing is kept."""
+    with TemporaryDirectory() as folder:
+        training = Run(distiller, recipe, Path(folder))
+        training.start(patches)
+        while training.state.step < steps:
+            training.advance(patches)
+    return pd.DataFrame(training.state.rows)
 
 
 def _train(job: Job) -> Fit:
@@ -144,27 +183,23 @@ def _prepared(job: Job) -> tuple[Distiller, Patches]:
         raise ContractError(
             f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"
         )
-    task, recipe = TASKS[job.cohort.task], job.recipe
-    teacher = None
+    task, teacher = TASKS[job.cohort.task], None
     if job.teacher is not None:
         teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
-        teacher.to(training_device())  # the method may learn from it before `fit` moves the rest
-    patches = patches_of(job)
-    # Weights are drawn from the seed alone: equal seeds start every method from the same student.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+
+    def student() -> Segmenter:
         if job.start is not None:
-            student = models.load(job.start)
-        else:
-            student = models.build(
-                in_channels=len(task.channels), classes=len(task.labels), **job.model
-            )
-        method = build_method(job, student, teacher, patches)
-    return Distiller(student, teacher, method, deep_weights=recipe.deep_weights), patches
+            return models.load(job.start)
+        return models.build(in_channels=len(task.channels), classes=len(task.labels), **job.model)
+
+    patches = patches_of(job.cohort.cases("train"), job.recipe)
+    made = distiller_of(student, teacher, patches, job.recipe, job.method, job.options)
+    return made, patches
 
 
 def _keep_threshold(job: Job, threshold: float, val_dice: float) -> None:
     write_json(job.threshold_file, {"threshold": threshold, "val_dice": val_dice})
+    seal(job.folder, *(file.name for file in record.files_of(job.folder)))
 
 
 def _test(job: Job) -> None:
@@ -175,3 +210,4 @@ def _test(job: Job) -> None:
     for name, table in (("lesions", scored.lesions), ("scores", scored.scores)):
         with atomic(job.table(name)) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
+        seal(job.folder, job.table(name).name)

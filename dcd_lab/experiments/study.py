@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from dcd_core.train import Recipe
-from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_core.types import ContractError
 from dcd_lab.data import Cohort, cohort
 from dcd_lab.experiments.job import Job
+from dcd_lab.tasks import BRATS, ISLES
 
 PREFIXES = {ISLES.name: "stroke_", BRATS.name: "glioma_"}
 """How a page's parameters begin that count for one task alone."""

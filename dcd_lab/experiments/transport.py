@@ -26,7 +26,7 @@ def pack(target: Path, *, mebibytes: int = 16) -> list[Path]:
     parts: list[list[Path]] = [[]]
     sizes, too_large = [0], []
     for folder in dict.fromkeys(folders):
-        files = record.files_of(folder, ".pt")
+        files = record.files_of(folder, ".pt", "")
         size = sum(file.stat().st_size + 1024 for file in files) + 20 * 1024
         if size > mebibytes * MIB:
             too_large.append(folder.name)
@@ -41,7 +41,7 @@ def pack(target: Path, *, mebibytes: int = 16) -> list[Path]:
         path = target / f"runs-{number:02}.tar"
         with atomic(path) as temporary, tarfile.open(temporary, "w") as archive:
             for folder in part:
-                for file in record.files_of(folder, ".pt"):
+                for file in record.files_of(folder, ".pt", ""):  # and the seals
                     archive.add(file, f"{folder.name}/{file.name}", recursive=False)
         written.append(path)
     if too_large:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from dcd_core.types import BRATS
 from dcd_lab.metrics import masks
 from dcd_lab.metrics.masks import Box, Mask, Numbers, Spacing, Triple, checked
 from dcd_lab.metrics.region import dice, hd95_by_area, surfaces, volume_ml
+from dcd_lab.tasks import BRATS
 
 PENALTY_MM = 337.0
 """HD95 of a lesion missed or made up: the diagonal of the challenge's 182 x 218 x 182 mm grid."""

@@ -7,12 +7,12 @@ from typing import SupportsFloat
 
 import numpy as np
 
-from dcd_core.types import BRATS, Task
 from dcd_lab.metrics import masks
 from dcd_lab.metrics.brats import brats2024
 from dcd_lab.metrics.lesion import EDGES_ML, dice_by_class, lesions, mean_dice
 from dcd_lab.metrics.masks import Spacing, checked
 from dcd_lab.metrics.region import boundary_dice, diagonal_mm, dice, surfaces, volume_ml
+from dcd_lab.tasks import BRATS, Task
 
 
 def score(

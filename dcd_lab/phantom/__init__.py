@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from dcd_core.errors import one_of
-from dcd_core.types import BRATS, ISLES, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab.phantom import glioma_scan, stroke_scan
 from dcd_lab.phantom.fields import Array
 from dcd_lab.pool import each
+from dcd_lab.tasks import BRATS, ISLES
 
 __all__ = ["VERSION", "cohort", "difficulty", "glioma", "members", "stroke"]
 

@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from dcd_core.errors import one_of
-from dcd_core.types import Case, ContractError, Task
+from dcd_core.types import Case, ContractError
 from dcd_lab.plots import page
 from dcd_lab.plots.page import Page, styled
+from dcd_lab.tasks import Task
 
 # The axis a plane is cut along, in (right, anterior, superior) order.
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcd_core.errors import nearest
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
-from dcd_lab.records.identity import facts, plain_data
-from dcd_lab.records.places import plain, root, write_json, write_text
+from dcd_lab.records.identity import facts, file_hash, plain_data
+from dcd_lab.records.places import locked, plain, root, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,18 +55,31 @@ def save(
 def load(profile: str, notebook: str, name: str) -> DataFrame:
     """Return a table that `save` wrote; ContractError says which notebook to run if it is absent.
 
-    Only empty fields are missing values: a method called "null" stays a string.
+    It must be as it was written, by the hash and the number of rows in its sidecar. Only empty
+    fields are missing values: a method called "null" stays a string.
     """
     path = _result(profile, notebook, name)
-    attempt = f"python notebooks/run.py --profile {profile} {notebook}"
-    return _read(path, attempt)
+    attempt = f"python notebooks/run.py --profile {profile} {notebook} --force"
+    _refuse_absent(path, attempt)
+    what, wanted = f"result {path.name}", "the hash and the number of rows in its sidecar"
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        sha256, rows = sidecar["sha256"], sidecar["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        got = f"no sidecar ({type(error).__name__})"
+        raise ContractError(what, got, wanted, attempt) from None
+    if file_hash(path) != sha256 or len(table := _read(path)) != rows:
+        raise ContractError(what, "another content than was written", wanted, attempt)
+    return table
 
 
 def published(name: str = "published") -> DataFrame:
     """Return a table of cited numbers from `results/published`; its column `source` cites them."""
     folder = root() / "results" / "published"
     known = [path.stem for path in folder.glob("*.csv")]
-    return _read(folder / f"{plain(name)}.csv", nearest(name, known))
+    path = folder / f"{plain(name)}.csv"
+    _refuse_absent(path, nearest(name, known))
+    return _read(path)
 
 
 def _result(profile: str, notebook: str, name: str) -> Path:
@@ -74,11 +87,14 @@ def _result(profile: str, notebook: str, name: str) -> Path:
     return root() / "results" / plain(profile) / file
 
 
-def _read(path: Path, attempt: str) -> DataFrame:
-    import pandas
-
+def _refuse_absent(path: Path, attempt: str) -> None:
     if not path.is_file():
         raise ContractError("result", "no file", path.relative_to(root()).as_posix(), attempt)
+
+
+def _read(path: Path) -> DataFrame:
+    import pandas
+
     return pandas.read_csv(path, keep_default_na=False, na_values=["", "nan"])
 
 
@@ -123,24 +139,8 @@ def _index(path: Path, entry: dict[str, Any]) -> None:
     import yaml
 
     index = root() / "figures" / "INDEX.yml"
-    with _locked(index):
+    with locked(index.parent):
         known = yaml.safe_load(index.read_text("utf-8")) if index.is_file() else None
         known = {**(known or {}), path.relative_to(index.parent).as_posix(): entry}
         head = "# Which function, notebook and result files made each figure; written by records.\n"
         write_text(index, head + yaml.safe_dump(known, sort_keys=True, allow_unicode=True))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold back other processes that read and rewrite `path`; the lock ends with its process."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: one worker at a time is the documented limit there
-        yield
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import joblib
 import nbformat
 import psutil
 
 from dcd_lab import records
+from dcd_lab.cache import scratch
 from dcd_lab.pool import PR_SET_PDEATHSIG
 from runner.jobs import CHECKOUT, Job, is_done, relative, remember
 from runner.pages import failure, settle, write
@@ -135,8 +136,8 @@ async def run(
 async def _execute(job: Job, execute: Callable[[], Awaitable[int]]) -> None:
     job.state, job.started_s = "running", time.monotonic()
     job.kept("log").parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="dcd-run-", ignore_cleanup_errors=True) as scratch:
-        job.scratch, document = Path(scratch), None
+    with scratch(Path(gettempdir()), "dcd-run-") as folder:
+        job.scratch, document = folder, None
         for _ in range(TRIES):
             code = await execute()
             with suppress(OSError, ValueError):

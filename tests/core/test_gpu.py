@@ -9,6 +9,7 @@ from oracles import relative
 from outputs import labels, leaves, noise, output
 from training import TINY, make_case, run
 
+import dcd_lab.controls  # noqa: F401  it adds methods
 from dcd_core import models
 from dcd_core.dcd import detail_distance
 from dcd_core.infer import predict
@@ -103,9 +104,9 @@ def test_the_loss_can_be_captured_in_a_graph(convention):
     with torch.no_grad():
         student.copy_(noise(1, 4, 24, 24, 24, seed=2))
     graph.replay()
-    value, pull = captured.clone(), gradient.clone()
+    value, kept = captured.clone(), gradient.clone()
     assert value.item() == pytest.approx(step().item(), rel=1e-6)
-    assert torch.allclose(pull, student.grad, rtol=1e-5, atol=1e-9)
+    assert torch.allclose(kept, student.grad, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -82,6 +82,15 @@ def test_an_overlap_out_of_range_is_refused(overlap):
         predict(voxelwise(), image(1, 8, 8, 8), patch=PATCH, overlap=overlap)
 
 
+def test_images_and_patches_that_no_network_takes_are_refused():
+    with pytest.raises(ContractError, match=r"image, patch: got \(8, 8, 8\)"):
+        predict(voxelwise(), image(8, 8, 8), patch=PATCH)
+    with pytest.raises(ContractError, match="and voxels along all axes"):
+        predict(voxelwise(), image(1, 8, 8, 8), patch=(0, 8, 8))
+    with pytest.raises(ContractError, match="strides of the network divide"):
+        predict(dynunet(1, 2, channels=(4, 4, 4, 4)), image(1, 24, 24, 24), patch=(20, 20, 20))
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_one_voxel_that_is_not_finite_is_refused_and_never_background(wrong):
     """Convolutions and norms would spread it over the window."""
@@ -156,20 +165,6 @@ def test_threshold_weighs_cases_not_voxels():
     threshold, dice = chosen(*cases)
     assert 0.6 <= threshold < 0.9
     assert dice == pytest.approx((0 + 1 + 1) / 3)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3])
-def test_the_dice_of_all_thresholds_at_once_is_that_of_each(rng, share):
-    # A third of the voxels lie on a threshold, which they do not exceed.
-    foreground = rng.random((9, 10, 11), dtype=np.float32)
-    tied = rng.random(foreground.shape) < 1 / 3
-    foreground[tied] = rng.choice(np.float32(infer.THRESHOLDS), tied.sum())
-    truth = rng.random(foreground.shape) < share
-    for p in (foreground, 0 * foreground):
-        masks = [p > t for t in infer.THRESHOLDS]
-        totals = [mask.sum() + truth.sum() for mask in masks]
-        each = [2 * (m & truth).sum() / n if n else 1 for m, n in zip(masks, totals, strict=True)]
-        assert infer._dice_by_threshold(p, truth) == each
 
 
 def test_labels_count_as_one_foreground():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from outputs import labels, leaves, output
 
+import dcd_lab.controls  # noqa: F401  it adds methods
 from dcd_core.dcd import DCD
 from dcd_core.methods import METHODS, adapter_option, build, options_of
 from dcd_core.methods.frequency import FreeKD
@@ -189,6 +190,11 @@ def test_methods_of_regions_ask_for_labels(name):
         made(name)(output(NARROW), output(WIDE))
 
 
+def flat(out):
+    """The same without an axis, as of a network in 2D."""
+    return out._replace(stages=tuple(stage[:, :, 0] for stage in out.stages))
+
+
 @each
 def test_another_grid_is_refused(name):
     with pytest.raises(ContractError, match=r"(encoder stage \d|logits of the teacher): got"):
@@ -202,6 +208,7 @@ def test_another_grid_is_refused(name):
         (output(NARROW), output((8, 11)), r"encoder stage 1: got .*; expected 6 and 12 channels"),
         (output(NARROW, batch=1), output(WIDE), r"encoder stage 0: got student \(1, 4, 16, 16,"),
         (output(NARROW), output((8,)), r"encoder stages: got \(2, 1\); expected at least 2"),
+        (flat(output(NARROW)), flat(output(WIDE)), r"stage 0: got student \(2, 4, 16, 16\)"),
     ],
 )
 def test_features_of_other_networks_are_refused(student, teacher, message):

@@ -83,10 +83,19 @@ def test_a_file_that_is_missing_or_damaged_is_named(tmp_path):
         (folder / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(ContractError, match=f"{name}, unreadable"):
             from_nnunet(folder)
+        for text in (b"hello world", b"\x80\x02."):
+            (folder / name).write_bytes(text)
+            with pytest.raises(ContractError, match=f"{name}, unreadable"):
+                from_nnunet(folder)
         (folder / name).unlink()
         with pytest.raises(ContractError, match=rf"{name}, unreadable \(FileNotFoundError\)"):
             from_nnunet(folder)
     folder = write(tmp_path / "whole", network_of(PLAIN))
+    plans = (folder / "plans.json").read_text("utf-8")
+    (folder / "plans.json").write_text(plans.replace("1e-05", "1e-04"), "utf-8")
+    with pytest.raises(ContractError, match=r"another architecture in plans\.json"):
+        from_nnunet(folder)
+    (folder / "plans.json").write_text(plans, "utf-8")
     with pytest.raises(ContractError, match=r"fold_all/checkpoint_best\.pth"):
         from_nnunet(folder, fold="all", checkpoint="checkpoint_best.pth")
 

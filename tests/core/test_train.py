@@ -19,7 +19,7 @@ from dcd_core import methods, models
 from dcd_core.dcd import DCD, kd_weight
 from dcd_core.models import dynunet, resenc
 from dcd_core.train import EMA, Distiller, Recipe, diverged, fit, read_fit, segmentation_loss
-from dcd_core.train.balance import encoder_parameters, equal_weight, gradient_ratio, smoothed
+from dcd_core.train.balance import encoder_parameters, gradient_ratio, smoothed
 from dcd_core.train.distiller import Losses
 from dcd_core.types import ContractError, Output
 
@@ -60,6 +60,10 @@ def test_learning_rate_warms_up_then_falls():
     ("change", "message"),
     [
         ({"steps": 0}, "steps: got 0; expected a count of at least 1"),
+        ({"steps": 2.5}, "steps: got 2.5"),
+        ({"batch": "2"}, "batch: got 2"),
+        ({"learning_rate": None}, "learning_rate: got None"),
+        ({"patch": (8, 8.5, 8)}, "patch: got"),
         ({"seed": -1}, "seed: got -1"),
         ({"patch": (8, 8, 0)}, "patch: got"),
         ({"learning_rate": math.inf}, "learning_rate: got inf; expected a finite number above 0"),
@@ -67,9 +71,9 @@ def test_learning_rate_warms_up_then_falls():
         ({"kd_peak": -0.1}, "kd_peak: got -0.1"),
         ({"foreground": 1.1}, "foreground: got 1.1"),
         ({"ema": 1.0}, r"ema: got 1.0; expected a share in \[0, 1\)"),
-        ({"overlap": 1.5}, r"overlap: got 1.5.*Try: overlap=0.25"),
+        ({"overlap": 1.5}, "overlap: got 1.5.*Try: the default of `overlap`"),
         ({"kd_start": 0.8, "kd_ramp": 0.3}, "sum of at most 1"),
-        ({"optimizer": "adam"}, "optimizer: got 'adam'.*'adamw', 'sgd'"),
+        ({"optimizer": "adam"}, "optimizer: got 'adam'.*'adamw' or 'sgd'"),
         ({"precision": "16-mixed"}, "precision: got '16-mixed'"),
     ],
     ids=str,
@@ -301,17 +305,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(method, fail_at, w
     assert not (folder / "checkpoint.pt").exists()
 
 
-@pytest.mark.slow
-def test_a_cluster_changes_nothing_unless_asked(whole, tmp_path, monkeypatch):
-    srun = tmp_path / "srun"
-    srun.write_text("#!/bin/sh\nexit 1\n")
-    srun.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    for name in ("NTASKS", "NTASKS_PER_NODE", "JOB_ID"):
-        monkeypatch.setenv(f"SLURM_{name}", "4")
-    same_run(whole[2], run(tmp_path / "run"))
-
-
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """The folder of a run that was lost at step 4, with the checkpoint of step 3."""
@@ -330,6 +323,25 @@ def test_a_damaged_checkpoint_is_refused_and_kept(damage, interrupted, tmp_path)
     with pytest.raises(ContractError, match=r"checkpoint\.pt, unreadable"):
         run(tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_without_its_student_is_trained_again_and_a_changed_one_is_refused(tmp_path):
+    expected = run(tmp_path)
+    (tmp_path / "student.safetensors").unlink()
+    (tmp_path / ".checkpoint.pt.half.pt").touch()  # as a killed process leaves it
+    same_run(expected, run(tmp_path))
+    assert not list(tmp_path.glob(".*"))
+    facts = (tmp_path / "fit.json").read_text("utf-8")
+    (tmp_path / "fit.json").write_text(
+        facts.replace('"threshold": 0.', '"threshold": 0.0'), "utf-8"
+    )
+    with pytest.raises(ContractError, match=r"was changed or removed.*Try: removing that folder"):
+        run(tmp_path)
+    (tmp_path / "fit.json").write_text(facts, "utf-8")
+    (tmp_path / "method.safetensors").unlink()
+    with pytest.raises(ContractError, match="was changed or removed"):
+        read_fit(tmp_path)
 
 
 @pytest.mark.slow
@@ -449,25 +461,6 @@ def test_the_encoder_is_what_the_stages_depend_on():
     inside = {names.pop(id(p)) for p in encoder_parameters(student, Batches()[0][0])}
     assert inside == {"input_block", "downsamples", "bottleneck"}
     assert set(names.values()) == {"upsamples", "output_block"}
-
-
-def test_equal_weight_is_the_median_ratio_and_trains_nothing():
-    made, batches = distiller(), Batches()
-    before = [p.detach().clone() for p in made.trainable()]
-    weight = equal_weight(made, batches, batches=3)
-    encoder = encoder_parameters(made.student, batches[0][0])
-    each = [gradient_ratio(*made(*batches[i], distil=True), encoder) for i in range(3)]
-    assert weight == pytest.approx(sorted(each)[1])
-    assert all(torch.equal(a, b) for a, b in zip(before, made.trainable(), strict=True))
-
-
-def test_a_method_without_a_gradient_has_no_equal_weight():
-    class Silent(nn.Module):
-        def forward(self, student, teacher, target):
-            return 0 * student.stages[0].sum()
-
-    with pytest.raises(ContractError, match="zero on all of 2 batches"):
-        equal_weight(distiller(Silent()), Batches(), batches=2)
 
 
 class Scaled(DCD):

@@ -2,9 +2,7 @@
 
 import pickle
 
-import pytest
-
-from dcd_core.types import TASKS, ContractError
+from dcd_core.types import ContractError
 
 
 def test_message_says_what_was_looked_at_got_expected_and_to_try():
@@ -18,10 +16,3 @@ def test_contract_error_keeps_its_parts_through_pickle():
     assert type(error) is ContractError
     assert (error.what, error.got, error.expected, error.attempt) == ("size", (1, 2), [3], "more")
     assert str(error) == str(ContractError("size", (1, 2), [3], "more"))
-
-
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_every_region_is_made_of_foreground_labels(task):
-    used = {value for values in task.regions.values() for value in values}
-    assert used == set(range(1, len(task.labels)))
-    assert task.labels[0] == "background"

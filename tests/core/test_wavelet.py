@@ -158,6 +158,7 @@ def test_an_axis_of_one_voxel_cannot_be_reflected():
 
 X = noise(1, 1, 7, 8, 8)
 HAAR = dwt3(X, "haar")
+OWN_FILTERS = pywt.Wavelet("db4", filter_bank=pywt.Wavelet("haar").filter_bank)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +172,20 @@ HAAR = dwt3(X, "haar")
         (lambda: idwt3(HAAR, "haar", "mirror"), "mode: got 'mirror'"),
         (lambda: wavedec3(X, levels=0), "levels: got 0"),
         (lambda: idwt3(HAAR, "haar", size=(9, 8, 8)), r"1 to \(8, 8, 8\)"),
-        (lambda: idwt3(HAAR, "haar", size=(-1, 8, 8)), "size of the inverse"),
+        (lambda: idwt3(HAAR, "haar", size=(-1, 8, 8)), "size: got"),
+        (lambda: dwt3(X[0], "haar"), r"volume: got \(1, 7, 8, 8\)"),
+        (lambda: dwt3(X + 1j * X, "haar"), "type: got torch.complex"),
+        (lambda: dwt3(X, OWN_FILTERS), "wavelet: got filters of its own"),
         (
             lambda: waverec3(Pyramid(HAAR[:, :, 0], (HAAR[:, :, 1:],)), "haar", size=(8, 8, 10)),
-            "size of the inverse",
+            "size: got",
         ),
     ],
 )
-def test_options_out_of_range_are_refused(call, message):
+def test_what_cannot_be_transformed_is_refused(call, message):
     with pytest.raises(ContractError, match=message):
         call()
+
+
+def test_a_wavelet_of_pywt_is_taken_as_its_name():
+    assert torch.equal(dwt3(X, pywt.Wavelet("db4")), dwt3(X, "db4"))

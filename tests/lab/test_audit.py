@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 from cases import changed, cut_short, file_of, moved_by, reoriented, save, voxels, with_value
 
-from dcd_core.types import BRATS, ISLES, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab import data
 from dcd_lab.audit import inspection
 from dcd_lab.cli import main
+from dcd_lab.tasks import BRATS, ISLES
 
 # The function of the same name hides the module.
 audit_module = importlib.import_module("dcd_lab.audit")

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from dcd_core.types import BRATS, ISLES
 from dcd_lab import metrics
 from dcd_lab.metrics.region import hd95_by_area
+from dcd_lab.tasks import BRATS, ISLES
 
 PROJECT = Path(__file__).resolve().parents[2]
 GOLDEN = PROJECT / "tests" / "golden" / "metrics"

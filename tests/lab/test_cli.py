@@ -17,10 +17,11 @@ from cases import changed, cut_short, make_case, moved_by, reoriented
 
 from dcd_core import models
 from dcd_core.errors import require
-from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_core.types import ContractError
 from dcd_lab import data, metrics
 from dcd_lab.cli import checkout, main
 from dcd_lab.cli.commands import EXAMPLES
+from dcd_lab.tasks import BRATS, ISLES
 
 PATCH = ("--patch", "16", "16", "16")
 

@@ -13,9 +13,9 @@ import pytest
 from dcd_core import models
 from dcd_core.dcd import DCD
 from dcd_core.train import Distiller, Recipe, fit
-from dcd_core.types import BRATS, ISLES
 from dcd_lab import data, metrics, phantom
 from dcd_lab.data import write
+from dcd_lab.tasks import BRATS, ISLES
 
 ARMS = (
     "arms={undistilled: {}, equal compute: {steps: 5}, DCD: {method: dcd},"

@@ -5,9 +5,10 @@ import shutil
 import pytest
 from cases import make_case
 
-from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_core.types import ContractError
 from dcd_lab import phantom
 from dcd_lab.data import Cohort, clinical, cohort, isles2022, patient, synthetic, write
+from dcd_lab.tasks import BRATS, ISLES
 
 pytestmark = pytest.mark.usefixtures("workspace")
 SIZES = {"train": 2, "val": 1, "test": 1}

@@ -11,10 +11,11 @@ import pytest
 from cases import SIZE, file_of, make_case, oblique, save, voxels, world
 from sklearn.model_selection import KFold
 
-from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_core.types import ContractError
 from dcd_lab import data
 from dcd_lab.cli import main
 from dcd_lab.data.scans import READERS
+from dcd_lab.tasks import BRATS, ISLES
 
 TASK = pytest.mark.parametrize("task", [BRATS, ISLES], ids=lambda task: task.name)
 

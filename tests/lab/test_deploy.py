@@ -15,6 +15,7 @@ from dcd_core.models import Segmenter, dynunet, parameters, resenc
 from dcd_core.types import ContractError
 from dcd_lab import deploy
 from dcd_lab.compress import prune
+from dcd_lab.deploy.export import adds_in_32_bits
 from dcd_lab.deploy.int8 import rounded_values, rounded_weights
 
 PACKAGES = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
@@ -132,8 +133,11 @@ REFUSED = [
     (lambda: deploy.load("absent.onnx"), r"\.onnx or \.xml"),
     (lambda: deploy.load("."), r"\.onnx or \.xml"),
     (lambda: deploy.load("a.xml", runtime="onnxruntime"), r"runtime of \.xml"),
-    (lambda: deploy.export_onnx(three(), "a.onnx", (1, 3, 8, 8, 8)), "strides divide"),
-    (lambda: deploy.export_onnx(BUILDERS["dynunet"](), "a", (1, 2, 10, 8, 8)), "strides divide"),
+    (lambda: deploy.export_onnx(three(), "a.onnx", (1, 3, 8, 8, 8)), "network divide"),
+    (
+        lambda: deploy.export_onnx(BUILDERS["dynunet"](), "a", (1, 2, 10, 8, 8)),
+        "the network divide",
+    ),
     (lambda: deploy.quantize("a.onnx", "b.xml", []), "batches of training cases"),
     (lambda: deploy.quantize("a.onnx", "b.xml", BROKEN), "batch 2.*NaN"),
     (lambda: deploy.quantize("a.onnx", "a.pt", PATCHES), r"\.xml or \.onnx"),
@@ -203,6 +207,30 @@ def test_int8_is_near_and_what_stays_in_float_is_exact(exported, ending, tmp_pat
     ]
     path = deploy.quantize(path, tmp_path / f"c{ending}", PATCHES, keep_float=kept)
     assert relative_error(model, deploy.load(path)) < 1e-4
+
+
+@needs_extra
+@ENDINGS
+def test_int8_that_could_overflow_is_warned_of_or_made_not_to(
+    exported, ending, tmp_path, monkeypatch
+):
+    model, path = exported
+    eight = deploy.quantize(path, tmp_path / f"eight{ending}", PATCHES)
+    for module in ("export", "int8"):
+        monkeypatch.setattr(f"dcd_lab.deploy.{module}.adds_in_32_bits", lambda: False)
+    with pytest.warns(UserWarning, match="int8 can overflow on this processor"):
+        deploy.load(eight)
+    seven = deploy.load(deploy.quantize(path, tmp_path / f"seven{ending}", PATCHES))
+    assert relative_error(model, seven) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("flags", "safe"),
+    [("avx2 fma", False), ("avx2 avx512f", False), ("avx2 avx_vnni", True), ("neon", True)],
+)
+def test_processors_whose_int8_overflows_are_known_by_their_flags(flags, safe, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_: f"flags\t\t: fpu {flags}\n")
+    assert adds_in_32_bits() == safe
 
 
 @needs_extra

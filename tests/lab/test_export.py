@@ -56,6 +56,7 @@ def test_a_label_takes_the_space_of_its_reference(name, label, stored_as, refere
         (LABEL[..., :4], "p.nii.gz", r"label for p\.nii\.gz: got shape \(6, 7, 4\)"),
         (LABEL + 0.5, "p.nii.gz", "210 voxels such as .* expected whole numbers from 0 on"),
         (LABEL - 1, "p.nii.gz", "voxels such as -1"),
+        (LABEL * 2.0**70, "p.nii.gz", r"below 2\*\*32"),
         (np.where(LABEL == 2, np.nan, LABEL), "p.nii.gz", "voxels such as nan"),
         (np.where(LABEL == 2, np.inf, LABEL), "p.nii.gz", "voxels such as inf"),
         (LABEL, "p.mha", "a name in"),

@@ -9,7 +9,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +21,7 @@ from jobs import IDS, RECIPE, STUDENT, TEACHER, distilled, make_case, make_cohor
 
 from dcd_core import infer, methods, train
 from dcd_core.models import Segmenter
-from dcd_core.types import ISLES, ContractError
+from dcd_core.types import ContractError
 from dcd_lab.data import read, write
 from dcd_lab.data.prediction import predict_case
 from dcd_lab.experiments import (
@@ -37,6 +39,9 @@ from dcd_lab.experiments import (
     study,
 )
 from dcd_lab.metrics import score
+from dcd_lab.records.places import locked
+from dcd_lab.records.seals import SUMS
+from dcd_lab.tasks import ISLES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "experiments"
 SHORT = dataclasses.replace(RECIPE, steps=2)
@@ -189,7 +194,9 @@ def test_equal_seeds_start_every_method_from_the_same_student_and_batches(taught
     for other in others:
         pairs = zip(first, other, strict=True)
         assert all(torch.allclose(a, b, rtol=0, atol=1e-20) for a, b in pairs)
-    batches = [running.patches_of(job)[0][0] for job in (plain, taught)]
+    batches = [
+        running.patches_of(job.cohort.cases("train"), job.recipe)[0][0] for job in (plain, taught)
+    ]
     assert torch.equal(*batches)
 
 
@@ -234,6 +241,47 @@ def test_an_error_in_a_worker_arrives_whole_and_stops_the_others(cohort):
     with pytest.raises(ContractError, match="architecture: got 'vnet'") as caught:
         run_all([make_job(cohort, "endless", recipe=endless), bad], workers=2)
     assert caught.value.attempt == "'dynunet'"
+
+
+def copied(job, label):
+    """The same job under another label, with a copy of what it left."""
+    other = replaced(job, label=label)
+    shutil.copytree(job.folder, other.folder)
+    return other
+
+
+@pytest.mark.slow
+def test_files_of_a_finished_job_that_were_changed_are_refused(taught):
+    job = copied(taught, "changed")
+    table = job.table("scores")
+    table.write_text(table.read_text("utf-8").splitlines()[0] + "\n", "utf-8")
+    with pytest.raises(ContractError, match=r"scores.*changed since it was written.*removing"):
+        job.read()
+    (job.folder / SUMS).unlink()  # as versions before this one left it
+    with pytest.raises(ContractError, match=r"scores of changed: got 0 rows; expected 1 rows"):
+        job.read()
+    shutil.rmtree(job.folder)
+    run(job)
+    pd.testing.assert_frame_equal(job.read(), taught.read())
+
+
+@pytest.mark.slow
+def test_a_second_runner_waits_for_the_first_and_trains_nothing(taught, monkeypatch):
+    job, reached = replaced(taught, label="second"), threading.Event()
+
+    def noted(folder):
+        reached.set()
+        return locked(folder)
+
+    monkeypatch.setattr(running, "locked", noted)
+    monkeypatch.setattr(running, "fit", lambda *_, **__: pytest.fail("it was trained twice"))
+    job.folder.mkdir()
+    with ThreadPoolExecutor(1) as other:
+        with locked(job.folder):
+            result = other.submit(run, job)
+            assert reached.wait(timeout=300)
+            shutil.copytree(taught.folder, job.folder, dirs_exist_ok=True)
+        assert result.result() == job.folder
 
 
 # --- versions -------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dcd_core.types import BRATS, ISLES, ContractError
+from dcd_core.types import ContractError
 from dcd_lab import metrics
 from dcd_lab.metrics import masks
+from dcd_lab.tasks import BRATS, ISLES, TASKS
 
 MM = (1.0, 1.0, 1.0)
 ANISOTROPIC = (0.9, 1.0, 5.0)
@@ -277,3 +278,10 @@ BROKEN = {
 def test_errors_say_what_to_do(name):
     with pytest.raises(ContractError, match="Try:"):
         BROKEN[name]()
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_region_is_made_of_foreground_labels(task):
+    used = {value for values in task.regions.values() for value in values}
+    assert used == set(range(1, len(task.labels)))
+    assert task.labels[0] == "background"

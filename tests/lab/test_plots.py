@@ -12,9 +12,10 @@ from matplotlib import _pylab_helpers
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from dcd_core.types import BRATS, ISLES, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_core.wavelet import BANDS
 from dcd_lab import plots, stats
+from dcd_lab.tasks import BRATS, ISLES
 
 
 def case(orientation: str = "RAS", spacing_mm=(2.0, 1.0, 4.0)) -> Case:

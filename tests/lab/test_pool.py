@@ -40,6 +40,18 @@ def test_a_worker_that_was_killed_is_told():
         list(each(end, [0, 1], workers=2))
 
 
+class Unreadable:
+    """An item that no worker can read."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_a_pool_that_breaks_otherwise_is_told_in_words():
+    with pytest.raises(ContractError, match="worker process: got"):
+        list(each(square, [Unreadable(), Unreadable()], workers=2))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells children on Linux only")
 def test_workers_end_with_a_parent_that_is_killed():
     code = (

@@ -8,9 +8,10 @@ from torch import nn
 
 from dcd_core.infer import decide, predict
 from dcd_core.models import Segmenter
-from dcd_core.types import BRATS, ISLES, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab.data import prepare
 from dcd_lab.data.prediction import predict_case, to_native
+from dcd_lab.tasks import BRATS, ISLES
 
 
 def voxelwise(channels=1, classes=3):
@@ -84,3 +85,9 @@ def test_a_case_is_labelled_on_its_own_grid(task, spacing_mm):
 def test_other_channels_than_the_task_has_are_refused():
     with pytest.raises(ContractError, match="channels of sub-strokecase0001: got 3"):
         predict_case(voxelwise(3), make_case(), BRATS, patch=(8, 8, 8))
+
+
+def test_a_network_of_other_classes_than_the_task_has_is_refused():
+    network = Segmenter(nn.Conv3d(4, 2, 1), [""], [2])
+    with pytest.raises(ContractError, match="network: got 2 classes; expected 5"):
+        predict_case(network, make_case(BRATS), BRATS, patch=(8, 8, 8))

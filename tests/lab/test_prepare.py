@@ -10,10 +10,11 @@ import torch
 from cases import make_case, oblique, world
 from scipy import ndimage
 
-from dcd_core.types import BRATS, ISLES, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab import data
 from dcd_lab.data.patches import NONE, Augment, cut
 from dcd_lab.data.prepare import Z_RANGE
+from dcd_lab.tasks import BRATS, ISLES
 
 
 def test_channels_become_clipped_z_scores_of_one_shared_mask():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from dcd_core.progress import progress
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 from dcd_lab import records
+from dcd_lab.records.seals import check, seal
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -142,6 +144,43 @@ def test_a_table_comes_back(workspace):
     assert sidecar["sha256"] == hashlib.sha256(written).hexdigest()
     records.save(table.to_dict("records"), "demo", "05-brats", "scores")
     assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_text(path.read_text("utf-8")[:-4], "utf-8"),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"0.5", b"0.7")),
+        lambda path: path.with_suffix(".json").unlink(),
+        lambda path: path.with_suffix(".json").write_text("[]"),
+    ],
+)
+def test_a_table_that_was_changed_is_refused(change, workspace):
+    rows = [{"method": name, "dice": 0.5} for name in "abc"]
+    change(records.save(rows, "study", "05-brats", "scores"))
+    with pytest.raises(ContractError, match=r"result 05-brats-scores\.csv.*05-brats --force"):
+        records.load("study", "05-brats", "scores")
+
+
+def test_what_was_sealed_is_held_to_its_hash(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+        seal(tmp_path, name)
+    check(tmp_path)
+    (tmp_path / "a").write_text("c")
+    with pytest.raises(ContractError, match=r"changed since it was written.*removing"):
+        check(tmp_path)
+    (tmp_path / "a").unlink()
+    with pytest.raises(ContractError, match="no such file"):
+        check(tmp_path)
+
+
+def test_a_full_disk_is_named_with_the_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    said = r"table\.csv: got no space left on the disk \(inline"
+    with pytest.raises(ContractError, match=said), atomic(tmp_path / "table.csv"):
+        raise RuntimeError("inline_container.cc:672")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_missing_table_names_its_notebook(workspace):

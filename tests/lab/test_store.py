@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from cases import make_case
 
-from dcd_core.types import BRATS, ISLES, Case, ContractError
+from dcd_core.types import Case, ContractError
 from dcd_lab.data import brats2024, isles2022, prepare, prepared, read, store, write
+from dcd_lab.tasks import BRATS, ISLES
 
 pytestmark = pytest.mark.usefixtures("workspace")
 

@@ -15,12 +15,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sweep as command
+import torch
 from jobs import RECIPE, STUDENT, TEACHER, make_cohort
+from torch import nn
+from training import Batches, distiller
 
 from dcd_core import methods
 from dcd_core.train import Recipe
+from dcd_core.train.balance import encoder_parameters, gradient_ratio
 from dcd_core.types import ContractError
 from dcd_lab.experiments import Study, Sweep, arms, running, scores
+from dcd_lab.experiments.calibration import equal_weight
+from dcd_lab.records.seals import seal
 
 DIVERGING = 1e39
 """More than float32 holds."""
@@ -47,6 +53,7 @@ def dice(job, value):
     """Keep another Dice on the val cases."""
     kept = json.loads(job.threshold_file.read_text("utf-8"))
     job.threshold_file.write_text(json.dumps({**kept, "val_dice": value}), "utf-8")
+    seal(job.folder, job.threshold_file.name)
 
 
 def test_every_arm_has_the_same_budget(sweep):
@@ -261,3 +268,31 @@ def test_snakemake_runs_the_sweep_and_a_second_time_nothing(checkout):
     assert runs == {f"isles2022-{arm}-s0" for arm in students}
     check_weights(checkout, {"feature-mse", "feature-mse-frozen"})
     assert "Nothing to be done" in snakemake("--cores", "2", "students", root=checkout)[1]
+
+
+def test_equal_weight_is_the_median_ratio_and_trains_nothing():
+    made, batches = distiller(), Batches()
+    before = [p.detach().clone() for p in made.trainable()]
+    weight = equal_weight(made, batches, batches=3)
+    encoder = encoder_parameters(made.student, batches[0][0])
+    each = [gradient_ratio(*made(*batches[i], distil=True), encoder) for i in range(3)]
+    assert weight == pytest.approx(sorted(each)[1])
+    assert all(torch.equal(a, b) for a, b in zip(before, made.trainable(), strict=True))
+
+
+def test_a_method_without_a_gradient_has_no_equal_weight():
+    class Silent(nn.Module):
+        def forward(self, student, teacher, target):
+            return 0 * student.stages[0].sum()
+
+    with pytest.raises(ContractError, match="zero on all of 2 batches"):
+        equal_weight(distiller(Silent()), Batches(), batches=2)
+
+
+def test_a_gradient_that_is_not_finite_gives_no_weight():
+    class Broken(nn.Module):
+        def forward(self, student, teacher, target):
+            return math.nan * student.stages[0].sum()
+
+    with pytest.raises(ContractError, match="one that is not finite"):
+        equal_weight(distiller(Broken()), Batches(), batches=3)

@@ -5,7 +5,8 @@ import os
 import nibabel as nib
 import numpy as np
 
-from dcd_core.types import BRATS, ISLES, Case
+from dcd_core.types import Case
+from dcd_lab.tasks import BRATS, ISLES
 
 SIZE = (9, 8, 7)
 IDS = {BRATS.name: "BraTS-GLI-00005-101", ISLES.name: "sub-strokecase0007"}

@@ -3,9 +3,10 @@
 import numpy as np
 
 from dcd_core.train import Recipe
-from dcd_core.types import ISLES, Case
+from dcd_core.types import Case
 from dcd_lab.data import Cohort, write
 from dcd_lab.experiments import Job
+from dcd_lab.tasks import ISLES
 
 RECIPE = Recipe(
     steps=12,

@@ -1,7 +1,5 @@
 """The loss by filters on a CPU in float32: `filterbank.c`, compiled where there is a C compiler."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Collection, Sequence
 from functools import lru_cache

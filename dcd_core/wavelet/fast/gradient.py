@@ -3,8 +3,6 @@
 A few channels at a time: neither the projected student nor the difference ever exists as a whole.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -39,10 +37,7 @@ def distance(
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """`units` times the loss of differences `x` (c, d, h, w), and half the gradient of that.
-
-    Both are sums over channels. `x` is overwritten.
-    """
+    """`units` times the loss of `x` (c, d, h, w), which is overwritten, and half the gradient."""
     filtered = filters.serves(x)
     if matrices.is_diagonal(x.shape[1:], selection):
         return (filters if filtered else matrices).energy(x, selection)

@@ -2,8 +2,7 @@
 
 Let T be the whole transform of one axis, down to its last level. The bands of every level are
 spanned by vectors of the fully separable basis T x T x T, so the loss is a weighted sum of squares
-of the coefficients y in it. Each belongs to the first level at which one of its axes is high. For
-any number b,
+of the coefficients y. Each belongs to the first level at which an axis is high. For any number b,
 
     value = <y, w y>,    half its gradient = T' w y = b x + T' (w - b) y.
 
@@ -13,8 +12,6 @@ two corners of the volume: in the bands `aaa` and `ddd` of the first level.
 Source: Beylkin, Coifman, Rokhlin, Communications on Pure and Applied Mathematics 44(2), 1991, for
 the two bases; that the loss of Fan et al. (MICCAI 2026) is diagonal in one of them is ours.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -42,10 +39,7 @@ def is_diagonal(size: tuple[int, ...], selection: Selection) -> bool:
 
 
 def energy(x: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """As `gradient.energy`, where levels are usable and the grid `is_diagonal`.
-
-    The gradient takes the place of `x`.
-    """
+    """As `gradient.energy`, where the grid `is_diagonal`; the gradient takes the place of `x`."""
     volumes = x.view(-1, _depth(x.shape[1], selection), *x.shape[2:])
     base, (d, h, w), change, weights = _plan(tuple(volumes.shape), selection, x.dtype, x.device)
     # The product of W brings it to the front, and H becomes the last axis. So the coefficients lie
@@ -107,10 +101,7 @@ def _plan(
 
 
 def _axis(n: int, name: str, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """All levels of one axis: rows (n, n), coarse ones first, and the level at which each is high.
-
-    The coarse rows are high at no level: theirs is `levels` + 1.
-    """
+    """Rows (n, n) of an axis, coarse ones first; the level where each is high, L + 1 if nowhere."""
     rows, level = np.eye(n), np.full(n, levels + 1)
     for i in range(1, levels + 1):
         low = int((level > levels).sum())

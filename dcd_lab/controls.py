@@ -1,4 +1,7 @@
-"""Is it the wavelet, the bands, or detail as such? High-pass filters, and DCD with other bands."""
+"""Is it the wavelet, the bands, or detail as such? High-pass filters, and DCD with other bands.
+
+Importing this module adds these methods to `dcd_core.methods.METHODS`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from dcd_core.dcd import DCD, PUBLISHED
-from dcd_core.errors import positive
+from dcd_core.errors import positive, within
 from dcd_core.method import Narrow, Scalar
+from dcd_core.methods import METHODS
 from dcd_core.methods.features import FeatureMSE
-from dcd_core.types import ContractError, Volume
+from dcd_core.types import Volume
 from dcd_core.wavelet import BANDS
 from dcd_core.wavelet.transform import apply_separable, matrix
 
@@ -64,10 +68,8 @@ class FourierHighPass(HighPass):
 
     def __init__(self, *channels: Sequence[int], cutoff: float = 0.25, **shared: Any) -> None:
         super().__init__(*channels, **shared)
-        self.lowpass = _low_frequencies, positive("cutoff", cutoff)
-        if cutoff > 0.5:
-            expected = "at most 0.5 cycles per voxel, the highest there is"
-            raise ContractError("cutoff", cutoff, expected, "cutoff=0.25")
+        highest = "above 0 and at most 0.5 cycles per voxel, the highest there is"
+        self.lowpass = _low_frequencies, within("cutoff", cutoff, 0 < cutoff <= 0.5, highest)
 
 
 class CoarseBand(DCD):
@@ -101,6 +103,17 @@ class RandomBands(DCD):
     def __init__(self, *channels: Sequence[int], draw: int = 0, **options: Any) -> None:
         others = [b for b in combinations(BANDS, len(PUBLISHED)) if b != PUBLISHED]
         super().__init__(*channels, bands=random.Random(draw).choice(others), **options)
+
+
+METHODS.update(
+    {
+        "aaa-only": CoarseBand,
+        "ddd-only": FinestBand,
+        "random-bands": RandomBands,
+        "gaussian-highpass": GaussianHighPass,
+        "fourier-highpass": FourierHighPass,
+    }
+)
 
 
 def _blur(n: int, sigma: float) -> np.ndarray:

@@ -1,0 +1,92 @@
+"""Work that is killed as it writes: run as a program, it does each piece of work, killed and again.
+
+    python doomed.py FOLDER WORK TIMES
+
+The work is done once in FOLDER/whole. Then, in FOLDER/0 and so on, it is killed at a moment out of
+all those at which it writes or asks for a batch, and done again. Prints the moments.
+"""
+
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import training
+from cases import make_case
+from jobs import make_cohort, make_job
+
+from dcd_lab.data import isles2022, prepared, write
+from dcd_lab.experiments import run
+from dcd_lab.tasks import ISLES
+
+MOMENTS = [(os, "fsync"), (os, "replace"), (training.Batches, "__getitem__")]
+
+
+def train(folder):
+    training.run(folder / "run")
+
+
+def prepare(folder):
+    write([make_case(ISLES, seed=n, id=f"case-{n}") for n in (1, 2)], folder / "data", task=ISLES)
+    without_times(folder)
+    prepared(isles2022(folder / "data"))
+
+
+def run_job(folder):
+    cohort = make_cohort(folder / "cases")
+    without_times(folder)
+    run(make_job(cohort))
+
+
+def without_times(folder):
+    """Give all images one time: it is part of the name of a prepared case."""
+    for path in folder.rglob("*.gz"):
+        os.utime(path, ns=(1, 1))
+
+
+WORK = {work.__name__: work for work in (train, prepare, run_job)}
+
+
+def child(work, folder, kill_at=0):
+    """Do work in a process of its own, which kills itself at a moment; how many there were."""
+    inward, outward = os.pipe()
+    if pid := os.fork():
+        os.close(outward)
+        with os.fdopen(inward) as pipe:
+            text = pipe.read()
+        status = os.waitpid(pid, 0)[1]
+        assert status == (signal.SIGKILL if kill_at else 0), (work, kill_at, status)
+        return int(text or 0)
+    count = 0
+
+    def counted(function):
+        def called(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return called
+
+    for owner, name in MOMENTS:
+        setattr(owner, name, counted(getattr(owner, name)))
+    folder.mkdir(exist_ok=True)
+    os.environ["DCD_ROOT"] = str(folder)
+    work(folder)
+    os.write(outward, str(count).encode())
+    os._exit(0)
+
+
+def main(base, name, times):
+    count = child(WORK[name], base / "whole")
+    moments = random.Random(name).sample(range(1, count + 1), min(times, count))
+    for turn, moment in enumerate(moments):
+        child(WORK[name], base / str(turn), kill_at=moment)
+        child(WORK[name], base / str(turn))
+    print(*moments)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
