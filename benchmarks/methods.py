@@ -36,7 +36,6 @@ import torch
 from measure import interleaved, spread
 from torch import Tensor
 
-import dcd_lab.controls  # noqa: F401  it adds methods
 from dcd_core import methods
 from dcd_core.models import resenc, shrink
 from dcd_core.progress import progress

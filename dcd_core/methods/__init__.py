@@ -4,17 +4,17 @@
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dcd_core.dcd import DCD
 from dcd_core.errors import nearest
 from dcd_core.method import Method, StageMethod
-from dcd_core.methods import features, frequency, logits, masks, regions, relations
+from dcd_core.methods import controls, features, frequency, logits, masks, regions, relations
 from dcd_core.methods.logits import LogitMethod
 from dcd_core.types import ContractError
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: Mapping[str, Callable[..., Method]] = {
     "dcd": DCD,
     "dcd-released": DCD.released,
     "logits": logits.LogitsKD,
@@ -34,8 +34,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "freekd": frequency.FreeKD,
     "freekd-prompt-free": frequency.PromptFreeFreeKD,
     "acam": masks.ACAMKD,
+    "aaa-only": controls.CoarseBand,
+    "ddd-only": controls.FinestBand,
+    "random-bands": controls.RandomBands,
+    "gaussian-highpass": controls.GaussianHighPass,
+    "fourier-highpass": controls.FourierHighPass,
 }
-"""Methods by name, others may be added."""
+"""Methods by name; "none" is no method."""
 
 
 def build(
@@ -46,8 +51,7 @@ def build(
     Raises ContractError, with the nearest known one, for an unknown name or option.
     """
     if name not in METHODS:
-        expected = "a name out of METHODS; importing dcd_lab.controls adds some"
-        raise ContractError("method", repr(name), expected, nearest(name, METHODS))
+        raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
     known = options_of(name)
     for option in {*options} - {*known}:
         attempt = nearest(option, known) if known else "no options"

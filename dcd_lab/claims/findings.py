@@ -67,7 +67,7 @@ def power(primary: pd.DataFrame, stated: Plan) -> str:
 def measured(row: Any) -> str:
     """The difference of a row in points with its interval: `+1.2 points [+0.3, +2.1]`.
 
-    Spaces within the number and within the brackets do not break. A row that lacks its runs says so.
+    Spaces within the number and the brackets do not break. A row that lacks its runs says so.
     """
     if row.verdict == NOT_RUN:
         return NOT_RUN

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-import dcd_lab.controls  # noqa: F401  it adds methods that a job may name
 from dcd_core import methods, models
 from dcd_core.method import Method
 from dcd_core.models import Segmenter

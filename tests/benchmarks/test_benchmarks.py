@@ -14,7 +14,6 @@ import torch
 from golden import RELEASED, assert_stored
 from outputs import drawn as noise
 
-import dcd_lab.controls  # noqa: F401  it adds methods
 from dcd_core.dcd import PUBLISHED
 from dcd_core.methods import METHODS
 from dcd_lab import records

@@ -9,7 +9,6 @@ from oracles import relative
 from outputs import labels, leaves, noise, output
 from training import TINY, make_case, run
 
-import dcd_lab.controls  # noqa: F401  it adds methods
 from dcd_core import models
 from dcd_core.dcd import detail_distance
 from dcd_core.infer import predict

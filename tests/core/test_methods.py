@@ -7,7 +7,6 @@ import pytest
 import torch
 from outputs import labels, leaves, output
 
-import dcd_lab.controls  # noqa: F401  it adds methods
 from dcd_core.dcd import DCD
 from dcd_core.methods import METHODS, adapter_option, build, options_of
 from dcd_core.methods.frequency import FreeKD

@@ -7,7 +7,6 @@ from outputs import noise, output, staged
 from scipy.ndimage import gaussian_filter
 from scipy.special import rel_entr, softmax
 
-import dcd_lab.controls  # noqa: F401  it adds methods
 from dcd_core.dcd import DCD, PUBLISHED
 from dcd_core.methods import build
 from dcd_core.types import Output

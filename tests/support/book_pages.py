@@ -45,8 +45,3 @@ def prose(page: str) -> str:
         return (BOOK / f"{page}.md").read_text("utf-8")
     cells = nbformat.read(BOOK / f"{page}.ipynb", 4).cells
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """Return the fenced blocks of a language, without their fences."""
-    return [body for name, body in FENCE.findall(text) if name == language]

@@ -1,9 +1,4 @@
-"""Is it the wavelet, the bands, or detail as such? High-pass filters, and DCD with other bands.
-
-Importing this module adds these methods to `dcd_core.methods.METHODS`.
-"""
-
-from __future__ import annotations
+"""Is it the wavelet, the bands, or detail as such? High-pass filters, and DCD with other bands."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,7 +11,6 @@ from torch import Tensor
 from dcd_core.dcd import DCD, PUBLISHED
 from dcd_core.errors import positive, within
 from dcd_core.method import Narrow, Scalar
-from dcd_core.methods import METHODS
 from dcd_core.methods.features import FeatureMSE
 from dcd_core.types import Volume
 from dcd_core.wavelet import BANDS
@@ -103,17 +97,6 @@ class RandomBands(DCD):
     def __init__(self, *channels: Sequence[int], draw: int = 0, **options: Any) -> None:
         others = [b for b in combinations(BANDS, len(PUBLISHED)) if b != PUBLISHED]
         super().__init__(*channels, bands=random.Random(draw).choice(others), **options)
-
-
-METHODS.update(
-    {
-        "aaa-only": CoarseBand,
-        "ddd-only": FinestBand,
-        "random-bands": RandomBands,
-        "gaussian-highpass": GaussianHighPass,
-        "fourier-highpass": FourierHighPass,
-    }
-)
 
 
 def _blur(n: int, sigma: float) -> np.ndarray:
