@@ -164,9 +164,9 @@ def _inspections(
     for scan, key, one in each(partial(_examined, base=base), pending, workers=workers):
         if store is not None:
             with atomic(_kept_file(scan, store)) as temporary:
-                kept = {"key": key, **one._asdict()}
-                kept["content"] = fingerprint(kept)
-                temporary.write_text(json.dumps(kept), "utf-8")
+                found = {"key": key, **one._asdict()}
+                content = {**found, "content": fingerprint(found)}
+                temporary.write_text(json.dumps(content), "utf-8")
         yield scan, one
 
 

@@ -89,7 +89,7 @@ def open_image(path: Path) -> nib.Nifti1Pair:
 def _size(stored: nib.Nifti1Pair) -> int:
     """Bytes of a file whose header promises these voxels."""
     count = math.prod(map(int, stored.shape)) * stored.get_data_dtype().itemsize
-    return count + int(stored.dataobj.offset)
+    return count + int(stored.dataobj.offset)  # type: ignore[attr-defined]
 
 
 def _refuse_impossible(path: Path, stored: nib.Nifti1Pair) -> None:

@@ -59,7 +59,8 @@ def equal_weight(distiller: Distiller, patches: Batches, *, batches: int = 50) -
     ratios = []
     for step in range(batches):
         image, target = (part.to(device) for part in patches[step])
-        ratios.append(gradient_ratio(*distiller(image, target, distil=True), encoder))
+        segmentation, distillation = distiller(image, target, distil=True)
+        ratios.append(gradient_ratio(segmentation, distillation, encoder))
     known = [ratio for ratio in ratios if ratio is not None]
     if not known or not all(map(math.isfinite, known)):
         got = "one that is not finite" if known else f"zero on all of {batches} batches"
