@@ -2,7 +2,7 @@
 
 The directive `claims` takes the name of what is shown: `findings`, `forest`, `primary`, or a group
 of `book/claims.yml`. All is made from `results/study` by `dcd_lab.claims` when the book is built.
-`python book/_ext/dcd_claims.py` writes the findings into the README.
+`python book/_ext/dcd_claims.py` writes findings and scores into the README.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from dcd_core.types import ContractError
 from dcd_lab import claims
 from dcd_lab.claims.endpoints import NOT_RUN
 from dcd_lab.claims.findings import measured
+from dcd_lab.plots import tables
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-BLOCK = re.compile(r"(<!-- findings: study -->\n).*?(<!-- end of findings -->)", re.DOTALL)
+SHOWN = ["dice", "small_lesion_dice", "boundary_2mm_dice", "hd95_mm", "nsd_1mm"]
 
 
 def findings() -> str:
@@ -40,6 +41,18 @@ def primary() -> str:
     head = [name.capitalize() for name in shown.columns]
     rows = [[*cells, _chip(verdict)] for *cells, verdict in shown.itertuples(index=False)]
     return f"{_table(head, rows, (18, 23, 21, 9, 14, 15))}\n{claims.power(table, stated)}\n"
+
+
+def scores() -> str:
+    """Return the mean test scores of the study as a Markdown table, one row for each model."""
+    table = claims.scores()
+    if table is None:
+        return "Not run yet.\n"
+    means = table.groupby("method", sort=False)[SHOWN].mean()
+    heads = ["model", *map(tables.head, SHOWN)]
+    lines = [heads, ["---"] * len(heads)]
+    lines += [[arm, *(tables.cell(n, x) for n, x in row.items())] for arm, row in means.iterrows()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def group(name: str) -> str:
@@ -169,12 +182,16 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def with_findings(text: str) -> str:
-    """Return a page with the findings between its markers; ContractError where it has none."""
-    if not BLOCK.search(text):
-        raise ContractError("page", "no markers", "<!-- findings: study -->", "git checkout")
-    return BLOCK.sub(lambda block: block[1] + findings() + block[2], text)
+def with_results(text: str) -> str:
+    """Return a page with findings and scores between their markers; ContractError without these."""
+    for name, made in {"findings": findings, "scores": scores}.items():
+        block = re.compile(rf"(<!-- {name}: study -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not block.search(text):
+            raise ContractError("page", "no markers", f"<!-- {name}: study -->", "git checkout")
+        between = made()
+        text = block.sub(lambda found, between=between: found[1] + between + found[2], text)
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_findings(README.read_text("utf-8")), "utf-8")
+    README.write_text(with_results(README.read_text("utf-8")), "utf-8")

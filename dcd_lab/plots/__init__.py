@@ -9,10 +9,10 @@ from dcd_lab.plots.comparisons import by_volume, forest, histogram, matrix, seed
 from dcd_lab.plots.curves import by_stage, curves, growth, schedule
 from dcd_lab.plots.features import bands, features, gallery, subbands
 from dcd_lab.plots.page import LABEL_COLORS, PALETTE, Page, axis_label, colors
-from dcd_lab.plots.tables import table
+from dcd_lab.plots.tables import measured, table
 from dcd_lab.plots.volumes import cohort, compare_cases, segmentation, slices
 
 __all__ = ["LABEL_COLORS", "PALETTE", "Page", "axis_label", "bands", "by_stage", "by_volume"]
 __all__ += ["cohort", "colors", "compare_cases", "curves", "features", "forest", "gallery"]
-__all__ += ["growth", "histogram", "matrix", "schedule", "seeds", "segmentation", "slices"]
-__all__ += ["subbands", "table", "tradeoff"]
+__all__ += ["growth", "histogram", "matrix", "measured", "schedule", "seeds", "segmentation"]
+__all__ += ["slices", "subbands", "table", "tradeoff"]

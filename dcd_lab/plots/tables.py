@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -21,7 +22,10 @@ def table(rows: pd.DataFrame) -> Styler:
     The index is kept and its name left out. A value that is missing is a dash.
     """
     shown = rows.rename_axis(index=None, columns=None)
-    formats: dict[Any, Any] = {head(name): _format(name, rows[name]) for name in rows.columns}
+    formats: dict[Any, Any] = {
+        head(name): _format(name) if pd.api.types.is_float_dtype(rows[name]) else "{}"
+        for name in rows.columns
+    }
     shown.columns = pd.Index(list(formats))
     return shown.style.format(formats, na_rep="–")
 
@@ -35,7 +39,17 @@ def head(column: str) -> str:
     return f"{words} ↓" if any(part in name for part in LOWER_IS_BETTER) else words
 
 
-def _format(column: str, values: pd.Series) -> str:
-    if not pd.api.types.is_float_dtype(values):
-        return "{}"
+def cell(column: str, value: float) -> str:
+    """A value with as many digits as its column asks for; a dash where it is missing."""
+    return "–" if math.isnan(value) else _format(column).format(value)
+
+
+def measured(column: str, difference: float, low: float, high: float) -> str:
+    """A difference with its sign and its interval: `+1.2 [−0.3, +2.7]`."""
+    signed = (_format(column).replace(":", ":+").format(x) for x in (difference, low, high))
+    shown = "{} [{}, {}]".format(*signed)
+    return shown.replace("-", "\N{MINUS SIGN}")
+
+
+def _format(column: str) -> str:
     return f"{{:.{DECIMALS.get(column.rpartition('_')[2], 3)}f}}"

@@ -132,25 +132,6 @@ def test_the_example_of_the_readme_gives_the_student_a_gradient() -> None:
     assert all(g is not None and g.abs().sum() > 0 for g in gradients)
 
 
-def test_the_results_table_is_that_of_the_published_demo_run() -> None:
-    # As committed: `make reproduce` writes numbers of its own over the file.
-    file = "results/demo/11-results-summary.csv"
-    shown = subprocess.run(
-        ["git", "-C", str(ROOT), "show", f"HEAD:{file}"], capture_output=True, text=True
-    )
-    text = shown.stdout if shown.returncode == 0 else (ROOT / file).read_text("utf-8")
-    tasks = {"06-isles": "stroke lesion", "05-brats": "whole tumour"}
-    formats = {"dice": ".3f", "hd95_mm": ".1f", "nsd_1mm": ".3f", "small_lesion_dice": ".3f"}
-    expected = [
-        [tasks[row["task"]], row["method"], *(f"{row[n]:{f}}" for n, f in formats.items())]
-        for row in pd.read_csv(io.StringIO(text)).to_dict("records")
-    ]
-    block = re.search(r"<!-- results: demo -->\n(.*?)\n<!-- end of results -->", README, re.DOTALL)
-    assert block, "README has lost its markers"
-    rows = [line.strip("| ").split(" | ") for line in block[1].strip().splitlines()[2:]]
-    assert rows == [["–" if cell == "nan" else cell for cell in row] for row in expected]
-
-
 def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Path) -> None:
     from dcd_study import recorded, rows
 
@@ -175,12 +156,15 @@ def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Pa
     ]
 
 
-def test_the_findings_of_the_readme_are_those_of_the_study() -> None:
-    from dcd_claims import with_findings
+def test_findings_and_scores_of_the_readme_are_those_of_the_study() -> None:
+    from dcd_claims import scores, with_results
 
-    assert with_findings(README) == README, "run python book/_ext/dcd_claims.py"
+    assert with_results(README) == README, "run python book/_ext/dcd_claims.py"
     with pytest.raises(ContractError, match="markers"):
-        with_findings("# A page without a place for them")
+        with_results("# A page without a place for them")
+    kept = pd.read_csv(ROOT / "results/study/06-isles-scores.csv")
+    for arm, dice in kept.groupby("method").dice.mean().items():
+        assert f"| {arm} | {dice:.3f} |" in scores()
 
 
 @pytest.mark.slow

@@ -281,3 +281,4 @@ def test_a_table_says_unit_and_better_direction_and_has_few_digits() -> None:
         *("HD95 (mm) ↓", "NSD at 1 mm ↑", "cases"),
         *("3.2", "0.123", "3", "–", "1.000", "40"),
     ]
+    assert plots.measured("hd95_mm", -1.25, -3, 0.5) == "−1.2 [−3.0, +0.5]"
