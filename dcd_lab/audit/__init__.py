@@ -27,7 +27,7 @@ from dcd_lab.records import fingerprint
 from dcd_lab.records.text import printable, write_table
 from dcd_lab.tasks import ISLES, TASKS
 
-VERSION = 1
+VERSION = 2
 """Raise it by hand when the same files get other findings or another manifest than before."""
 
 

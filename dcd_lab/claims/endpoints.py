@@ -172,6 +172,10 @@ def _compared(
 ) -> stats.Comparison | None:
     if table is None or not {method, baseline} <= set(table["method"]):
         return None
+    stats.require(table, endpoint)
+    known = table[table.method.isin([method, baseline])].groupby("case")[endpoint]
+    if known.apply(lambda values: values.notna().all()).sum() < 2:
+        return None  # a grid too coarse for this endpoint, for example
     return stats.compare(table, endpoint, method, baseline, level=level, resamples=1)
 
 

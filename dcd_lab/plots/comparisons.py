@@ -128,7 +128,7 @@ def histogram(
     table: pd.DataFrame,
     x: str,
     *,
-    edges: Sequence[SupportsFloat],
+    edges: Sequence[SupportsFloat] | np.ndarray,
     marks: Mapping[str, SupportsFloat] | None = None,
     title: str | None = None,
 ) -> Page:

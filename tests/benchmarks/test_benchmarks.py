@@ -158,7 +158,7 @@ def test_the_preparation(workspace):
 
 @pytest.mark.slow
 def test_the_training_step(checkout):
-    quick("training")
+    quick("steps")
     table = records.load("smoke", "training", "step").set_index("arm")
     assert list(table.index) == ["undistilled", "DCD"]
     assert table.loc["undistilled", "over_undistilled"] == 1

@@ -93,6 +93,10 @@ def understand(line: str, patch: pytest.MonkeyPatch) -> None:
                 read_by_dcd(rest)
         case ["python", "-m", "pytest", *rest]:
             assert (ROOT / rest[-1]).exists()
+        case ["python", "-m", "monai.bundle", "run", *rest]:
+            files = re.findall(r"bundle/[\w/.]+yaml", rest[rest.index("--config_file") + 1])
+            assert files
+            assert [file for file in files if not (ROOT / file).is_file()] == []
         case ["python", script, *rest]:
             read_by_script(script, rest, patch)
         case ["bash", script, *_]:

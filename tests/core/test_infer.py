@@ -82,9 +82,13 @@ def test_an_overlap_out_of_range_is_refused(overlap):
         predict(voxelwise(), image(1, 8, 8, 8), patch=PATCH, overlap=overlap)
 
 
-def test_images_and_patches_that_no_network_takes_are_refused():
+@pytest.mark.unchecked
+def test_an_image_without_channels_is_refused():
     with pytest.raises(ContractError, match=r"image, patch: got \(8, 8, 8\)"):
         predict(voxelwise(), image(8, 8, 8), patch=PATCH)
+
+
+def test_images_and_patches_that_no_network_takes_are_refused():
     with pytest.raises(ContractError, match="and voxels along all axes"):
         predict(voxelwise(), image(1, 8, 8, 8), patch=(0, 8, 8))
     with pytest.raises(ContractError, match="strides of the network divide"):

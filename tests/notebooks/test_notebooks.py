@@ -111,7 +111,7 @@ def test_equal_compute_takes_the_time_of_dcd() -> None:
     study = parameters.resolve(KNOWN, "study", {})["06-isles"]
     steps = study["arms"]["equal compute"]["steps"] / study["stroke_steps"]
     measured = records.load("benchmarks", "training", "step").set_index("arm").over_undistilled
-    assert steps == pytest.approx(measured["DCD"], rel=0.03), "run benchmarks/training.py"
+    assert steps == pytest.approx(measured["DCD"], rel=0.03), "run benchmarks/steps.py"
 
 
 @pytest.mark.parametrize(

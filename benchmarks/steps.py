@@ -1,7 +1,7 @@
 """What a training step with DCD costs beside one without, at the recipe of the study.
 
-    python benchmarks/training.py            some ten minutes on one core
-    python benchmarks/training.py --quick    tiny networks, seconds: does it run?
+    python benchmarks/steps.py            some ten minutes on one core
+    python benchmarks/steps.py --quick    tiny networks, seconds: does it run?
 
 The undistilled student of the stroke study and the one that DCD distils, of the first seed, take
 turns in one process with one thread: the first steps of a run as `train.fit` does them, batches
