@@ -139,7 +139,7 @@ def beyond_the_skull(array):
 ONE = [
     (BRATS, "t2f", "damaged file", "error", cut_short, "EOFError"),
     (ISLES, "msk", "damaged file", "error", wrong_checksum, "CRC"),
-    (BRATS, "seg", "damaged file", "error", lambda path: path.write_text("no image"), "ImageFileError"),
+    (BRATS, "seg", "damaged file", "error", lambda path: path.write_text("x"), "ImageFileError"),
     (BRATS, "t2f", "missing file", "error", Path.unlink, "no such file"),
     (ISLES, "msk", "shape differs", "error", changed(lambda a: a[:-1]), "shape (23, 28, 22)"),
     (BRATS, "t2f", "affine differs", "error", moved_by(3), "an affine 3 mm off"),
