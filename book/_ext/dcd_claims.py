@@ -38,7 +38,7 @@ def primary() -> str:
     """Return the primary contrasts as a Markdown table, and the power of the study below it."""
     table, _, stated = _tables()
     shown = claims.shown(table, stated)
-    head = [name.capitalize() for name in shown.columns]
+    head = [name[0].upper() + name[1:] for name in shown.columns]
     rows = [[*cells, _chip(verdict)] for *cells, verdict in shown.itertuples(index=False)]
     return f"{_table(head, rows, (18, 23, 21, 9, 14, 15))}\n{claims.power(table, stated)}\n"
 
