@@ -1,9 +1,9 @@
-"""Detail Consistent Distillation (DCD): the student copies the teacher's detail, not its blur.
+"""Detail Consistent Distillation (DCD): a student is aligned with the detail of its teacher.
 
 A large segmenter (teacher) and a small one (student) look at the same patch. At every encoder stage
-a 3D wavelet transform splits their features into one coarse and seven detail bands. The loss pulls
-the *directional detail* bands together. The last coarse band stays free, so the student keeps its
-own global semantics. The loss acts in training alone: what is deployed is the undistilled network.
+a 3D wavelet transform splits their features, level by level, into a coarse and seven detail bands.
+The loss aligns the directional detail of every level. The coarse band of the last level, and what
+oscillates along all axes, stay free. It acts in training alone: what is deployed is the student.
 
 With student features s, teacher features t and a 1x1x1 projection P, everything after P is linear.
 So one tensor is transformed, x_0 = P(s) - t; `dcd_core.wavelet.energy` has the double sum over its
