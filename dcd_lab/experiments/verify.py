@@ -148,7 +148,7 @@ def _apart(made: pd.DataFrame, kept: pd.DataFrame) -> tuple[float, str]:
 def _check_history(job: Job) -> Check:
     entry = record.home() / job.folder.name
     kept = pd.read_csv(entry / "history.csv")
-    kept = kept[kept.step <= REPLAYED_STEPS]
+    kept = kept[kept.step <= max(REPLAYED_STEPS, kept.step.min())]  # a long run logs less often
     steps = int(kept.step.max())
     losses = ["segmentation", "distillation"]
     if job.teacher is not None:

@@ -14,6 +14,7 @@ import pytest
 from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab.experiments import Study, enter, record, run, run_all
+from dcd_lab.experiments import verify as verify_module
 from dcd_lab.experiments.description import describe, made_again
 from dcd_lab.experiments.transport import pack, unpack
 from dcd_lab.experiments.verify import verify
@@ -149,6 +150,13 @@ def change_recipe(entry):
     description = json.loads((entry / "run.json").read_text())
     description["job"]["recipe"]["learning_rate"] = 0.004
     (entry / "run.json").write_text(json.dumps(description))
+
+
+def test_a_run_that_logs_seldom_is_replayed_to_its_first_row(jobs, monkeypatch):
+    monkeypatch.setattr(verify_module, "REPLAYED_STEPS", 0)
+    replayed = [check for check in verify() if check.how == "replayed"]
+    assert replayed
+    assert all(check.passed for check in replayed)
 
 
 @pytest.mark.parametrize(
