@@ -12,7 +12,9 @@ import pandas as pd
 from dcd_lab.claims.endpoints import NOT_RUN, REFUTED, SUPPORTED, Plan
 
 
-def findings(primary: pd.DataFrame, control: pd.DataFrame, stated: Plan) -> list[str]:
+def findings(
+    primary: pd.DataFrame, control: pd.DataFrame, stated: Plan, *, clinical: bool = False
+) -> list[str]:
     """What came out, in at most five sentences; both tables as `endpoints` makes them."""
     ran = primary[primary.verdict != NOT_RUN]
     if ran.empty:
@@ -26,7 +28,7 @@ def findings(primary: pd.DataFrame, control: pd.DataFrame, stated: Plan) -> list
     sentences = [
         _against(arm, primary[primary.baseline == arm], stated) for arm in stated.baselines
     ]
-    return [*sentences, *_control(control, stated), _basis(ran, stated)]
+    return [*sentences, *_control(control, stated), _basis(ran, stated, clinical)]
 
 
 def shown(table: pd.DataFrame, stated: Plan) -> pd.DataFrame:
@@ -121,8 +123,11 @@ def _control(table: pd.DataFrame, stated: Plan) -> list[str]:
     return [f"{name} was seen: it lies {_range(table.difference_points)} points lower."]
 
 
-def _basis(ran: pd.DataFrame, stated: Plan) -> str:
-    return (
-        f"These are simulated strokes, {_range(ran.n_cases, 0)} test cases and "
-        f"{_range(ran.n_seeds, 0)} of {stated.seeds} planned seeds: nothing here is clinical."
+def _basis(ran: pd.DataFrame, stated: Plan, clinical: bool) -> str:
+    cases, seeds = (
+        _range(ran.n_cases, 0),
+        f"{_range(ran.n_seeds, 0)} of {stated.seeds} planned seeds",
     )
+    if clinical:
+        return f"These are {cases} clinical cases and {seeds}."
+    return f"These are simulated strokes, {cases} test cases and {seeds}: nothing here is clinical."
