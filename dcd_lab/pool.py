@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -39,9 +40,9 @@ def each(
     import torch
     from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
-    threads = max(1, min(torch.get_num_threads(), joblib.cpu_count()) // workers)
+    share = max(1, min(torch.get_num_threads(), joblib.cpu_count()) // workers)
     # loky starts new interpreters: a forked one inherits locks of threads that it lacks.
-    with joblib.parallel_config("loky", inner_max_num_threads=threads):
+    with joblib.parallel_config("loky", inner_max_num_threads=share):
         parallel = joblib.Parallel(
             workers, return_as="generator_unordered", batch_size=1, max_nbytes=None
         )
@@ -54,6 +55,19 @@ def each(
             got = str(error).splitlines()[0]
         expected, attempt = "one that ends by itself", "fewer workers; what is done is kept"
         raise ContractError("worker process", got, expected, attempt) from None
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Have PyTorch work in `count` threads of a CPU; as many as before come back at the end."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _call(function: Callable[[Item], Result], item: Item, *, parent: int, project: str) -> Result:

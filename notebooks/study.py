@@ -33,7 +33,7 @@ from dcd_lab.experiments import Job, enter, record
 from dcd_lab.experiments.running import run_or_diverge
 from dcd_lab.experiments.transport import pack
 from dcd_lab.experiments.verify import Check, table, verify
-from dcd_lab.pool import each
+from dcd_lab.pool import each, threads
 from dcd_lab.records.identity import file_hash
 from dcd_lab.records.places import write_json
 from dcd_lab.records.seals import check, seal
@@ -53,7 +53,8 @@ def train(todo: Sequence[Job], *, workers: int) -> None:
 
 
 def _one(job: Job) -> str:
-    run_or_diverge(job)
+    with threads(1):  # sums depend on the number of threads, and the record is to be made again
+        run_or_diverge(job)
     enter(job)
     if diverged(job.folder):
         return f"{job.folder.name}: diverged"
@@ -63,7 +64,7 @@ def _one(job: Job) -> str:
 
 def verified(*, workers: int) -> list[Check]:
     """The checks of the record; kept under `runs/` until a file of it, code or versions change."""
-    files = sorted(file for file in record.home().parent.rglob("*") if file.is_file())
+    files = sorted(file for file in record.home().rglob("*") if file.is_file())
     content = [(file.name, file_hash(file)) for file in files]
     folder = run_dir("verified", content, records.source_hash(), records.versions())
     file = folder / "checks.json"

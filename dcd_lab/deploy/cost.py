@@ -18,6 +18,7 @@ from torch import nn
 
 from dcd_core.models import Segmenter, evaluating, parameters
 from dcd_core.types import ContractError
+from dcd_lab import pool
 from dcd_lab.deploy.export import Exported
 
 _CLEAR = Path("/proc/self/clear_refs")
@@ -47,13 +48,9 @@ def cost(
     """
     if rounds < 1 or (threads is not None and threads < 1):
         raise ContractError("rounds, threads", (rounds, threads), "at least 1", "rounds=11")
-    before = torch.get_num_threads()
-    used = threads or before
-    torch.set_num_threads(used)
-    try:
+    used = threads or torch.get_num_threads()
+    with pool.threads(used):
         samples = latency_ms(model, shape, rounds=rounds)
-    finally:
-        torch.set_num_threads(before)
     low, middle, high = np.percentile(samples, [25, 50, 75]).tolist()
     peak, device = peak_mib(model, shape, threads=used), str(next(model.parameters()).device)
     return Cost(parameters(model), macs(model, shape), peak, middle, low, high, used, device)

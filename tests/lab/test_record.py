@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from dcd_core.train import diverged
 from dcd_core.types import ContractError
@@ -18,6 +19,7 @@ from dcd_lab.experiments import verify as verify_module
 from dcd_lab.experiments.description import describe, made_again
 from dcd_lab.experiments.transport import pack, unpack
 from dcd_lab.experiments.verify import verify
+from dcd_lab.pool import threads
 
 pytestmark = pytest.mark.slow
 
@@ -150,6 +152,20 @@ def change_recipe(entry):
     description = json.loads((entry / "run.json").read_text())
     description["job"]["recipe"]["learning_rate"] = 0.004
     (entry / "run.json").write_text(json.dumps(description))
+
+
+def test_runs_are_replayed_in_one_thread_however_many_there_are(jobs, monkeypatch):
+    used, first_steps = [], verify_module.first_steps
+
+    def counted(job, steps):
+        used.append(torch.get_num_threads())
+        return first_steps(job, steps)
+
+    monkeypatch.setattr(verify_module, "first_steps", counted)
+    with threads(2):
+        verify()
+        assert torch.get_num_threads() == 2
+    assert set(used) == {1}
 
 
 def test_a_run_that_logs_seldom_is_replayed_to_its_first_row(jobs, monkeypatch):
