@@ -16,7 +16,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
-HEAD = ("block", "arm", "recorded", "planned", "core hours", "processor")
+TASK = "isles2022"  # of every block of the plan
+HEAD = ("block", "arm", "recorded", "planned", "hours", "processor")
 
 
 def recorded(runs: Path) -> dict[str, dict[int, dict[str, Any]]]:
@@ -25,7 +26,7 @@ def recorded(runs: Path) -> dict[str, dict[int, dict[str, Any]]]:
     for file in sorted(runs.glob("*/run.json")):
         entry = json.loads(file.read_text("utf-8"))
         job, fit = entry["job"], file.parent / "fit.json"
-        if job["tested"] and fit.is_file():
+        if job["cohort"]["task"] == TASK and job["tested"] and fit.is_file():
             hours = json.loads(fit.read_text("utf-8"))["seconds"] / 3600
             run = {"processor": entry["facts"]["gpu"] or entry["facts"]["cpu"], "hours": hours}
             found.setdefault(job["arm"], {})[job["recipe"]["seed"]] = run

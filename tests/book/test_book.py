@@ -135,10 +135,12 @@ def test_the_example_of_the_readme_gives_the_student_a_gradient() -> None:
 def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Path) -> None:
     from dcd_study import recorded, rows
 
-    def enter(arm: str, seed: int, tested: bool, finished: bool = True) -> None:
-        entry = tmp_path / f"{arm}-{seed}-{tested}"
+    def enter(
+        arm: str, seed: int, tested: bool, finished: bool = True, task: str = "isles2022"
+    ) -> None:
+        entry = tmp_path / f"{task}-{arm}-{seed}-{tested}"
         entry.mkdir()
-        job = {"arm": arm, "tested": tested, "recipe": {"seed": seed}}
+        job = {"arm": arm, "tested": tested, "recipe": {"seed": seed}, "cohort": {"task": task}}
         facts = {"job": job, "facts": {"cpu": "one kind", "gpu": None}}
         (entry / "run.json").write_text(json.dumps(facts), "utf-8")
         if finished:
@@ -147,6 +149,7 @@ def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Pa
     for seed in (0, 1, 7):  # 7 is not planned
         enter("DCD", seed, True)
     enter("DCD", 2, False)  # a rung of the ladder
+    enter("DCD", 2, True, task="brats2024")
     enter("logits", 0, True, finished=False)  # diverged
     plan = {"A": {"seeds": [0, 1, 2], "teachers": [5], "arms": {"DCD": {}, "logits": {}}}}
     assert rows(plan, recorded(tmp_path)) == [
