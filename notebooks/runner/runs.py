@@ -43,7 +43,10 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
         for block in plan().values() if profile == BOOK_PROFILE else ():
             if block["page"] == name:
                 teachers = [study.teacher(seed) for seed in block.get("teachers", ())]
-                runs += _taught_last(teachers + study.arms(block["arms"], block["seeds"]))
+                arms = {
+                    arm: page["arms"][arm] if x is None else x for arm, x in block["arms"].items()
+                }
+                runs += _taught_last(teachers + study.arms(arms, block["seeds"]))
     first: dict[Path, Job] = {}
     for job in runs:
         first.setdefault(job.folder, job)
