@@ -8,14 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-PROJECT = Path(__file__).resolve().parents[1]
-ROOMS = ("dcd_core", "dcd_lab")
-FILES = {
-    file.relative_to(PROJECT).as_posix(): ast.parse(file.read_text("utf-8"))
-    for room in ROOMS
-    for file in sorted((PROJECT / room).rglob("*.py"))
-}
+from modules import PROJECT, TREES
 
 # The names that programs outside this project may rely on: section 3 of the architecture.
 PUBLIC = {
@@ -55,7 +48,7 @@ def test_imports_point_downward() -> None:
 
 
 def test_a_file_is_read_in_one_sitting() -> None:
-    lengths = {name: len((PROJECT / name).read_text("utf-8").splitlines()) for name in FILES}
+    lengths = {name: len((PROJECT / name).read_text("utf-8").splitlines()) for name in TREES}
     most = {"dcd_core/dcd.py": 250}
     assert {name: n for name, n in lengths.items() if n > most.get(name, 300)} == {}
 
@@ -78,10 +71,10 @@ def test_every_public_name_is_documented_by_a_sentence() -> None:
         first = (ast.get_docstring(node) or "").split("\n\n", 1)[0].strip()  # type: ignore[arg-type]
         return bool(re.match(r"[A-Z0-9`\"(]", first)) and first.endswith((".", ":", "?"))
 
-    silent = [file for file, tree in FILES.items() if not documented(tree)]
+    silent = [file for file, tree in TREES.items() if not documented(tree)]
     silent += [
         f"{file}: {node.name}"
-        for file, tree in FILES.items()
+        for file, tree in TREES.items()
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
         if not documented(node)

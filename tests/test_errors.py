@@ -1,14 +1,9 @@
 """Errors have one shape: every place that raises says what, got, expected and what to try."""
 
 import ast
-from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
-TREES = {
-    file.relative_to(PROJECT).as_posix(): ast.parse(file.read_text("utf-8"))
-    for room in ("dcd_core", "dcd_lab")
-    for file in sorted((PROJECT / room).rglob("*.py"))
-}
+from modules import TREES
+
 OTHERS = {
     "FloatingPointError": "training diverged, which is a result",
     "NotImplementedError": "an abstract method",

@@ -134,8 +134,9 @@ def contrasts(
     Columns: those of COLUMNS, with differences, intervals and detectable differences in points.
     `detectable_points` is the smallest true difference found with 80 % power at the row's level,
     `planned_points` the same with the planned seeds, `control` whether the positive control was
-    seen on this endpoint. A contrast with an arm that the table lacks has the verdict "not run yet"
-    and NaN. It counts as p = 1 in Holm's procedure, so running it later takes no support away.
+    seen on this endpoint. Where the table lacks an arm, or the endpoint on two cases, a contrast
+    has the verdict "not run yet" and NaN. It counts as p = 1 in Holm's procedure, so running it
+    later takes no support away.
     Raises ContractError as `stats.compare` does.
     """
     found = [_compared(table, *each) for each in asked]
