@@ -5,9 +5,9 @@
 
 The undistilled student of the stroke study and the one that DCD distils, of the first seed, take
 turns in one process with one thread: the first steps of a run as `train.fit` does them, batches
-included. The distillation is on from the first step. The teacher's weights are not needed for a
-time, so they are random. Times are processor seconds, since the machine may do other work: median
-and quartiles of a step over the rounds.
+included. The distillation is on from the first step. A step takes as long whatever the teacher's
+weights are, so they are random. Times are processor seconds, since the machine may do other work:
+median and quartiles of a step over the rounds.
 
 Written, with a JSON file: results/<out>/training-step; <out> is `benchmarks`, or `smoke`.
 """

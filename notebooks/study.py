@@ -30,7 +30,7 @@ from dcd_core.types import ContractError
 from dcd_lab import records
 from dcd_lab.cache import run_dir
 from dcd_lab.experiments import Job, enter, record
-from dcd_lab.experiments.running import run_or_diverge
+from dcd_lab.experiments.running import run, run_or_diverge
 from dcd_lab.experiments.transport import pack
 from dcd_lab.experiments.verify import Check, table, verify
 from dcd_lab.pool import each, threads
@@ -44,7 +44,16 @@ from runner.sources import refuse
 
 
 def train(todo: Sequence[Job], *, workers: int) -> None:
-    """Run jobs and enter each into the record; one that needs a teacher waits for those before."""
+    """Run jobs and enter each into the record; one that needs a teacher waits for those before.
+
+    A teacher that is not in the record is trained first, also when it is none of the jobs.
+    """
+    teachers = {job.teacher.folder: job.teacher for job in todo if job.teacher is not None}
+    for teacher in teachers.values():
+        if state(teacher) == "recorded":
+            run(teacher)  # which reads it from there
+    missing = [teacher for teacher in teachers.values() if state(teacher) != "recorded"]
+    todo = list({job.folder: job for job in [*missing, *todo]}.values())
     done = 0
     for _, wave in groupby(todo, key=lambda job: job.teacher is not None):
         for line in each(_one, list(wave), workers=workers):

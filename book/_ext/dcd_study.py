@@ -1,6 +1,6 @@
 """The directive `study`: how far the study has come, arm by arm, from its plan and its record.
 
-Planned are the arms of `notebooks/plan.yml`, recorded the finished runs in `results/study/runs`.
+`notebooks/plan.yml` has the arms and seeds that are planned, `results/study/runs` what is finished.
 """
 
 from __future__ import annotations

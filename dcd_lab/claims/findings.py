@@ -119,7 +119,8 @@ def _control(table: pd.DataFrame, stated: Plan) -> list[str]:
     if table.verdict.eq(NOT_RUN).any():
         return [f"{name} has not been run yet."]
     if missed := [stated.endpoints[each] for each in table.endpoint[table.verdict != SUPPORTED]]:
-        return [f"{name} was not seen in {listed(missed)}: no difference there shows nothing."]
+        ends = "so an undecided contrast there does not mean that nothing differs"
+        return [f"{name} was not seen in {listed(missed)}, {ends}."]
     return [f"{name} was seen: it lies {_range(table.difference_points)} points lower."]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ def test_the_runs_of_the_pages_are_trained_once_and_recorded(
     (entry / "history.csv").write_text("step\n1\n", "utf-8")
     assert study.main(["verify", "--quiet"]) == 1
     assert f"{entry.name}/history.csv" in capsys.readouterr().out
+
+
+def test_a_teacher_is_trained_or_read_from_the_record_before_it_teaches(checkout: Path) -> None:
+    smoke = ["--profile", "smoke", "--set", "stroke_steps=2", "run", "06-isles", "--arms"]
+    assert study.main([*smoke, "DCD"]) == 0
+    recorded = checkout / "results" / "study" / "runs"
+    assert len(list(recorded.glob("*teacher*"))) == 1
+    students = list(recorded.glob("*DCD*"))
+    assert students
+    for folder in (*students, *checkout.glob("runs/*DCD*"), *checkout.glob("runs/*teacher*")):
+        shutil.rmtree(folder)  # as in a fresh clone, whose record has the teacher alone
+    written = (next(recorded.glob("*teacher*")) / "run.json").read_bytes()
+    assert study.main([*smoke, "DCD"]) == 0
+    assert all(folder.is_dir() for folder in students)
+    assert (next(recorded.glob("*teacher*")) / "run.json").read_bytes() == written
 
 
 def test_a_wrong_request_is_answered_in_words(
