@@ -74,6 +74,38 @@ def forest(comparisons: Sequence[Comparison], *, title: str | None = None) -> Pa
     return figure
 
 
+@styled
+def doses(
+    panels: Mapping[str, Mapping[str, Comparison | None]], *, title: str | None = None
+) -> Page:
+    """Differences to one baseline with their intervals, a panel for each factor, dose after dose.
+
+    `panels` names a factor and its doses in order; None is the baseline itself, at 0. Raises
+    ContractError unless all comparisons are with one baseline on one metric.
+    """
+    shown = [each for doses in panels.values() for each in doses.values() if each is not None]
+    if len({(each.metric, each.baseline) for each in shown}) != 1:
+        got = sorted({f"{each.metric} against {each.baseline}" for each in shown}) or "none"
+        attempt = "one figure for each metric and baseline"
+        raise ContractError("comparisons", got, "one metric and one baseline", attempt)
+    figure = page.blank(3.2, title)
+    grids = page.panels(figure, len(panels), len(panels), sharey=True)
+    for axes, (factor, doses) in zip(grids, panels.items(), strict=True):
+        axes.axhline(0, color=page.INK, linewidth=1, zorder=1)
+        for position, each in enumerate(doses.values()):
+            if each is None:
+                axes.plot(position, 0, "D", color=page.INK, markersize=7, zorder=3)
+                continue
+            axes.vlines(position, each.low, each.high, color=page.BLUE, zorder=2)
+            axes.plot(position, each.difference, "o", color=page.BLUE, markersize=8, zorder=3)
+        axes.set(xlabel=factor, xticks=range(len(doses)), xticklabels=list(doses))
+        axes.margins(x=0.12)
+        page.grid(axes, "y")
+    metric = page.axis_label(shown[0].metric)
+    figure.supylabel(f"arm − {shown[0].baseline}, {metric}", fontsize=11)
+    return figure
+
+
 def _comparison(axes: Axes, row: int, shown: Comparison) -> None:
     random, low, high = shown.seed_is_random, shown.low, shown.high
     if np.isfinite(shown.detectable) and random:

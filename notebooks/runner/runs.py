@@ -15,7 +15,7 @@ from runner.jobs import BOOK_PROFILE
 from runner.parameters import resolve
 from runner.sources import discover, refuse, select
 
-PAGES = {"06-isles": "isles2022", "05-brats": "brats2024"}
+PAGES = {"06-isles": "isles2022", "08-ablations": "isles2022", "05-brats": "brats2024"}
 """Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
 PLAN = "notebooks/plan.yml"
 """The blocks of the study: runs of its own profile that no page shows yet."""
@@ -38,7 +38,7 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
         page = {**known[name].declared, **resolved[name]}
         study = Study.of(PAGES[name], **page)
         runs += _taught_last([study.teacher(), *study.arms(page["arms"], page["seeds"])])
-        if PAGES[name] == "isles2022":
+        if name == "06-isles":
             runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
         for block in plan().values() if profile == BOOK_PROFILE else ():
             if block["page"] == name:

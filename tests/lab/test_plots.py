@@ -104,6 +104,7 @@ FIGURES = {
     "growth": lambda: plots.growth(grown("voxels"), grown("levels"), title="Growth"),
     "seeds": lambda: plots.seeds(SCORES, "dice"),
     "forest": lambda: plots.forest(comparisons(), title="Forest"),
+    "doses": lambda: plots.doses({"levels": {"3": None, "1": comparisons()[0]}}, title="Doses"),
     "by_volume": lambda: plots.by_volume(SCORES),
     "histogram": lambda: plots.histogram(SCORES, "volume_ml", edges=WIDE, marks={"1 ml": 1}),
     "features": lambda: plots.features(PATCH, MAPS, title="Features"),
@@ -214,6 +215,15 @@ def test_forest_shows_intervals_and_what_is_detectable():
     assert not of_one_seed.axes[0].patches
 
 
+def test_doses_are_points_with_their_intervals_and_the_baseline_lies_at_zero():
+    one, other = comparisons()
+    left, right = plots.doses({"a": {"0": None, "1": one}, "b": {"2": other}}).axes
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "1"]
+    assert [float(line.get_ydata()[0]) for line in left.lines] == [0, 0, one.difference]
+    (bar,) = right.collections
+    np.testing.assert_allclose(bar.get_segments()[0][:, 1], [other.low, other.high])
+
+
 def test_a_histogram_counts_every_row_once():
     values = table("volume_ml", (1.0,), (1.5,), (10.0,), (99.0,), (100.0,))
     (axes,) = plots.histogram(values, "volume_ml", edges=(1, 10, 100)).axes
@@ -258,6 +268,7 @@ BROKEN = {
     "no precision": (lambda: plots.tradeoff(SCORES, "volume_ml", "dice"), "'precision'"),
     "no levels": (lambda: plots.growth(grown("voxels"), grown("voxels")), "levels"),
     "no comparison": (lambda: plots.forest([]), "none"),
+    "no dose": (lambda: plots.doses({"levels": {"3": None}}), "none"),
     "two metrics": (
         lambda: plots.forest([comparisons()[0], comparisons()[0]._replace(metric="hd95_mm")]),
         "one metric",
