@@ -22,7 +22,7 @@ from dcd_lab.experiments import record
 from dcd_lab.experiments.job import Job
 from dcd_lab.records.places import write_text
 
-_PLAIN = ("label", "model", "method", "options", "teacher_floor", "arm", "tested")
+_PLAIN = ("label", "model", "method", "options", "teacher_floor", "arm", "tested", "kept")
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def enter(job: Job) -> Path:
     file = case_file(job.cohort)
     if not file.is_file():
         write_text(file, case_hashes(job.cohort).to_csv(index=False, lineterminator="\n"))
-    return record.enter(job.folder, description, seed=job.recipe.seed)
+    return record.enter(job.folder, description, seed=job.recipe.seed, weights=job.kept)
 
 
 def recorded_job(entry: Path, *, workers: int = 1) -> Job:

@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ class Job:
     pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
     whose Dice on the val cases must reach `teacher_floor`; `start`: a file of `models.save` whose
     network is trained on, in the place of a `model` with weights drawn from the seed. `label` names
-    the folder, `arm` the line in tables, and a job that is not `tested` reads nothing of the test
-    split: these decide nothing.
+    the folder, `arm` the line in tables; a job that is not `tested` reads nothing of the test
+    split, and of one that is not `kept` the record has no weights: these decide nothing.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Job:
     start: str | Path | None = None
     arm: str = ""
     tested: bool = True
+    kept: bool = True
 
     @property
     def identity(self) -> str:
@@ -78,8 +80,8 @@ class Job:
 
     @property
     def trained(self) -> bool:
-        """Whether there is a student to read back."""
-        return all((self.folder / name).is_file() for name in ("fit.json", "student.safetensors"))
+        """Whether the run is finished."""
+        return (self.folder / "fit.json").is_file()
 
     @property
     def done(self) -> bool:
@@ -105,12 +107,29 @@ class Job:
         """Mean foreground Dice on the val cases, under the threshold that is best there."""
         return self._chosen()["val_dice"]
 
+    @property
+    def seconds(self) -> float:
+        """Time of the training. Raises ContractError as `result` does, but needs no weights."""
+        return float(json.loads(self._read("fit.json"))["seconds"])
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The history of the training, a row per logged step. Errors as those of `seconds`."""
+        return pd.read_csv(StringIO(self._read("history.csv")))
+
     def result(self) -> Fit:
         """The trained student, its history, and its threshold in this version of the evaluation.
 
-        Raises ContractError when the job has not run, or its files have changed since.
+        Raises ContractError when the job has not run, when its files have changed since, and when
+        it comes from the record without its weights.
         """
         check(self.folder)
+        if self.trained and not (self.folder / "student.safetensors").is_file():
+            expected, attempt = (
+                "a network that the record keeps",
+                "DCD_RECORD=ignore, which trains it",
+            )
+            raise ContractError(f"network of {self.label}", "no weights", expected, attempt)
         fitted = read_fit(self.folder)
         _compare_versions(self.folder)
         chosen = self._chosen()
@@ -133,6 +152,12 @@ class Job:
         table.insert(0, "method", self.arm or self.label)
         table.insert(1, "seed", self.recipe.seed)
         return table
+
+    def _read(self, name: str) -> str:
+        if not self.trained:
+            raise self._not_run(name)
+        check(self.folder)
+        return (self.folder / name).read_text("utf-8")
 
     def _chosen(self) -> dict[str, float]:
         if not self.threshold_file.is_file():

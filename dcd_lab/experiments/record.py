@@ -1,9 +1,9 @@
 """The record: finished runs of the study, kept with the project in `results/study/runs`.
 
-A run is entered as it lies under `runs/`: recipe, history, threshold, scores and weights. A file
-`run.json` beside them describes it, names the machine and holds a hash of every file. A page that
-asks for a job gets it from `runs/`, or else from here; what is in neither is trained. The
-environment variable DCD_RECORD changes that (see `cache.record_policy`).
+A run is entered as it lies under `runs/`: recipe, history, threshold and scores, and weights if a
+page opens its network. A file `run.json` beside them describes it, names the machine and holds a
+hash of every file. A page that asks for a job gets it from `runs/`, or else from here; what is in
+neither is trained. The environment variable DCD_RECORD changes that (see `cache.record_policy`).
 """
 
 from __future__ import annotations
@@ -39,15 +39,22 @@ def entries() -> list[Path]:
     return sorted(file.parent for file in home().glob(f"*/{DESCRIPTION}"))
 
 
-def enter(folder: Path, description: Mapping[str, Any], *, seed: int | None = None) -> Path:
+def enter(
+    folder: Path,
+    description: Mapping[str, Any],
+    *,
+    seed: int | None = None,
+    weights: bool = True,
+) -> Path:
     """Add a folder under `runs/` to the record, or replace its entry; returns the entry.
 
     `description` is what `read` gives back; hashes of the files and the facts of this machine are
-    added to it. Raises ContractError when a file has changed since it was written.
+    added to it. Files of `weights` may be left out. Raises ContractError when a file has changed
+    since it was written.
     """
     check(folder)
     entry = home() / folder.name
-    files = files_of(folder)
+    files = [f for f in files_of(folder) if weights or f.suffix != ".safetensors"]
     if entry.is_dir():
         shutil.rmtree(entry)
     _copy(files, entry)

@@ -82,7 +82,7 @@ class Study:
         counts, seeds, teacher = list(steps), list(seeds), self.teacher()
         jobs = [self.student("undistilled", seed, steps=n) for n in counts for seed in seeds]
         jobs += [replace(teacher, recipe=replace(teacher.recipe, steps=n)) for n in counts]
-        return [replace(job, tested=False) for job in jobs]
+        return [replace(job, tested=False, kept=False) for job in jobs]
 
     def arms(self, arms: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Job]:
         """The students of all arms at all seeds; an arm's options are those of `student`."""
@@ -156,6 +156,6 @@ def lesions(jobs: Iterable[Job]) -> pd.DataFrame:
 def histories(jobs: Iterable[Job]) -> pd.DataFrame:
     """Training histories of finished jobs in one long table: method, seed, step and the losses."""
     return pd.concat(
-        [job.result().history.assign(method=job.arm, seed=job.recipe.seed) for job in jobs],
+        [job.history.assign(method=job.arm, seed=job.recipe.seed) for job in jobs],
         ignore_index=True,
     )

@@ -185,7 +185,7 @@ class Sweep:
         rows = {}
         for arm in self.arms:
             jobs = [self.student(arm, seed) for seed in self.seeds]
-            history = pd.concat([job.result().history for job in jobs])
+            history = pd.concat([job.history for job in jobs])
             quarter = pd.cut(history.step / self.steps, [0.0, *QUARTERS], labels=QUARTERS)
             rows[arm] = history.relative_weight.groupby(quarter, observed=False).median()
         return pd.DataFrame(rows).T

@@ -64,7 +64,8 @@ def verify(*, workers: int = 1) -> list[Check]:
     """All checks of the record; the cases of its cohorts are made where they are absent.
 
     Every network is scored on `SCORED_CASES` cases, each on others, so that together they cover the
-    test split. Of every arm the run of the lowest seed is trained again for some steps.
+    test split. Of every arm whose networks are kept, the run of the lowest seed is trained again
+    for some steps.
     """
     checks = [_check_files(record.entries())]
     jobs: list[Job] = []
@@ -76,9 +77,10 @@ def verify(*, workers: int = 1) -> list[Check]:
                 checks.append(Check(f"description of {entry.name}", "read", "1", 1, 0, str(error)))
     cohorts = {job.cohort.identity: job.cohort for job in jobs}
     work: list[partial[Check]] = [partial(_check_cases, c) for c in cohorts.values()]
-    scored = [j for j in jobs if j.tested and not diverged(record.home() / j.folder.name)]
+    kept = [job for job in jobs if job.kept]
+    scored = [j for j in kept if j.tested and not diverged(record.home() / j.folder.name)]
     work += [partial(_check_scores, job, _share(job, turn)) for turn, job in enumerate(scored)]
-    by_seed = sorted(jobs, key=lambda job: -job.recipe.seed)
+    by_seed = sorted(kept, key=lambda job: -job.recipe.seed)
     lowest = {(job.cohort.identity, job.arm): job for job in by_seed}
     work += [partial(_check_history, job) for job in lowest.values()]
     for done, check in enumerate(each(_call, work, workers=workers), start=1):

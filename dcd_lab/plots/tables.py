@@ -21,7 +21,7 @@ def table(rows: pd.DataFrame) -> Styler:
 
     The index is kept and its name left out. A value that is missing is a dash.
     """
-    shown = rows.rename_axis(index=None, columns=None)
+    shown = rows.rename_axis(index=[None] * rows.index.nlevels, columns=None)
     formats: dict[Any, Any] = {
         head(name): _format(name) if pd.api.types.is_float_dtype(rows[name]) else "{}"
         for name in rows.columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from runner.sources import discover, refuse, select
 
 PAGES = {"06-isles": "isles2022", "08-ablations": "isles2022", "05-brats": "brats2024"}
 """Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
+OPENED = {"06-isles": (0, 1, 2), "05-brats": (0, 1, 2)}
+"""Seeds of these pages whose networks the record keeps: no page opens others, so it is small."""
 PLAN = "notebooks/plan.yml"
 """The blocks of the study: runs of its own profile that no page shows yet."""
 
@@ -34,10 +37,13 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
     resolved = resolve(known, profile, overrides)
     ladder = {**known["04-teacher"].declared, **resolved["04-teacher"]}
     runs: list[Job] = []
+    opened = set[Path]()
     for name in (name for name in PAGES if name in chosen):
         page = {**known[name].declared, **resolved[name]}
         study = Study.of(PAGES[name], **page)
         runs += _taught_last([study.teacher(), *study.arms(page["arms"], page["seeds"])])
+        networks = study.arms(page["arms"], OPENED.get(name, ()))
+        opened |= {job.folder for job in (study.teacher(), *networks)}
         if name == "06-isles":
             runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
         for block in plan().values() if profile == BOOK_PROFILE else ():
@@ -50,7 +56,7 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
     first: dict[Path, Job] = {}
     for job in runs:
         first.setdefault(job.folder, job)
-    return list(first.values())
+    return [replace(job, kept=folder in opened) for folder, job in first.items()]
 
 
 def _taught_last(jobs: Iterable[Job]) -> list[Job]:

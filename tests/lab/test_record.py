@@ -89,6 +89,25 @@ def test_what_is_scored_is_what_is_stored(jobs):
     assert all((w == w.half().float()).all() for w in weights)
 
 
+def test_a_run_whose_network_is_not_kept_has_all_but_weights(jobs, monkeypatch):
+    monkeypatch.setenv("DCD_RECORD", "use")
+    student = replace(run_all(jobs)[1], kept=False)
+    entry = enter(student)
+    assert not list(entry.glob("*.safetensors"))
+    shutil.rmtree(student.folder)
+    monkeypatch.setenv("DCD_RECORD", "only")
+    run(student)
+    assert student.done
+    assert len(student.history) == len(pd.read_csv(entry / "history.csv"))
+    assert student.seconds > 0
+    assert len(student.read("scores")) == 2
+    with pytest.raises(ContractError, match="network of isles2022-DCD-s0: got no weights"):
+        student.result()
+    checks = verify()
+    assert all(check.passed for check in checks)
+    assert not any(entry.name in check.what for check in checks)
+
+
 def test_without_training_a_run_that_is_not_recorded_is_refused(jobs, monkeypatch):
     monkeypatch.setenv("DCD_RECORD", "only")
     other = replace(jobs[0], recipe=replace(jobs[0].recipe, seed=7))

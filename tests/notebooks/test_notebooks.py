@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from nbformat import NotebookNode
 
 from dcd_core import train
 from dcd_core.dcd import kd_weight
+from dcd_core.methods import METHODS
 from dcd_lab import records
 from dcd_lab.experiments import record
 from runner import execution, jobs, parameters, screen, sources
@@ -149,6 +151,13 @@ def smoke() -> dict[str, jobs.Job]:
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_notebook_runs(smoke: dict[str, jobs.Job], name: str) -> None:
     assert smoke[name].state in ("run", "cached"), smoke[name].message
+
+
+def test_the_table_of_methods_names_every_method_once() -> None:
+    text = KNOWN["07-methods"].document.cells[0].source
+    rows = [row.split("|")[1] for row in text.splitlines() if row.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert sorted(named) == sorted(METHODS)
 
 
 # --- pages --------------------------------------------------------------------------------------
