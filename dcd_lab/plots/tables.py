@@ -21,7 +21,8 @@ def table(rows: pd.DataFrame) -> Styler:
 
     The index is kept and its name left out. A value that is missing is a dash.
     """
-    shown = rows.rename_axis(index=[None] * rows.index.nlevels, columns=None)
+    shown = rows.rename_axis(columns=None)
+    shown.index = shown.index.set_names([None] * rows.index.nlevels)
     formats: dict[Any, Any] = {
         head(name): _format(name) if pd.api.types.is_float_dtype(rows[name]) else "{}"
         for name in rows.columns
