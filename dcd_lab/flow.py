@@ -7,13 +7,15 @@ its own stage and reaches finer ones through the encoder alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from dcd_core.dcd import PUBLISHED
+from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Stages, Volume
 from dcd_core.wavelet import BANDS, Wavelet, wavedec3
 
@@ -88,6 +90,33 @@ def moments(
         grid = f"the student's grid {tuple(student.shape[2:])}"
         raise ContractError("teacher features", tuple(teacher.shape), grid, "the same stage")
     return _bands(torch.cat([student, teacher], dim=1).double(), wavelet, levels, _products)
+
+
+@torch.no_grad()
+def stage_moments(
+    student: Segmenter,
+    teacher: Segmenter,
+    images: Iterable[Volume],
+    wavelet: Wavelet = "db4",
+    *,
+    levels: Sequence[int],
+) -> list[Float64[Tensor, "8 both both"]]:
+    """The moments of every encoder stage, finest first, summed over images (b, c, d, h, w).
+
+    `levels` of the transform by stage, at least one each. Raises ContractError as `moments` does.
+    """
+    total: list[Tensor] = []
+    for image in images:
+        stages = zip(student.encode(image), teacher.encode(image), levels, strict=True)
+        found = [moments(s, t, wavelet, levels=count) for s, t, count in stages]
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+    return total
+
+
+def by_part(moments: Float64[Tensor, "8 both both"]) -> dict[str, Float64[Tensor, "both both"]]:
+    """Moments of what the published loss leaves free, what it aligns, and what it leaves out."""
+    detail = sum((moments[BANDS.index(band)] for band in PUBLISHED), torch.zeros_like(moments[0]))
+    return {"coarse": moments[0], "published detail": detail, "ddd": moments[7]}
 
 
 def _products(bands: Tensor) -> Tensor:

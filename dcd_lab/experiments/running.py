@@ -157,7 +157,7 @@ def first_steps(job: Job, steps: int) -> pd.DataFrame:
 
     Raises ContractError as `run` does.
     """
-    distiller, patches = _prepared(job)
+    distiller, patches = prepared(job)
     return replayed(distiller, patches, job.recipe, steps)
 
 
@@ -172,12 +172,13 @@ def replayed(distiller: Distiller, patches: Patches, recipe: Recipe, steps: int)
 
 
 def _train(job: Job) -> Fit:
-    distiller, patches = _prepared(job)
+    distiller, patches = prepared(job)
     write_json(job.folder / "versions.json", versions())
     return fit(distiller, patches, job.cohort.cases("val"), job.recipe, run_dir=job.folder)
 
 
-def _prepared(job: Job) -> tuple[Distiller, Patches]:
+def prepared(job: Job) -> tuple[Distiller, Patches]:
+    """What a job trains, and the batches it trains on. Raises ContractError as `run` does."""
     if job.method not in ("none", PENALTY) and job.teacher is None:
         raise ContractError(
             f"teacher of {job.label}", "none", f"a job, for {job.method!r}", "method='none'"

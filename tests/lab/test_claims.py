@@ -166,12 +166,12 @@ def test_without_results_nothing_is_decided_and_a_table_fills_its_rows(book: Pat
 def test_what_is_computed_without_chance_is_held_to_its_bound(book: Path) -> None:
     gradients = pd.DataFrame({"seed": [0, 0, 1, 1], "patch": [0, 1, 0, 1]})
     gradients = gradients.assign(stage=0, kd_by_skips=1e-12, cosine=[0.1, 0.12, 0.11, 0.1])
-    records.save(gradients, "study", "09-features", "gradients")
+    records.save(gradients, "study", "14-gradients", "gradients")
     found = {claim.id: claim for claim in claims.claims("readers")}
     assert (found["Q4a"].verdict, found["Q4a"].measured[0][-3:]) == (SUPPORTED, ": 0")
     assert found["Q4b"].verdict == SUPPORTED
     gradients.loc[3, "kd_by_skips"] = 0.5
-    records.save(gradients.assign(cosine=-gradients.cosine), "study", "09-features", "gradients")
+    records.save(gradients.assign(cosine=-gradients.cosine), "study", "14-gradients", "gradients")
     found = {claim.id: claim for claim in claims.claims("readers")}
     assert (found["Q4a"].verdict, found["Q4b"].verdict) == (REFUTED, REFUTED)
 
