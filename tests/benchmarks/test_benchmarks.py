@@ -165,6 +165,17 @@ def test_the_training_step(checkout):
     assert_ordered(table)
 
 
+@pytest.mark.slow
+def test_the_trajectory(checkout):
+    """Both students begin as one network, and are followed to their last step."""
+    quick("trajectory")
+    table = records.load("smoke", "training", "trajectory")
+    shares = table.pivot(index=["step", "part"], columns="network", values="explained")
+    assert shares.index.get_level_values("step").max() == 6
+    np.testing.assert_allclose(shares.loc[0, "DCD"], shares.loc[0, "undistilled"])
+    assert (shares < 1).all(axis=None)
+
+
 def test_the_metrics(workspace):
     assert metrics.main(["--quick"]) == 0
     times = records.load("smoke", "metrics", "times")
