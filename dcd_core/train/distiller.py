@@ -14,7 +14,10 @@ _MEANINGS = {False: "classes of one softmax", True: "overlapping regions, a sigm
 
 
 class Losses(NamedTuple):
-    """The two scalar losses of a batch; `distillation` is None while its weight is 0."""
+    """The two losses of a batch; `distillation` is None while its weight is 0.
+
+    Both are scalars, but the distillation by a `Sum` of methods has a loss for each of them (n,).
+    """
 
     segmentation: Tensor
     distillation: Tensor | None

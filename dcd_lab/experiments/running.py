@@ -124,7 +124,7 @@ def distiller_of(
     """A `student`, its teacher and its method with new adapters, ready to be trained.
 
     What the method learns from the teacher alone it learns now, on the first `kd_prepare` of
-    `patches`. `method`: a name out of METHODS, "none", or PENALTY.
+    `patches`. `method`: a name for `methods.build`, "none", or PENALTY.
     """
     # Weights are drawn from the seed alone: equal seeds start every method from the same student.
     with torch.random.fork_rng(devices=[]):
