@@ -60,9 +60,12 @@ class Job:
     @property
     def identity(self) -> str:
         """Fingerprint of everything that decides the trained weights."""
+        cases: object = self.cohort.identity
+        if self.cohort.label_every > 1:
+            cases = [cases, self.cohort.label_every]
         return fingerprint(
             train.VERSION,
-            self.cohort.identity,
+            cases,
             dict(self.model),
             self.recipe,
             self.method,
