@@ -42,8 +42,8 @@ class Method(nn.Module):
     `decided`: options that the class sets itself; `chunk`: numbers worked on at once, 64 MiB.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    needs_logits: ClassVar[bool] = False
+    needs_teacher: bool = True
+    needs_logits: bool = False
     regions: bool | None = None
     weight: ClassVar[float] = math.nan
     adapter_option: ClassVar[str | None] = None

@@ -18,6 +18,10 @@ Size3: TypeAlias = tuple[int, int, int]
 """Extent of a volume along (D, H, W), in voxels."""
 
 
+UNLABELLED = -1
+"""Target of every voxel of a sample whose label nobody knows: it can be distilled on alone."""
+
+
 class Output(NamedTuple):
     """Logits (b, k, d, h, w), encoder features, and in training logits of coarser heads, `deep`."""
 
@@ -42,7 +46,10 @@ class Case(NamedTuple):
 
 @runtime_checkable
 class Batches(Protocol):
-    """Training batches by step: an image (b, c, d, h, w) with an integer target (b, 1, d, h, w)."""
+    """Training batches by step: an image (b, c, d, h, w) with an integer target (b, 1, d, h, w).
+
+    The target of a sample without a label is `UNLABELLED` throughout.
+    """
 
     def __getitem__(self, step: int, /) -> tuple[Tensor, Tensor]:
         """The batch of a step, the same every time it is asked for."""

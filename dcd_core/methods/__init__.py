@@ -12,6 +12,7 @@ from dcd_core.errors import nearest
 from dcd_core.method import Method, StageMethod
 from dcd_core.methods import controls, features, frequency, logits, masks, regions, relations
 from dcd_core.methods.logits import LogitMethod
+from dcd_core.methods.sum import Sum, parts_of
 from dcd_core.types import ContractError
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -48,15 +49,21 @@ def build(
 ) -> Method:
     """The method called `name` for networks of these channels, finest stage first.
 
+    A name such as "logits + dcd" is a `Sum` of methods; `options` then has those of each part under
+    its name: `dcd={"levels": 2}`.
     Raises ContractError, with the nearest known one, for an unknown name or option.
     """
+    channels = student_channels, teacher_channels
+    if "+" in name:
+        parts = parts_of(name, METHODS, options)
+        return Sum([build(part, *channels, **own) for part, own in parts.items()])
     if name not in METHODS:
         raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
     known = options_of(name)
     for option in {*options} - {*known}:
         attempt = nearest(option, known) if known else "no options"
         raise ContractError(f"option of {name}", repr(option), f"one of {known}", attempt)
-    return METHODS[name](student_channels, teacher_channels, **options)
+    return METHODS[name](*channels, **options)
 
 
 def options_of(name: str) -> list[str]:
@@ -79,5 +86,5 @@ def adapter_option(name: str) -> str | None:
     return made.adapter_option if isinstance(made, type) and issubclass(made, Method) else None
 
 
-__all__ = ["METHODS", "LogitMethod", "Method", "StageMethod"]
+__all__ = ["METHODS", "LogitMethod", "Method", "StageMethod", "Sum"]
 __all__ += ["adapter_option", "build", "options_of"]

@@ -24,7 +24,7 @@ class LogitMethod(Method):
     `ignore`: label of voxels that count neither in sums nor in means, None where all do.
     """
 
-    needs_logits: ClassVar[bool] = True
+    needs_logits: bool = True
 
     def __init__(
         self, *channels: Sequence[int], regions: bool | None = False, ignore: int | None = -1

@@ -8,13 +8,16 @@ from torch import Tensor, nn
 from dcd_core.method import Method
 from dcd_core.models import Segmenter
 from dcd_core.train.processes import ALONE
-from dcd_core.types import ContractError, Output
+from dcd_core.types import UNLABELLED, ContractError, Output
 
 _MEANINGS = {False: "classes of one softmax", True: "overlapping regions, a sigmoid each"}
 
 
 class Losses(NamedTuple):
-    """The two scalar losses of a batch; `distillation` is None while its weight is 0."""
+    """The two losses of a batch; `distillation` is None while its weight is 0.
+
+    Both are scalars, but the distillation by a `Sum` of methods has a loss for each of them (n,).
+    """
 
     segmentation: Tensor
     distillation: Tensor | None
@@ -65,14 +68,22 @@ class Distiller(nn.Module):
     def forward(self, image: Tensor, target: Tensor, *, distil: bool) -> Losses:
         """Losses of a batch: image (b, c, d, h, w), integer target (b, 1, d, h, w).
 
+        Samples whose target is `UNLABELLED` throughout have no part in the segmentation loss. They
+        are distilled on, as all others; a batch with such samples gives the method no target.
         Of several `processes` each is given the whole batch, and returns the losses of the whole.
+        Raises ContractError where no sample has a label.
         """
         alone = self.teacher is None and self.needs_teacher
         distil = distil and self.method is not None and not alone
+        known = _labelled(target)
+        whole = bool(known.all())
+        if not (distil or whole):
+            image, target, whole = image[known], target[known], True
         image = self.processes.part(image)
         student = self.student(image)
         student = self.processes.whole(student if distil else student._replace(stages=()))
-        segmentation = self._segmentation(student, target)
+        labelled = (student, target) if whole else (_rows(student, known), target[known])
+        segmentation = self._segmentation(*labelled)
         if not distil or self.method is None:
             return Losses(segmentation, None)
         teacher = Output(image.new_empty((0,)), ())
@@ -83,7 +94,7 @@ class Distiller(nn.Module):
                 else:
                     teacher = teacher._replace(stages=self.teacher.encode(image))
             teacher = self.processes.whole(teacher)
-        return Losses(segmentation, self.method(student, teacher, target))
+        return Losses(segmentation, self.method(student, teacher, target if whole else None))
 
     def trainable(self) -> list[nn.Parameter]:
         """Every tensor the optimizer must have: the student's and the method's own."""
@@ -110,6 +121,20 @@ class Distiller(nn.Module):
                 y = nn.functional.interpolate(y.float(), z.shape[2:]).to(target.dtype)
             total = total + weight * self.seg_loss(z.float(), y)
         return total / sum(weights)
+
+
+def _labelled(target: Tensor) -> Tensor:
+    """Which samples (b,) have a label; ContractError if none has."""
+    known = (target != UNLABELLED).flatten(1).any(1)
+    if not known.any():
+        attempt = "batches with some labelled samples, as data.Patches makes them"
+        raise ContractError("target", "no label in the batch", "one sample with a label", attempt)
+    return known
+
+
+def _rows(output: Output, known: Tensor) -> Output:
+    """The logits of some samples, without the features."""
+    return Output(output.logits[known], (), tuple(z[known] for z in output.deep))
 
 
 def segmentation_loss() -> nn.Module:

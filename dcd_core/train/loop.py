@@ -85,7 +85,8 @@ class State:
     """Where a run is and what it logged: all that a checkpoint holds besides tensors."""
 
     step: int = 0
-    ratio: float = 0.0  # gradient norms, segmentation over distillation; 0 until measured
+    # Gradient norms, segmentation over distillation, for each loss of the distillation.
+    ratios: list[float] = field(default_factory=list)
     seconds: float = 0.0
     rows: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
@@ -137,16 +138,10 @@ class Run:
             # A method that masks at random draws the same masks after a restart.
             torch.manual_seed((recipe.seed << 32) + step)
             losses: Losses = self.distiller(image, target, distil=weight > 0)
-        total = losses.segmentation
-        if losses.distillation is not None:
-            if state.ratio == 0 or step % BALANCE_EVERY == 0:
-                ratio = gradient_ratio(
-                    losses.segmentation, losses.distillation, self.encoder, processes
-                )
-                state.ratio = smoothed(state.ratio, ratio)
-            if recipe.kd_balance == "gradient":
-                weight *= state.ratio
-            total = total + weight * losses.distillation
+        total, parts = losses.segmentation, _parts(losses)
+        weights = self._weights(losses.segmentation, parts, weight)
+        for part, weight_of_part in zip(parts, weights, strict=False):
+            total = total + weight_of_part * part
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         trained = self.distiller.trainable()
@@ -162,23 +157,39 @@ class Run:
         state.seconds += time.perf_counter() - started
         state.recent.append(losses.segmentation.item())
         if state.step % max(1, recipe.steps // 100) == 0 or state.step == recipe.steps:
-            state.rows.append(self._row(losses, weight, norm))
+            state.rows.append(self._row(parts, weights, norm))
             state.recent.clear()
 
-    def _row(self, losses: Losses, weight: float, norm: float) -> dict[str, float]:
-        state, kd = self.state, losses.distillation
-        return {
+    def _weights(self, loss: Tensor, parts: Sequence[Tensor], weight: float) -> list[float]:
+        """The weight of each loss of the distillation; without one that of the schedule."""
+        state, every = self.state, self.state.step % BALANCE_EVERY == 0
+        if parts and (every or not (state.ratios and all(state.ratios))):
+            previous = state.ratios or [0.0] * len(parts)
+            processes = self.distiller.processes
+            new = [gradient_ratio(loss, part, self.encoder, processes) for part in parts]
+            state.ratios = list(map(smoothed, previous, new))
+        if parts and self.recipe.kd_balance == "gradient":
+            return [weight * ratio for ratio in state.ratios]
+        return [weight] * max(1, len(parts))
+
+    def _row(
+        self, parts: Sequence[Tensor], weights: Sequence[float], norm: float
+    ) -> dict[str, float]:
+        state = self.state
+        row = {
             "step": state.step,
             # The mean since the last row: a single patch says little about where training stands.
             "segmentation": sum(state.recent) / len(state.recent),
-            "distillation": math.nan if kd is None else kd.item(),
-            "weight": weight,
-            # Gradient norms on the encoder, weighted distillation over segmentation.
-            "relative_weight": weight / state.ratio if state.ratio else 0.0,
-            "gradient_norm": norm,
-            "learning_rate": self.recipe.rate(state.step - 1),
-            "seconds": state.seconds,
         }
+        for number, weight in enumerate(weights):
+            ratio = state.ratios[number] if state.ratios else 0.0
+            of = f"_{number + 1}" if number else ""
+            row["distillation" + of] = parts[number].item() if parts else math.nan
+            row["weight" + of] = weight
+            # Gradient norms on the encoder, weighted distillation over segmentation.
+            row["relative_weight" + of] = weight / ratio if ratio else 0.0
+        row |= {"gradient_norm": norm, "learning_rate": self.recipe.rate(state.step - 1)}
+        return row | {"seconds": state.seconds}
 
     def _stop(self, image: Tensor, target: Tensor, losses: Losses, norm: float) -> None:
         step, path = self.state.step, self.folder / OFFENDING
@@ -187,7 +198,7 @@ class Run:
                 torch.save({"step": step, "image": image, "target": target}, temporary)
             self._write_history()
             write_facts(self.folder / DIVERGED, {"step": step, "recipe": plain(self.recipe)})
-        segmentation, distillation = (None if loss is None else loss.item() for loss in losses)
+        segmentation, distillation = (None if loss is None else loss.tolist() for loss in losses)
         raise FloatingPointError(
             f"not finite at step {step}: segmentation {segmentation}, distillation {distillation}, "
             f"gradient norm {norm}; the batch is in {path}. "
@@ -226,7 +237,10 @@ class Run:
             self.ema.model.load_state_dict(content["ema"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise unfit(path, f"of another student or method ({error})") from None
-        self.state = State(**content["state"])
+        state = content["state"]
+        if "ratio" in state:  # written when the distillation had a single loss
+            state["ratios"] = [state.pop("ratio")]
+        self.state = State(**state)
         self.ema.steps = self.state.step
 
     def finish(self, val: Sequence[Case]) -> Fit:
@@ -264,3 +278,11 @@ class Run:
         with atomic(self.folder / "history.csv") as temporary:
             history.to_csv(temporary, index=False, float_format="%.6g")
         return history
+
+
+def _parts(losses: Losses) -> Sequence[Tensor]:
+    """The losses of the distillation, one by one; none while its weight is 0."""
+    kd = losses.distillation
+    if kd is None:
+        return ()
+    return kd.unbind() if kd.ndim else (kd,)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,7 +28,7 @@ class ReweightedGroupLasso(Method):
     J. Fourier Anal. Appl. 14, 2008.
     """
 
-    needs_teacher: ClassVar[bool] = False
+    needs_teacher: bool = False
     penalties: Float[Tensor, " n"]
     calls: Tensor
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from dcd_core.errors import one_of
+from dcd_core.errors import at_least, one_of
 from dcd_core.progress import progress
 from dcd_core.types import Case, ContractError
 from dcd_lab import phantom
@@ -36,6 +36,7 @@ class Cohort:
     patient in two of them; `spacing_mm` is the grid they are prepared on (None: their own);
     `identity` names the content, not the folder, so that results of two machines can be compared;
     `origin` holds the arguments of `cohort` that make it again, empty for a cohort made by hand.
+    Of the training cases only every `label_every`-th has a label (see `few_labels`).
     """
 
     task: str
@@ -46,6 +47,16 @@ class Cohort:
     spacing_mm: float | None
     identity: str
     origin: Mapping[str, Any] = field(default_factory=dict)
+    label_every: int = 1
+
+    def few_labels(self, every: int) -> Cohort:
+        """The same cases, but only every `every`-th of the training split has a label.
+
+        `identity` stays: the files are the same. Raises ContractError for a count below 1.
+        """
+        at_least("label_every", every, 1)
+        origin = {**self.origin, "label_every": every} if self.origin and every > 1 else self.origin
+        return replace(self, label_every=every, origin=origin)
 
     def scans(self, split: Split) -> list[Scan]:
         """The files of one split, in order; raises ContractError when a case is not there."""
@@ -58,8 +69,13 @@ class Cohort:
         return [scans[id] for id in ids]
 
     def cases(self, split: Split, *, workers: int = 1) -> list[Case]:
-        """The prepared cases of one split, memory-mapped; `workers` processes make those absent."""
-        return prepared(self.scans(split), spacing_mm=self.spacing_mm, workers=workers)
+        """The prepared cases of one split, memory-mapped; `workers` processes make those absent.
+
+        Where labels are few, the other training cases have none.
+        """
+        cases = prepared(self.scans(split), spacing_mm=self.spacing_mm, workers=workers)
+        every = self.label_every if split == "train" else 1
+        return [c if i % every == 0 else c._replace(label=None) for i, c in enumerate(cases)]
 
 
 def cohort(
@@ -71,12 +87,13 @@ def cohort(
     test: int,
     seed: int = 0,
     spacing_mm: float = 2.0,
+    label_every: int = 1,
     workers: int = 1,
 ) -> Cohort:
     """The cohort a notebook asks for by name, prepared: `synthetic`, or `clinical`.
 
     Clinical cases are split by folds: of the arguments after `task` only `spacing_mm`, to which
-    they are resampled, and `workers` count for them, the others describe phantoms.
+    they are resampled, `label_every` and `workers` count for them, the others describe phantoms.
     Raises ContractError for another source, and as `synthetic`, `clinical` and `read` do.
     """
     if one_of("data source", source, "synthetic", "clinical") == "clinical":
@@ -86,7 +103,7 @@ def cohort(
         made = synthetic(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
     for split in get_args(Split):
         made.cases(split, workers=workers)
-    return made
+    return made.few_labels(label_every)
 
 
 def synthetic(

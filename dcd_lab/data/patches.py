@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64, UInt8
 from torch import Tensor
 
-from dcd_core.types import Case, ContractError, Size3
+from dcd_core.types import UNLABELLED, Case, ContractError, Size3
 
 
 class Augment(NamedTuple):
@@ -58,6 +58,8 @@ class Patches:
     voxels, each from a case drawn uniformly. With probability `foreground` the patch is centred, as
     far as the borders allow, on a voxel of a label drawn uniformly from those of the case. Others
     lie anywhere in the case, which is centred in zeros where it is smaller than the patch.
+    After these come `batch` patches of the `unlabelled` cases, if there are any, from anywhere in
+    the case: their target is `UNLABELLED`, whatever label a case has. They move no other patch.
     Raises ContractError when there is no case, a case has no label or other channels, or a number
     is out of range.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021 (a third of the patches on foreground).
@@ -72,13 +74,16 @@ class Patches:
         seed: int,
         foreground: float = 1 / 3,
         augment: Augment = MILD,
+        unlabelled: Sequence[Case] = (),
     ) -> None:
-        _refuse_unfit(cases)
+        _refuse_unfit(cases, unlabelled)
         if min(*patch, batch) < 1 or seed < 0 or not 0 <= foreground <= 1:
             got = f"patch={patch}, batch={batch}, seed={seed}, foreground={foreground:g}"
             expected = "patch and batch of at least 1, seed of at least 0, foreground in 0..1"
             raise ContractError("Patches", got, expected, "patch=(32, 32, 32), batch=2, seed=0")
-        self.cases = tuple(cases)
+        # Without their labels, which nothing may read.
+        self.cases = (*cases, *(case._replace(label=None) for case in unlabelled))
+        self.labelled_cases = len(cases)
         self.patch, self.batch, self.seed = patch, batch, seed
         self.foreground, self.augment = foreground, augment
         self._voxels = [_voxels_by_label(case) for case in self.cases]
@@ -87,20 +92,39 @@ class Patches:
         self, step: int
     ) -> tuple[Float32[Tensor, "b c d h w"], Int64[Tensor, "b 1 d h w"]]:
         """Return the images and labels of one step."""
-        images = np.empty((self.batch, len(self.cases[0].image), *self.patch), np.float32)
-        labels = np.empty((self.batch, 1, *self.patch), np.int64)
-        for row, draw in enumerate(self.draws(step)):
-            image, label = cut(self.cases[draw.case], draw, self.patch)
-            images[row], labels[row, 0] = image, label
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        return self._cut(self.draws(step))
+
+    def labelled(
+        self, step: int
+    ) -> tuple[Float32[Tensor, "b c d h w"], Int64[Tensor, "b 1 d h w"]]:
+        """Return the images and labels of one step without the patches that have no label."""
+        return self._cut(self.draws(step)[: self.batch])
 
     def draws(self, step: int) -> list[Draw]:
         """Return what is random about the patches of one step."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step])))
-        return [self._draw(rng) for _ in range(self.batch)]
+        known, count = range(self.labelled_cases), len(self.cases)
+        drawn = self._draws([self.seed, step], known)
+        if count > len(known):  # from a stream of their own: they move no other patch
+            drawn += self._draws([self.seed, step, 1], range(len(known), count))
+        return drawn
 
-    def _draw(self, rng: np.random.Generator) -> Draw:
-        case = int(rng.integers(len(self.cases)))
+    def _draws(self, entropy: list[int], cases: range) -> list[Draw]:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+        return [self._draw(rng, cases) for _ in range(self.batch)]
+
+    def _cut(
+        self, draws: Sequence[Draw]
+    ) -> tuple[Float32[Tensor, "b c d h w"], Int64[Tensor, "b 1 d h w"]]:
+        images = np.empty((len(draws), len(self.cases[0].image), *self.patch), np.float32)
+        labels = np.empty((len(draws), 1, *self.patch), np.int64)
+        for row, draw in enumerate(draws):
+            case = self.cases[draw.case]
+            images[row], label = cut(case, draw, self.patch)
+            labels[row, 0] = UNLABELLED if case.label is None else label
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def _draw(self, rng: np.random.Generator, cases: range) -> Draw:
+        case = cases[int(rng.integers(len(cases)))]
         corner = self._corner(rng, case)
         # Everything is drawn whatever `augment` says: switching it off moves no patch.
         mirrored = (rng.random(3) < 0.5) & self.augment.flips
@@ -132,7 +156,7 @@ class Patches:
 def cut(
     case: Case, draw: Draw, patch: Size3
 ) -> tuple[Float32[np.ndarray, "c d h w"], UInt8[np.ndarray, "d h w"]]:
-    """Return the image and label of one patch of a labelled case, as drawn."""
+    """Return the image and label of one patch of a case, as drawn; zeros without a label."""
     image = np.zeros((len(case.image), *patch), np.float32)
     label = np.zeros(patch, np.uint8)
     source, target = _overlap(draw.corner, patch, case.image.shape[1:])
@@ -168,16 +192,17 @@ def _voxels_by_label(case: Case) -> list[Int32[np.ndarray, " n"]]:
     return [np.flatnonzero(flat == value).astype(np.int32) for value in present]
 
 
-def _refuse_unfit(cases: Sequence[Case]) -> None:
+def _refuse_unfit(cases: Sequence[Case], unlabelled: Sequence[Case]) -> None:
     if not cases:
         raise ContractError("cases", "none", "at least one prepared case", "data.prepare")
     for case in cases:
         if case.label is None:
-            attempt = "leave unlabelled cases out, or check where the label files are"
+            attempt = "`unlabelled` for such cases, or check where the label files are"
             raise ContractError(f"case {case.id}", "no label", "a labelled case", attempt)
         if case.label.shape != case.image.shape[1:]:
             got, expected = f"a label of {case.label.shape}", f"{case.image.shape[1:]}"
             raise ContractError(f"case {case.id}", got, expected, "data.prepare")
+    for case in (*cases, *unlabelled):
         if len(case.image) != len(cases[0].image):
             expected = f"{len(cases[0].image)}, as in {cases[0].id}"
             attempt = "train on one task at a time"

@@ -38,7 +38,7 @@ class Job:
     """One training run and its test.
 
     `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
-    "none", a name out of `methods.METHODS`, or "group-lasso", a penalty that prepares for
+    "none", a name for `methods.build`, or "group-lasso", a penalty that prepares for
     pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
     whose Dice on the val cases must reach `teacher_floor`; `start`: a file of `models.save` whose
     network is trained on, in the place of a `model` with weights drawn from the seed. `label` names
@@ -62,9 +62,12 @@ class Job:
     @property
     def identity(self) -> str:
         """Fingerprint of everything that decides the trained weights."""
+        cases: object = self.cohort.identity
+        if self.cohort.label_every > 1:
+            cases = [cases, self.cohort.label_every]
         return fingerprint(
             train.VERSION,
-            self.cohort.identity,
+            cases,
             dict(self.model),
             self.recipe,
             self.method,

@@ -124,7 +124,7 @@ def distiller_of(
     """A `student`, its teacher and its method with new adapters, ready to be trained.
 
     What the method learns from the teacher alone it learns now, on the first `kd_prepare` of
-    `patches`. `method`: a name out of METHODS, "none", or PENALTY.
+    `patches`. `method`: a name for `methods.build`, "none", or PENALTY.
     """
     # Weights are drawn from the seed alone: equal seeds start every method from the same student.
     with torch.random.fork_rng(devices=[]):
@@ -137,18 +137,19 @@ def distiller_of(
             teacher.to(training_device())  # the method learns before `fit` moves the rest
             loss = methods.build(method, network.channels, teacher.channels, **options)
             loss.to(training_device())
-            loss.prepare(teacher, (patches[step] for step in range(recipe.kd_prepare)))
+            loss.prepare(teacher, (patches.labelled(step) for step in range(recipe.kd_prepare)))
     return Distiller(network, teacher, loss, deep_weights=recipe.deep_weights)
 
 
 def patches_of(cases: Sequence[Case], recipe: Recipe) -> Patches:
-    """The batches that a recipe draws from training cases."""
+    """The batches that a recipe draws from training cases, those without a label as well."""
     return Patches(
-        cases,
+        [case for case in cases if case.label is not None],
         patch=recipe.patch,
         batch=recipe.batch,
         seed=recipe.seed,
         foreground=recipe.foreground,
+        unlabelled=[case for case in cases if case.label is None],
     )
 
 
@@ -192,7 +193,10 @@ def prepared(job: Job) -> tuple[Distiller, Patches]:
             return models.load(job.start)
         return models.build(in_channels=len(task.channels), classes=len(task.labels), **job.model)
 
-    patches = patches_of(job.cohort.cases("train"), job.recipe)
+    cases = job.cohort.cases("train")
+    if teacher is None:  # without distillation only labels teach
+        cases = [case for case in cases if case.label is not None]
+    patches = patches_of(cases, job.recipe)
     made = distiller_of(student, teacher, patches, job.recipe, job.method, job.options)
     return made, patches
 

@@ -97,16 +97,20 @@ class Study:
         method: str = "none",
         steps: int | None = None,
         channels: Sequence[int] = (),
+        label_every: int = 1,
         **options: Any,
     ) -> Job:
         """One student: `arm` names it in tables, `method` and its `options` distil it.
 
         Options that are fields of `Recipe` (kd_peak, kd_start, ...) go to the recipe. `steps` and
-        `channels` other than the study's serve controls: of equal compute, of another width. Raises
-        ContractError for other options where there is no method.
+        `channels` other than the study's serve controls: of equal compute, of another width. Only
+        every `label_every`-th training case has a label; on the others, which the teacher knew,
+        the student is distilled alone. Raises ContractError for other options where there is no
+        method.
         """
         width = tuple(channels) or self.student_channels
         job = self._job(arm, width, seed, steps or self.recipe.steps)
+        job = replace(job, cohort=self.cohort.few_labels(label_every))
         changes: dict[str, Any] = {} if method == "none" else {"kd_peak": self.kd_peak}
         changes |= {name: value for name, value in options.items() if name in _RECIPE}
         rest = {name: value for name, value in options.items() if name not in _RECIPE}

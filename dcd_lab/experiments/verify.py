@@ -152,11 +152,11 @@ def _check_history(job: Job) -> Check:
     kept = pd.read_csv(entry / "history.csv")
     kept = kept[kept.step <= max(REPLAYED_STEPS, kept.step.min())]  # a long run logs less often
     steps = int(kept.step.max())
-    losses = ["segmentation", "distillation"]
+    losses = [name for name in kept if name.startswith(("segmentation", "distillation"))]
     if job.teacher is not None:
         run(job.teacher)
     with threads(1):  # as it was trained
-        made = first_steps(job, steps)[losses].to_numpy()
+        made = first_steps(job, steps).reindex(columns=losses).to_numpy()
     expected = kept[losses].to_numpy()
     deviation, note = math.nan, "another loss is missing"
     if made.shape == expected.shape and (np.isnan(made) == np.isnan(expected)).all():
