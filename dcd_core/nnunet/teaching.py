@@ -37,6 +37,9 @@ class Teaching:
         self.identity = settings.identity()
         if settings.method == "none":
             return
+        if not settings.teacher:
+            expected, attempt = "the folder of a trained network", "DCD_NNUNET_TEACHER=<folder>"
+            raise ContractError("teacher", "none", expected, attempt)
         fold = fold if settings.fold is None else settings.fold
         trained = read_trained(settings.teacher, fold=fold, checkpoint=settings.checkpoint)
         check_teacher(trained, plans, configuration, dataset)

@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, distributed, nn
 
 from dcd_core.dcd import kd_weight
+from dcd_core.models import evaluating
 from dcd_core.models.nnunet import read_file
 from dcd_core.nnunet.plans import refuse_other_student, student_plans
 from dcd_core.nnunet.settings import read_settings
@@ -105,8 +106,7 @@ class DCDTrainer(nnUNetTrainer):
             self.teaching.prepare(batches, getattr(self.loss, "loss", self.loss))
             self.processes.make_alike(self.teaching.method)
             data, targets = self._sent(next(self.dataloader_train))
-            self.student.eval()
-            with torch.no_grad(), self._autocast():
+            with evaluating(self.student), torch.no_grad(), self._autocast():
                 self._distillation(data, targets, *self._seen(data))
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
