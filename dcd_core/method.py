@@ -50,10 +50,16 @@ class Method(nn.Module):
     decided: ClassVar[tuple[str, ...]] = ()
     chunk: int = 1 << 24
 
-    def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def prepare(
+        self,
+        teacher: Segmenter,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
         """Learn from the teacher what is needed before the first step, and keep it in buffers.
 
-        `batches`: images (b, c, d, h, w), labels (b, 1, d, h, w). A second call changes nothing.
+        `batches`: images (b, c, d, h, w), labels (b, 1, d, h, w), or what the teacher's own
+        `task_loss` of logits and target reads. A second call changes nothing.
         """
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:

@@ -99,10 +99,15 @@ class FreeKD(PromptFreeFreeKD):
         self.trained: Tensor
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
 
-    def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Train the prompts, unless they are; by `train_prompts` where a task has its own loss."""
+    def prepare(
+        self,
+        teacher: Segmenter,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        """Train the prompts, unless they are."""
         if not self.trained:
-            self.train_prompts(teacher, batches)
+            self.train_prompts(teacher, batches, task_loss)
 
     def train_prompts(
         self,

@@ -6,7 +6,7 @@ Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; files as nnU-Net 2.5 a
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def planned(
     with `regions` it is trained on regions, and `classes` counts those. The stem is no stage.
     Raises ContractError for another network, or one that is not 3D.
     """
-    require("nnunet", "dynamic_network_architectures")
+    require("planned", "dynamic_network_architectures")
     from dynamic_network_architectures.architectures import unet
 
     kind = getattr(unet, network, None)
@@ -77,13 +77,27 @@ def from_nnunet(
     nnU-Net prepared its own. Raises ContractError for files that are missing, damaged, of other
     networks, or of an nnU-Net before 2.5, and unless every weight matches and is finite.
     """
+    return read_trained(folder, fold=fold, checkpoint=checkpoint).model
+
+
+class Trained(NamedTuple):
+    """What a training of nnU-Net left: a network, plans.json, dataset.json, a configuration."""
+
+    model: Segmenter
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+    configuration: str
+
+
+def read_trained(folder: str | Path, *, fold: int | str, checkpoint: str) -> Trained:
+    """The segmenter as `from_nnunet` returns it, and what it was trained by; the same errors."""
     path = Path(folder) / f"fold_{fold}" / checkpoint
-    plans, dataset = (_read(Path(folder) / name) for name in ("plans.json", "dataset.json"))
-    content = _read(path)
+    plans, dataset = (read_file(Path(folder) / name) for name in ("plans.json", "dataset.json"))
+    content = read_file(path)
     try:
         trained = content["init_args"]
-        architecture = _configured(plans, trained["configuration"])["architecture"]
-        copied = _configured(trained.get("plans", plans), trained["configuration"])
+        architecture = configured(plans, trained["configuration"])["architecture"]
+        copied = configured(trained.get("plans", plans), trained["configuration"])
         if copied["architecture"] != architecture:
             raise KeyError("another architecture in plans.json")
         weights = {key.removeprefix("module."): w for key, w in content["network_weights"].items()}
@@ -105,10 +119,10 @@ def from_nnunet(
         attempt = "the weights' own folder, or planning and training with a newer nnU-Net"
         raise ContractError("nnU-Net's files", got, expected, attempt) from None
     refuse_not_finite(model, path)
-    return model.eval()
+    return Trained(model.eval(), plans, dataset, trained["configuration"])
 
 
-def _configured(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+def configured(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration with all that it inherits from others."""
     others, merged = dict(plans["configurations"]), {"inherits_from": name}
     while (following := merged.pop("inherits_from", None)) is not None:
@@ -126,7 +140,8 @@ def _named(value: Any) -> Any:
     return module
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """A JSON file or checkpoint of nnU-Net; nothing is executed. ContractError if damaged."""
     try:
         if path.suffix == ".json":
             return dict(json.loads(path.read_text("utf-8")))
