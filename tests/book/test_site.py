@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from book_pages import BOOK, NOTEBOOKS, PAGES, ROOT
@@ -120,7 +120,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MODES = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
     "dark": {"color_scheme": "dark", "viewport": DESKTOP},
-    "phone": {"color_scheme": "light", "viewport": PHONE},
+    "phone": {"color_scheme": "light", "viewport": PHONE, "has_touch": True},
 }
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -236,25 +236,71 @@ def test_search_works_from_a_folder(site: Path, context: BrowserContext) -> None
     assert set(seen.errors) <= {"Failed to fetch"}
 
 
+def _losses(student: str, channel: int, stage: int, **options: Any) -> list[float]:
+    """The losses by dcd_core, of the numbers that the page holds: channel, stage, all stages."""
+    from explorer_still import pairs, read
+
+    from dcd_core.dcd import detail_distance
+
+    stages = pairs(read(), *student.split("-"))
+    one = [maps[:, [channel]] for maps in stages[stage]]
+    whole = [float(detail_distance(*pair, **options)) for pair in stages]
+    return [float(detail_distance(*one, **options)), whole[stage], sum(whole) / len(whole)]
+
+
 @pytest.mark.browser
-def test_the_explorer_answers(site: Path, context: BrowserContext) -> None:
+@pytest.mark.parametrize("context", ["light", "phone"], indirect=True)
+def test_the_explorer_computes_the_loss_of_dcd_core(site: Path, context: BrowserContext) -> None:
     page = context.new_page()
     seen = _watch(page)
-    page.goto((site / "explorer.html").as_uri() + "#wavelet=haar&levels=2&slice=30&bands=254")
+    address = (site / "explorer.html").as_uri()
+    page.goto(address)
     widget = page.locator("#dcd-explorer[data-state=ready]")
-    widget.wait_for(timeout=20_000)
-    detail = float(widget.get_attribute("data-share") or "nan")
-    assert 0 < detail < 0.15  # the volume keeps its mean, as the page on wavelets says
-    assert not page.is_checked("#dcd-aaa")
-    assert page.is_checked("#dcd-ddd")
-    page.focus("#dcd-aaa")
-    page.keyboard.press("Space")  # by keyboard: all eight bands
-    assert float(widget.get_attribute("data-share") or "nan") == pytest.approx(1)
-    assert "bands=255" in page.url
-    page.get_by_role("button", name="coarse only").click()
-    assert float(widget.get_attribute("data-share") or "nan") == pytest.approx(1 - detail)
-    page.select_option("#dcd-wavelet", "db4")
-    assert "wavelet=db4" in page.url
 
+    def shown() -> list[float]:
+        widget.wait_for(timeout=60_000)
+        names = ("channel-loss", "stage-loss", "network-loss")
+        return [float(widget.get_attribute(f"data-{name}") or "nan") for name in names]
+
+    opened = shown()
+    channel = int(page.input_value("#dcd-channel"))
+    assert opened == pytest.approx(_losses("DCD-fitted", channel, 0), rel=1e-6)  # as published
+    page.goto(address + "#student=DCD-trained&stage=1&channel=5&wavelet=bior2.2&weighting=energy")
+    expected = _losses("DCD-trained", 5, 1, wavelet="bior2.2", level_weighting="energy")
+    assert shown() == pytest.approx(expected, rel=1e-6)
+    assert "2 of 3 levels" in page.inner_text(".dcd-live-told")
+
+    page.focus("#dcd-aaa")
+    page.keyboard.press("Space")  # by keyboard: the coarse band counts
+    options = {"wavelet": "bior2.2", "level_weighting": "energy", "coarse_weight": 1.0}
+    assert shown() == pytest.approx(_losses("DCD-trained", 5, 1, **options), rel=1e-6)
+    assert "bands=127" in page.url
+    page.get_by_text("undistilled, fitted").click()
+    page.get_by_role("button", name="published setting").click()
+    page.select_option("#dcd-levels", "1")
+    assert shown() == pytest.approx(_losses("undistilled-fitted", 5, 1, levels=1), rel=1e-6)
+    assert "With 1 level of db4 and 6 bands" in page.inner_text(".dcd-live-told")
+
+    picture = page.locator("[aria-label='teacher, axial slice']")
+    box = picture.bounding_box() or {}
+    picture.click(position={"x": 0.99 * box["width"], "y": 0.01 * box["height"]})
+    shown()
+    first = _corner()
+    assert f"i={first[0] + 31}&j={first[1] + 31}" in page.url  # far right, far up
+    page.focus("#dcd-axial")
+    page.keyboard.press("Home")
+    assert f"k={first[2]}" in page.url
+    targets = page.eval_on_selector_all(
+        "#dcd-explorer :is(select, button, input)",
+        "all => all.map(e => Math.min(e.offsetWidth, e.offsetHeight))",
+    )
+    assert min(targets) >= 24
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     assert seen.foreign == []
     assert seen.errors == []
+
+
+def _corner() -> list[int]:
+    from explorer_still import read
+
+    return list(read()["patch"]["start"])
