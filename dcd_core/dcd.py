@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcd_core.errors import at_least, one_of, within
-from dcd_core.method import Adapters, StageMethod, check_target
-from dcd_core.types import ContractError, Output, Volume
+from dcd_core.errors import at_least, finite, not_negative, one_of, several, whole, within
+from dcd_core.method import Adapters, StageMethod, check_output, check_target
+from dcd_core.types import ContractError, Output, Volume, dense
 from dcd_core.wavelet.energy import Convention, LevelWeighting, Selection, usable_levels, voxels
 from dcd_core.wavelet.fast import distance
-from dcd_core.wavelet.transform import BANDS, Wavelet, axis_names, taps
+from dcd_core.wavelet.transform import BANDS, MOST_LEVELS, Wavelet, axis_names, taps
 
 PUBLISHED = BANDS[1:7]
 """The bands the paper aligns: all but the coarse `aaa` and the finest diagonal `ddd`."""
@@ -67,6 +67,7 @@ def detail_distance(
     Raises ContractError for unequal shapes, options out of range, or a grid too small for a level.
     """
     selection = _selection(wavelet, levels, bands, coarse_weight, convention, level_weighting)
+    student, teacher = dense("student features", student), dense("teacher features", teacher)
     if student.shape != teacher.shape:
         expected = f"the student's shape {tuple(student.shape)}"
         attempt = "DCD(...), which projects channels, on stages of the same grid"
@@ -114,10 +115,12 @@ class DCD(StageMethod):
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> "DCD":
         """The loss as commit 7cf0ca6 computes it: frozen projections with bias, stages summed."""
+        student_channels = whole("student_channels", student_channels)
+        teacher_channels = whole("teacher_channels", teacher_channels)
         loss = cls(
             student_channels,
             teacher_channels,
-            projection="none" if tuple(student_channels) == tuple(teacher_channels) else "frozen",
+            projection="none" if student_channels == teacher_channels else "frozen",
             stage_reduction="sum",
             convention="released",
         )
@@ -135,6 +138,8 @@ class DCD(StageMethod):
         self, student: Output, teacher: Output, target: Tensor | None = None
     ) -> Float[Tensor, ""]:
         """The loss of a batch, a scalar; `target` is there because every method takes it."""
+        check_output("student", student)
+        check_output("teacher", teacher)
         check_target(target, student)
         used = [stage.distance for stage in self.per_stage(student, teacher) if stage.levels]
         if not used:
@@ -146,8 +151,12 @@ def kd_weight(epoch: int | float, *, peak: float, start: int | float, ramp: int 
     """Weight of the distillation loss: 0 until `start`, half a cosine up over `ramp`, then `peak`.
 
     `epoch`, `start` and `ramp` share a unit (epochs or steps). The release uses peak .01, start
-    150, ramp 800 for BraTS 2024 and .05, 100, 300 for ISLES 2022.
+    150, ramp 800 for BraTS 2024 and .05, 100, 300 for ISLES 2022. Raises ContractError for what is
+    not finite, which would switch distillation off without a word, or negative.
     """
+    finite("epoch", epoch)
+    for what, value in {"peak": peak, "start": start, "ramp": ramp}.items():
+        not_negative(what, value)
     if epoch < start:
         return 0.0
     if epoch >= start + ramp:
@@ -164,18 +173,20 @@ def _selection(
     level_weighting: LevelWeighting,
 ) -> Selection:
     """What these options select; ContractError for one that is out of range."""
-    at_least("levels", levels, 1)
+    at_least("levels", levels, 1, MOST_LEVELS)
     one_of("convention", convention, "orthonormal", "released")
-    fits = 0 < len({*bands} & {*BANDS}) == len(bands)
-    within("bands", tuple(bands), fits, f"distinct names out of {BANDS}")
+    chosen = several("bands", bands, f"distinct names out of {BANDS}")
+    fits = all(isinstance(band, str) for band in chosen) and {*chosen} <= {*BANDS}
+    fits = fits and 0 < len({*chosen}) == len(chosen)
+    within("bands", chosen, fits, f"distinct names out of {BANDS}")
     released = convention == "released"
-    fits = 0 <= coarse_weight < math.inf and not (released and coarse_weight)
-    within("coarse_weight", coarse_weight, fits, "finite, >= 0, and 0 in the released convention")
+    fits = not (not_negative("coarse_weight", coarse_weight) and released)
+    within("coarse_weight", coarse_weight, fits, "0 in the released convention")
     one_of("level_weighting", level_weighting, "resolution", "energy")
     fits = not released or level_weighting == "resolution"
     within("level_weighting", level_weighting, fits, "'resolution' in the released convention")
     names = axis_names(wavelet)
-    return Selection(names, levels, tuple(bands), coarse_weight, convention, level_weighting)
+    return Selection(names, int(levels), chosen, float(coarse_weight), convention, level_weighting)
 
 
 def _stage(
@@ -183,12 +194,10 @@ def _stage(
 ) -> StageDistance:
     """The loss of one stage; a 1x1x1 convolution or the identity acts on the student first."""
     size = teacher.shape[2:]
-    real = not torch.result_type(student, teacher).is_complex
-    if teacher.ndim != 5 or not (real and teacher.numel() and voxels(size, selection)):
-        got = f"{tuple(teacher.shape)} of {teacher.dtype}"
-        expected = "real (b, c, d, h, w) of at least one voxel, if released of two along an axis"
+    if not (teacher.numel() and voxels(size, selection)):
+        expected = "(b, c, d, h, w) of at least one voxel, if released of two along an axis"
         attempt = "convention='orthonormal', or larger patches"
-        raise ContractError("features to compare", got, expected, attempt)
+        raise ContractError("features to compare", tuple(teacher.shape), expected, attempt)
     levels = usable_levels(size, selection)
     if levels == 0:
         return StageDistance(teacher.new_zeros((), dtype=torch.float32), 0)

@@ -2,11 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
-from typing import TypeVar
+from numbers import Integral, Real
+from typing import TypeAlias, TypeVar
 
 Value = TypeVar("Value")
+Counts: TypeAlias = tuple[int, ...]
 
 
 class ContractError(ValueError):
@@ -27,23 +29,69 @@ class ContractError(ValueError):
 def within(what: str, value: Value, fits: bool, expected: str) -> Value:
     """Return `value`; ContractError unless it `fits` what is `expected`."""
     if not fits:
-        raise ContractError(what, value, expected, f"the default of `{what}`")
+        raise ContractError(what, repr(value), expected, f"the default of `{what}`")
     return value
+
+
+def finite(
+    what: str,
+    value: float,
+    fits: Callable[[float], bool] = math.isfinite,
+    expected: str = "a finite number",
+) -> float:
+    """Return `value`; ContractError unless it is a finite number that `fits` what is `expected`."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return within(what, value, number and bool(fits(value)), expected)
 
 
 def positive(what: str, value: float) -> float:
     """Return `value`; ContractError unless it is a finite number above 0."""
-    return within(what, value, 0 < value < math.inf, "a finite number above 0")
+    return finite(what, value, lambda x: x > 0, "a finite number above 0")
 
 
-def at_least(what: str, value: int, least: int) -> int:
-    """Return `value`; ContractError if it is below `least`."""
-    return within(what, value, value >= least, f"at least {least}")
+def not_negative(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a finite number, 0 or more."""
+    return finite(what, value, lambda x: x >= 0, "a finite number, 0 or more")
+
+
+def share(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a number from 0 up to, but not, 1."""
+    return finite(what, value, lambda x: 0 <= x < 1, "a share in [0, 1)")
+
+
+def at_least(what: str, value: int, least: int, most: int = 2**31 - 1) -> int:
+    """Return `value` as an int; ContractError unless it is a whole number in this range."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    limit = f", at most {most}" if most < 2**31 - 1 else ""
+    within(
+        what, value, whole and least <= value <= most, f"a whole number, at least {least}{limit}"
+    )
+    return int(value)
+
+
+def whole(what: str, values: Iterable[int], least: int = 1, count: int | None = None) -> Counts:
+    """Return `values` as ints; ContractError unless they are `count` whole numbers."""
+    numbers = several(what, values, f"{count or 'several'} whole numbers, each at least {least}")
+    within(what, numbers, len(numbers) == (count or len(numbers)), f"{count} numbers")
+    return tuple(at_least(what, number, least) for number in numbers)
+
+
+def several(what: str, values: Iterable[Value], expected: str) -> tuple[Value, ...]:
+    """Return `values` as a tuple; ContractError for a single thing, text among them."""
+    try:
+        return tuple(within(what, values, not isinstance(values, str | bytes), expected))
+    except TypeError:
+        raise ContractError(what, repr(values), expected, f"the default of `{what}`") from None
+
+
+def flag(what: str, value: bool) -> bool:
+    """Return `value`; ContractError unless it is True or False: "no" would count as yes."""
+    return within(what, value, isinstance(value, bool), "True or False")
 
 
 def one_of(what: str, value: str, *choices: str) -> str:
     """Return `value`; ContractError unless it is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         expected = "{!r} or {!r}".format(*choices) if len(choices) == 2 else f"one of {choices}"
         raise ContractError(what, repr(value), expected, repr(choices[0]))
     return value

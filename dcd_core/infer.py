@@ -8,15 +8,16 @@ Source: Isensee et al., nnU-Net, Nature Methods 18, 2021; window blending by MON
 import math
 from collections.abc import Iterable
 from itertools import combinations
+from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real, UInt8
+from jaxtyping import Float, Float32, Real, UInt8
 from torch import Tensor
 
-from dcd_core.errors import within
+from dcd_core.errors import at_least, finite, flag, one_of, share, whole
 from dcd_core.models import Segmenter, evaluating
-from dcd_core.types import Case, ContractError, Precision, Size3
+from dcd_core.types import Case, ContractError, Precision, Size3, checked_case
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """Foreground probabilities that are tried on the val split."""
@@ -42,17 +43,21 @@ def predict(
     """
     from monai.inferers import sliding_window_inference
 
-    if np.ndim(image) != 4 or min(patch) < 1:
-        got, expected = f"{np.shape(image)}, {patch}", "(c, d, h, w), and voxels along all axes"
-        raise ContractError("image, patch", got, expected, "a prepared image, patch=(32, 32, 32)")
-    within("overlap", overlap, 0 <= overlap < 1, "a share in [0, 1)")
+    window = whole("patch", patch, count=3)
+    share("overlap", overlap)
+    flag("mirror", mirror)
+    at_least("batch", batch, 1)
+    voxels = real(image)
+    if voxels.ndim != 4 or not voxels.size:
+        expected, attempt = "(c, d, h, w), voxels along all axes", "a prepared image"
+        raise ContractError("image", voxels.shape, expected, attempt)
     if model.regions:
         got, expected = "overlapping regions, a sigmoid each", "classes of which one is true"
         raise ContractError("logits to predict with", got, expected, "nnU-Net's own prediction")
     device = next(model.parameters()).device
     mixed = in_bfloat16(device, precision)
     # A copy, since images may be memory-mapped; float32 whatever their type and byte order.
-    volume = torch.tensor(np.asarray(image, np.float32), device=device)[None]
+    volume = torch.tensor(voxels, device=device)[None]
     _refuse_not_finite("image to predict", volume, "the file it came from; data.audit names voxels")
 
     def probabilities(x: Tensor) -> Tensor:
@@ -65,11 +70,25 @@ def predict(
     with evaluating(model):
         for axes in flips:
             result = sliding_window_inference(
-                volume.flip(axes), patch, batch, probabilities, overlap=overlap, mode="gaussian"
+                volume.flip(axes), window, batch, probabilities, overlap=overlap, mode="gaussian"
             )
             total = total + torch.as_tensor(result).flip(axes)
+    if total.shape[2:] != volume.shape[2:]:
+        expected = f"that of the image, {tuple(volume.shape[2:])}"
+        attempt = "a network that returns to its grid"
+        raise ContractError("grid of the logits", tuple(total.shape[2:]), expected, attempt)
     _refuse_not_finite("probabilities", total, "precision='32-true', or another network")
     return total[0] / len(flips)
+
+
+def real(image: np.ndarray) -> Float32[np.ndarray, "..."]:
+    """The numbers of an image in float32; ContractError where some would be lost."""
+    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    if array.dtype.kind not in "fiub":
+        attempt = "the magnitude of a complex image, numbers for text"
+        raise ContractError("voxels", array.dtype, "real numbers", attempt)
+    with np.errstate(over="ignore"):  # beyond float32 becomes inf
+        return array.astype(np.float32)
 
 
 def _refuse_not_finite(what: str, volume: Tensor, attempt: str) -> None:
@@ -80,6 +99,7 @@ def _refuse_not_finite(what: str, volume: Tensor, attempt: str) -> None:
 
 def in_bfloat16(device: torch.device, precision: Precision) -> bool:
     """Whether convolutions run in bfloat16: if asked to or, by "auto", where that is native."""
+    one_of("precision", precision, *get_args(Precision))
     return precision == "bf16-mixed" or (precision == "auto" and native_bfloat16(device))
 
 
@@ -99,8 +119,12 @@ def decide(
 ) -> UInt8[np.ndarray, "i j k2"]:
     """Label volume (d, h, w) from class probabilities (k, d, h, w).
 
-    The most probable foreground label where all of them together exceed `threshold`, else 0.
+    The most probable foreground label where all of them together exceed `threshold`, else 0. Raises
+    ContractError for numbers that would all be background: NaN, or a threshold outside 0 to 1.
     """
+    finite("threshold", threshold, lambda x: 0 <= x <= 1, "a probability, 0 to 1")
+    if not np.isfinite(probabilities).all():
+        raise ContractError("probabilities", "NaN or infinity", "finite numbers", "predict")
     label = (probabilities[1:].sum(0) > threshold).astype(np.uint8)
     if len(probabilities) > 2:  # argmax of one channel is 0, and takes longest of all
         label *= (probabilities[1:].argmax(0) + 1).astype(np.uint8)
@@ -121,7 +145,7 @@ def choose_threshold(
     lowest is chosen, but 0.5 where all have a Dice of 0, and (0.5, NaN) without labelled cases.
     """
     scores = []
-    for case in cases:
+    for case in map(checked_case, cases):
         if case.label is not None:
             p = predict(model, case.image, patch=patch, overlap=overlap, precision=precision)
             foreground, truth = p.cpu().numpy()[1:].sum(0), case.label > 0

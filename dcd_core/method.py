@@ -17,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcd_core.errors import one_of, within
+from dcd_core.errors import at_least, one_of, whole, within
 from dcd_core.models import Segmenter
-from dcd_core.types import ContractError, Output, Volume
-from dcd_core.wavelet.transform import at_least_float32
+from dcd_core.types import ContractError, Output, Volume, dense
 
 Scalar = Float[Tensor, ""]
 Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels of its own
@@ -64,9 +63,23 @@ class Method(nn.Module):
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
         """The loss of a batch; ContractError unless `target` is None or labels (b, 1, d, h, w)."""
+        check_output("student", student)
+        check_output("teacher", teacher)
         check_target(target, student)
+        dtype = self._precision(*student.stages, *teacher.stages, student.logits, teacher.logits)
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.distance(_in_float32(student), _in_float32(teacher, detach=True), target)
+            s, t = _with(student, lambda x: x.to(dtype)), _with(teacher, lambda x: x.detach())
+            return self.distance(s, _with(t, lambda x: x.to(dtype)), target)
+
+    def _precision(self, *features: Tensor) -> torch.dtype:
+        """What is computed in: float32, or float64 where the method or all it can read is."""
+        kinds = {x.dtype for x in (*self.parameters(), *self.buffers()) if x.is_floating_point()}
+        if not kinds:
+            kinds = {torch.float64 if x.dtype == torch.float64 else torch.float32 for x in features}
+        if not kinds <= {torch.float32, torch.float64}:
+            got, attempt = f"{sorted(map(str, kinds))}", "method.float()"
+            raise ContractError("weights of the method", got, "torch.float32", attempt)
+        return max(kinds, key=lambda kind: kind.itemsize)
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         """The same in float32."""
@@ -114,14 +127,16 @@ class StageMethod(Method):
         adapters: Adapters = "learned",
     ) -> None:
         super().__init__()
+        student_channels = whole("student_channels", student_channels)
+        teacher_channels = whole("teacher_channels", teacher_channels)
         count = len(student_channels)
         if len(teacher_channels) != count:
             got = f"{count} in the student, {len(teacher_channels)} in the teacher"
             raise ContractError("encoder stages", got, "equally many", "models.shrink(channels, 4)")
         usual = range(count)[self.usual] or range(count)[-1:]
-        self.stages = tuple(usual if stages is None else stages)
-        known = self.stages and all(0 <= i < count for i in self.stages)
-        within("stages", self.stages, bool(known), f"indices from 0 to {count - 1}")
+        self.stages = whole("stages", usual if stages is None else stages, 0)
+        known = 0 < len({*self.stages} & {*range(count)}) == len(self.stages)
+        within("stages", self.stages, known, f"distinct indices from 0 to {count - 1}")
         # Channels of student and teacher, for each of the stages in use.
         self.channels = [(student_channels[i], teacher_channels[i]) for i in self.stages]
         kind = adapters if self.adapter_option else "none"
@@ -171,14 +186,16 @@ class StageMethod(Method):
             if number >= min(counts):
                 expected = f"at least {number + 1} in both"
                 raise ContractError("encoder stages", counts, expected, "stages=(0, ...) of them")
-            s, t = student.stages[number], teacher.stages[number]
+            what = f"features of encoder stage {number}"
+            s, t = (dense(what, output.stages[number]) for output in (student, teacher))
             wanted = [(len(t), width, *t.shape[2:]) for width in self.channels[index]]
-            if [s.shape, t.shape] != wanted or t.ndim != 5:
-                got = f"student {tuple(s.shape)}, teacher {tuple(t.shape)}"
+            if [s.shape, t.shape] != wanted or not len(t) or s.device != t.device:
+                shapes = [f"{tuple(x.shape)} on {x.device}" for x in (s, t)]
+                got = "student {}, teacher {}".format(*shapes)
                 narrow, wide = self.channels[index]
                 expected = f"{narrow} and {wide} channels of one batch on one grid"
                 attempt = "the two networks it was built for, of equal strides, fed the same patch"
-                raise ContractError(f"features of encoder stage {number}", got, expected, attempt)
+                raise ContractError(what, got, expected, attempt)
             yield index, s, t
 
     def compares(self, size: Sequence[int]) -> bool:
@@ -197,16 +214,46 @@ class UnadaptedMethod(StageMethod):
     decided: ClassVar[tuple[str, ...]] = ("adapters",)
 
 
+def check_output(whose: str, output: Output) -> None:
+    """Raise ContractError unless this is an output of dense features; it may have no logits."""
+    if not isinstance(output, Output):
+        got, expected = type(output).__name__, "an Output of logits and stages"
+        raise ContractError(f"output of the {whose}", got, expected, "that of a Segmenter")
+    for stage in output.stages:
+        dense(f"features of the {whose}", stage)
+    if not isinstance(output.logits, Tensor) or output.logits.numel():
+        dense(f"logits of the {whose}", output.logits)
+
+
 def check_target(target: Tensor | None, output: Output) -> None:
-    """Raise ContractError unless `target` is None or integer labels (b, 1, d, h, w) of a batch."""
+    """Raise ContractError unless `target` is None or integer labels (b, 1, d, h, w) of a batch.
+
+    They are on the grid of the logits, where there are some, and on the device of the features.
+    """
     if target is None:
         return
-    batch = len((*output.stages, output.logits)[0])
-    whole = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if target.ndim != 5 or target.shape[:2] != (batch, 1) or target.dtype not in whole:
-        got, expected = f"{tuple(target.shape)} of {target.dtype}", f"({batch}, 1, D, H, W)"
+    first = (*output.stages, output.logits)[0]
+    labels = isinstance(target, Tensor) and target.layout == torch.strided and target.ndim == 5
+    wanted = (len(first), 1, first.device)
+    if (
+        not labels
+        or (*target.shape[:2], target.device) != wanted
+        or target.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    ):
+        is_tensor = isinstance(target, Tensor)
+        got = f"{tuple(target.shape)} of {target.dtype}" if is_tensor else type(target).__name__
+        expected = f"integer labels ({len(first)}, 1, D, H, W) on {first.device}"
         attempt = "target[:, None] where channels are missing, target.long() for other numbers"
-        raise ContractError("target", got, f"integer labels {expected}", attempt)
+        raise ContractError("target", got, expected, attempt)
+    size, grid = target.shape[2:], output.logits.shape[2:]
+    if not size.numel() or (output.logits.ndim == 5 and size != grid):
+        expected = f"that of the logits, {tuple(grid)}"
+        raise ContractError("grid of the target", tuple(size), expected, "labels of the same patch")
+
+
+def ignored(label: int | None) -> int | None:
+    """Return the label of voxels that do not count; ContractError unless it is an int or None."""
+    return None if label is None else at_least("ignore", label, -(2**31))
 
 
 def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:
@@ -221,7 +268,5 @@ def directions(features: Tensor, dim: int) -> Tensor:
     return features / size.where(size > SMALL, torch.inf)
 
 
-def _in_float32(output: Output, *, detach: bool = False) -> Output:
-    tensors = (x.detach() if detach else x for x in (output.logits, *output.stages))
-    logits, *stages = map(at_least_float32, tensors)
-    return Output(logits, tuple(stages))
+def _with(output: Output, change: Callable[[Tensor], Tensor]) -> Output:
+    return Output(change(output.logits), tuple(map(change, output.stages)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, SupportsFloat, TypeAlias
+from typing import Any, NamedTuple, SupportsFloat, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from jaxtyping import Float
 from scipy import optimize
 from scipy import stats as distributions
 
+from dcd_core.errors import at_least, finite
 from dcd_core.types import ContractError
 
 # Columns that say which row it is; every other numeric column is a metric.
@@ -95,9 +96,12 @@ class Spread(NamedTuple):
 
 
 def spread(table: pd.DataFrame, metric: str) -> Spread:
-    """How far methods lie apart, and how far seeds alone would put them, from paired seeds."""
+    """How far methods lie apart, and seeds alone would put them; ContractError: unpaired seeds."""
     require(table, "method", "seed", metric)
     runs = table.groupby(["method", "seed"])[metric].mean().unstack("seed")
+    if runs.empty or (absent := int(runs.isna().to_numpy().sum())):
+        got, expected = f"{absent} of {runs.size} runs absent", "every method at every seed"
+        raise ContractError(metric, got, expected, "leaving incomplete methods or seeds out")
     methods, seeds = runs.mean(axis=1), runs.mean()
     rest = runs.sub(methods, axis=0) - (seeds - methods.mean())
     free = max(1, (len(methods) - 1) * (len(seeds) - 1))
@@ -152,22 +156,13 @@ def compare(
     values = {name: float(x) for name, x in estimate._asdict().items() if name != "seed_is_random"}
     sds = np.nan_to_num([values["sd_seed"], values["sd_case"], values["sd_residual"]])
     by_case = d.mean(axis=0)
-    low, high = _bootstrap(d, level, resamples, seed)
-    return Comparison(
-        method=method,
-        baseline=baseline,
-        metric=metric,
-        **values,
-        wilcoxon_p=float(distributions.wilcoxon(by_case).pvalue) if by_case.any() else 1.0,
-        bootstrap_low=low,
-        bootstrap_high=high,
-        n_seeds=k,
-        n_cases=n,
-        dropped_seeds=dropped_seeds,
-        dropped_cases=dropped_cases,
-        detectable=detectable(sds[0], sds[1], sds[2], k, n),
-        seed_is_random=estimate.seed_is_random,
-    )
+    facts: dict[str, Any] = {"method": method, "baseline": baseline, "metric": metric, **values}
+    facts["wilcoxon_p"] = float(distributions.wilcoxon(by_case).pvalue) if by_case.any() else 1.0
+    facts["bootstrap_low"], facts["bootstrap_high"] = _bootstrap(d, level, resamples, seed)
+    facts |= {"n_seeds": k, "n_cases": n, "seed_is_random": estimate.seed_is_random}
+    facts |= {"dropped_seeds": dropped_seeds, "dropped_cases": dropped_cases}
+    facts["detectable"] = detectable(sds[0], sds[1], sds[2], k, n)
+    return Comparison(**facts)
 
 
 def interval(d: np.ndarray, *, level: float = 0.95) -> Interval:
@@ -180,6 +175,7 @@ def interval(d: np.ndarray, *, level: float = 0.95) -> Interval:
     Source: Obuchowski and Rockette, Communications in Statistics, 1995; Hillis, Statistics in
         Medicine, 2007 (the same variance; there the seed term alone gives the degrees of freedom).
     """
+    finite("level", level, lambda x: 0 < x < 1, "a confidence level in (0, 1), such as 0.95")
     d = np.asarray(d, dtype=np.float64)
     if d.ndim < 2 or d.shape[-2] < 1 or d.shape[-1] < 2 or not np.isfinite(d).all():
         raise ContractError("differences", d.shape, "finite (seeds >= 1, cases >= 2)", "more cases")
@@ -293,8 +289,8 @@ def _error(seed_part: Values, case_part: Values, k: int, n: int) -> tuple[Values
 
 
 def _bootstrap(d: np.ndarray, level: float, resamples: int, seed: int) -> list[float]:
-    rng = np.random.default_rng(seed)
+    rng, draws = np.random.default_rng(at_least("seed", seed, 0)), at_least("draws", resamples, 1)
     # How often each seed and each case is drawn, as weights: one product instead of many copies.
-    seeds, cases = (rng.multinomial(m, np.full(m, 1 / m), size=resamples) / m for m in d.shape)
+    seeds, cases = (rng.multinomial(m, np.full(m, 1 / m), size=draws) / m for m in d.shape)
     means = ((seeds @ d) * cases).sum(axis=1)
     return np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()

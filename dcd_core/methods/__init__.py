@@ -54,11 +54,12 @@ def build(
     Raises ContractError, with the nearest known one, for an unknown name or option.
     """
     channels = student_channels, teacher_channels
-    if "+" in name:
+    if isinstance(name, str) and "+" in name:
         parts = parts_of(name, METHODS, options)
         return Sum([build(part, *channels, **own) for part, own in parts.items()])
-    if name not in METHODS:
-        raise ContractError("method", repr(name), "a name out of METHODS", nearest(name, METHODS))
+    if not isinstance(name, str) or name not in METHODS:
+        attempt = nearest(str(name), METHODS)
+        raise ContractError("method", repr(name), "a name out of METHODS", attempt)
     known = options_of(name)
     for option in {*options} - {*known}:
         attempt = nearest(option, known) if known else "no options"

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dcd_core.dcd import DCD, PUBLISHED
-from dcd_core.errors import positive, within
+from dcd_core.errors import at_least, finite
 from dcd_core.method import Narrow, Scalar
 from dcd_core.methods.features import FeatureMSE
 from dcd_core.types import Volume
@@ -44,7 +44,8 @@ class GaussianHighPass(HighPass):
 
     def __init__(self, *channels: Sequence[int], sigma: float = 1.0, **shared: Any) -> None:
         super().__init__(*channels, **shared)
-        self.lowpass = _blur, positive("sigma", sigma)
+        widest = "above 0 and at most 1000 voxels"
+        self.lowpass = _blur, finite("sigma", sigma, lambda x: 0 < x <= 1000, widest)
 
 
 class FourierHighPass(HighPass):
@@ -63,7 +64,7 @@ class FourierHighPass(HighPass):
     def __init__(self, *channels: Sequence[int], cutoff: float = 0.25, **shared: Any) -> None:
         super().__init__(*channels, **shared)
         highest = "above 0 and at most 0.5 cycles per voxel, the highest there is"
-        self.lowpass = _low_frequencies, within("cutoff", cutoff, 0 < cutoff <= 0.5, highest)
+        self.lowpass = _low_frequencies, finite("cutoff", cutoff, lambda x: 0 < x <= 0.5, highest)
 
 
 class CoarseBand(DCD):
@@ -96,7 +97,8 @@ class RandomBands(DCD):
 
     def __init__(self, *channels: Sequence[int], draw: int = 0, **options: Any) -> None:
         others = [b for b in combinations(BANDS, len(PUBLISHED)) if b != PUBLISHED]
-        super().__init__(*channels, bands=random.Random(draw).choice(others), **options)
+        drawn = random.Random(at_least("draw", draw, 0)).choice(others)
+        super().__init__(*channels, bands=drawn, **options)
 
 
 def _blur(n: int, sigma: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv3d, normalize
 
-from dcd_core.errors import positive
+from dcd_core.errors import flag, positive
 from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod
 from dcd_core.methods.logits import channelwise
 from dcd_core.types import Volume
@@ -48,7 +48,7 @@ class FitNets(FeatureMSE):
 
     def __init__(self, *channels: Sequence[int], standardise: bool = False, **shared: Any) -> None:
         super().__init__(*channels, **shared)
-        self.standardise = standardise
+        self.standardise = flag("standardise", standardise)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         if self.standardise:

@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from dcd_core.errors import at_least
+from dcd_core.errors import at_least, not_negative, positive
 from dcd_core.method import Narrow, Scalar, StageMethod
 from dcd_core.methods.masks import overlap
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Pyramid, wavedec3, waverec3
+from dcd_core.wavelet.transform import MOST_LEVELS
 
 Masks = list[Float[Tensor, "_ _ 7 _ _ _"]]
 """Per level, finest first: masks (b, tokens, 7, d, h, w), 0 to 1, of the seven detail bands."""
@@ -41,7 +42,7 @@ class PromptFreeFreeKD(StageMethod):
 
     def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
         super().__init__(*channels, **shared)
-        self.levels = at_least("levels", levels, 1)
+        self.levels = at_least("levels", levels, 1, MOST_LEVELS)
 
     def usable_levels(self, size: Sequence[int]) -> int:
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))
@@ -92,8 +93,8 @@ class FreeKD(PromptFreeFreeKD):
         **shared: Any,
     ) -> None:
         super().__init__(*channels, **shared)
-        at_least("tokens", tokens, 2)
-        self.diversity, self.rate = diversity, rate
+        tokens = at_least("tokens", tokens, 2)
+        self.diversity, self.rate = not_negative("diversity", diversity), positive("rate", rate)
         for i, (_, w) in enumerate(self.channels):
             self.register_buffer(f"prompts_{i}", torch.randn(self.levels, tokens, w) / w**0.5)
         self.trained: Tensor

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from dcd_core.errors import at_least, positive
-from dcd_core.method import Method, Scalar
+from dcd_core.errors import at_least, not_negative, positive, within
+from dcd_core.method import Method, Scalar, ignored
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Wavelet, max_level, wavedec3
+from dcd_core.wavelet.transform import axis_names
 
 Counts = Bool[Tensor, "b d h w"]
 
@@ -30,11 +31,12 @@ class LogitMethod(Method):
         self, *channels: Sequence[int], regions: bool | None = False, ignore: int | None = -1
     ) -> None:
         super().__init__()
-        self.regions, self.ignore = regions, ignore
+        within("regions", regions, regions is None or isinstance(regions, bool), "True or False")
+        self.regions, self.ignore = regions, ignored(ignore)
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         s, t = student.logits, teacher.logits
-        if s.shape != t.shape:
+        if s.shape != t.shape or s.ndim != 5 or not len(s) or s.device != t.device:
             expected = f"the student's {tuple(s.shape)}"
             attempt = "two networks of one task on one patch, and a teacher whose decoder runs"
             raise ContractError("logits of the teacher", tuple(t.shape), expected, attempt)
@@ -42,9 +44,6 @@ class LogitMethod(Method):
             raise ContractError("classes of a softmax", 1, "at least two", "regions=True")
         if target is None or self.ignore is None:
             return self.logits(s, t, s.new_ones((len(s), *s.shape[2:]), dtype=torch.bool))
-        if target.shape[2:] != s.shape[2:]:
-            size, expected = tuple(target.shape[2:]), f"that of the logits, {tuple(s.shape[2:])}"
-            raise ContractError("grid of the target", size, expected, "labels of the same patch")
         return self.logits(s, t, target[:, 0] != self.ignore)
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
@@ -116,7 +115,7 @@ class DIST(LogitMethod):
     ) -> None:
         super().__init__(*channels, **shared)
         self.temperature = positive("temperature", temperature)
-        self.beta, self.gamma = beta, gamma
+        self.beta, self.gamma = not_negative("beta", beta), not_negative("gamma", gamma)
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         s, t = (self.probabilities(z / self.temperature).flatten(2) for z in (student, teacher))
@@ -151,6 +150,7 @@ class WaveletOutputs(LogitMethod):
     ) -> None:
         super().__init__(*channels, **shared)
         self.wavelet, self.levels = wavelet, at_least("levels", levels, 1)
+        axis_names(wavelet)
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         levels = min(self.levels, max_level(student.shape[2:], self.wavelet))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from dcd_core.errors import at_least
+from dcd_core.errors import at_least, not_negative
 from dcd_core.method import Narrow, Scalar, StageMethod, averaged
 from dcd_core.types import Volume
 
@@ -43,8 +43,8 @@ class ACAMKD(StageMethod):
         self, *channels: Sequence[int], masks: int = 4, diversity: float = 1.0, **shared: Any
     ) -> None:
         super().__init__(*channels, **shared)
-        at_least("masks", masks, 2)
-        self.diversity = diversity
+        masks = at_least("masks", masks, 2)
+        self.diversity = not_negative("diversity", diversity)
         self.fusions = nn.ModuleList(Fusion(width, masks) for _, width in self.channels)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
-from dcd_core.errors import one_of, positive
-from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, directions
+from dcd_core.errors import at_least, finite, one_of, positive
+from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, directions, ignored
 from dcd_core.types import ContractError, Volume
 
 Labels = Int[Tensor, "b v"]
@@ -36,7 +36,7 @@ class IFVD(UnadaptedMethod):
         self, *channels: Sequence[int], side: int = 32, ignore: int | None = -1, **shared: Any
     ) -> None:
         super().__init__(*channels, **shared)
-        self.side, self.ignore = int(positive("side", side)), ignore
+        self.side, self.ignore = at_least("side", side, 1), ignored(ignore)
 
     def compares(self, size: Sequence[int]) -> bool:
         return max(size) <= self.side
@@ -88,7 +88,8 @@ class ReCo(StageMethod):
         super().__init__(*channels, **shared)
         self.masks = one_of("masks", masks, "sound", "released")
         trained = one_of("context", context, "learned", "frozen") == "learned"
-        self.temperature, self.ignore = positive("temperature", temperature), ignore
+        self.temperature, self.ignore = positive("temperature", temperature), ignored(ignore)
+        finite("decay", decay)
         self.contexts = nn.ModuleList(Context(width, trained=trained) for _, width in self.channels)
         powers = [2 ** (-3 * decay * i) for i in range(len(self.stages))]
         self.shares = [power / sum(powers) for power in powers]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, smooth_l1_loss
 
-from dcd_core.errors import at_least, positive
+from dcd_core.errors import at_least, not_negative, positive
 from dcd_core.method import SMALL, Narrow, Scalar, UnadaptedMethod, averaged, directions
 from dcd_core.types import Volume
 
@@ -79,7 +79,8 @@ class RelationalKD(RelationMethod):
         self, *channels: Sequence[int], distance: float = 25.0, angle: float = 50.0, **shared: Any
     ) -> None:
         super().__init__(*channels, **shared)
-        self.distance_weight, self.angle_weight = distance, angle
+        self.distance_weight = not_negative("distance", distance)
+        self.angle_weight = not_negative("angle", angle)
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
         s, t = student.flatten(0, 1), teacher.flatten(0, 1)

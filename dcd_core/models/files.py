@@ -23,7 +23,7 @@ ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
 
 def build(architecture: str, in_channels: int, classes: int, **options: Any) -> Segmenter:
     """A segmenter by the name of its architecture, as written in params files and checkpoints."""
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         expected = f"one of {sorted(ARCHITECTURES)}; importing dcd_lab.compress adds 'pruned'"
         raise ContractError("architecture", repr(architecture), expected, "'dynunet'")
     return ARCHITECTURES[architecture](in_channels, classes, **options)
@@ -73,8 +73,6 @@ def load(path: str | Path) -> Segmenter:
             raise KeyError("changed since it was written")
         model = build(**spec)
         load_model(model, path, strict=True)
-    except ContractError:
-        raise
     except Exception as error:  # a header can ask for anything
         got = f"{path}, unreadable ({error})"
         raise ContractError("model file", got, "a whole file of save", "another copy") from None

@@ -113,7 +113,9 @@ def read_trained(folder: str | Path, *, fold: int | str, checkpoint: str) -> Tra
             regions=any(isinstance(x, list) and len(x) > 1 for x in dataset["labels"].values()),
         )
         model.network.load_state_dict(weights, strict=True)
-    except (KeyError, RuntimeError) as error:  # something is absent, or weights do not match
+    except ContractError:
+        raise
+    except Exception as error:  # something is absent or of another kind, or weights do not match
         got = f"{path}, which does not fit its plans ({type(error).__name__}: {error})"
         expected = "plans and weights of one network, as nnU-Net 2.5 or later writes them"
         attempt = "the weights' own folder, or planning and training with a newer nnU-Net"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
@@ -10,7 +11,8 @@ from typing import Any, ParamSpec
 
 from torch import Tensor, nn
 
-from dcd_core.types import ContractError, Output, Stages, Volume
+from dcd_core.errors import flag, several, whole
+from dcd_core.types import ContractError, Output, Stages, Volume, dense
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -35,12 +37,17 @@ class Segmenter(nn.Module):
         regions: bool = False,
     ) -> None:
         super().__init__()
-        if len(stages) != len(channels) or not {*dict(network.named_modules())}.issuperset(stages):
-            got = f"{tuple(stages)}, {tuple(channels)}"
+        if not isinstance(network, nn.Module):
+            expected, attempt = "a torch.nn.Module", "one that maps images to logits"
+            raise ContractError("network", type(network).__name__, expected, attempt)
+        stages = several("stages", stages, "names of submodules")
+        channels, known = whole("channels", channels), [*dict(network.named_modules())]
+        if len(stages) != len(channels) or any(stage not in known for stage in stages):
+            got = f"{stages}, {channels}"
             expected = "names of submodules, and one number of channels per stage"
             raise ContractError("stages, channels", got, expected, "network.named_modules()")
-        self.network, self.spec, self.regions = network, spec, regions
-        self.stages, self.channels = tuple(stages), tuple(channels)
+        self.network, self.spec, self.regions = network, spec, flag("regions", regions)
+        self.stages, self.channels = stages, channels
 
     def forward(self, x: Volume) -> Output:
         """Logits, encoder stages and deep-supervision logits of a batch (b, c, d, h, w)."""
@@ -74,7 +81,9 @@ class Segmenter(nn.Module):
                 if getattr(module, "inplace", False):
                     hooks.enter_context(module.register_forward_pre_hook(spare))
             try:
-                result = self.network(x)
+                result = self.network(dense("image", x))
+            except ContractError:
+                raise
             except (RuntimeError, ValueError) as error:  # those of PyTorch do not say what to do
                 got = f"{tuple(x.shape)} ({str(error).splitlines()[0]})"
                 expected = "its channels, a size that the strides of the network divide, and memory"
@@ -94,11 +103,17 @@ def recorded(architecture: Callable[_Arguments, Segmenter]) -> Callable[_Argumen
 
     @wraps(architecture)
     def built(*args: _Arguments.args, **options: _Arguments.kwargs) -> Segmenter:
-        given = inspect.signature(architecture).bind(*args, **options)
-        given.apply_defaults()
-        model = architecture(*args, **options)
-        named = {"architecture": architecture.__name__, **given.arguments}
-        model.spec = json.loads(json.dumps(named))
+        try:
+            given = inspect.signature(architecture).bind(*args, **options)
+            given.apply_defaults()
+            model = architecture(*args, **options)
+            named = {"architecture": architecture.__name__, **given.arguments}
+            model.spec = json.loads(json.dumps(named, default=operator.index))
+        except ContractError:
+            raise
+        except Exception as error:  # the packages that networks come from have errors of their own
+            what, got = f"options of {architecture.__name__}", f"{type(error).__name__}: {error}"
+            raise ContractError(what, got, "those it describes", "its defaults") from error
         return model
 
     return built

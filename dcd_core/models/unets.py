@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dcd_core.errors import require, within
+from dcd_core.errors import at_least, flag, require, whole, within
 from dcd_core.models.segmenter import Segmenter, recorded
 
 BLOCKS = (1, 3, 4, 6, 6, 6)
@@ -32,7 +32,7 @@ def dynunet(
     """
     from monai.networks.nets import DynUNet
 
-    _check_channels(channels, least=3)
+    channels = _checked(in_channels, classes, channels, least=3)
     depth = len(channels)
     network = DynUNet(
         spatial_dims=3,
@@ -42,7 +42,7 @@ def dynunet(
         strides=[1] + [2] * (depth - 1),
         upsample_kernel_size=[2] * (depth - 1),
         filters=list(channels),
-        res_block=residual,
+        res_block=flag("residual", residual),
     )
     middle = [f"downsamples.{i}" for i in range(depth - 2)]
     return Segmenter(network, ["input_block", *middle, "bottleneck"], channels)
@@ -62,10 +62,10 @@ def resenc(
     `blocks`: residual blocks per stage, `BLOCKS` by default. The stem is no stage. With
     `deep_supervision` the decoder stages return logits while training.
     """
-    _check_channels(channels)
-    counts = tuple(BLOCKS[: len(channels)] if blocks is None else blocks)
+    channels, deep = _checked(in_channels, classes, channels), flag("deep", deep_supervision)
+    counts = whole("blocks", BLOCKS[: len(channels)] if blocks is None else blocks)
     within("blocks", counts, len(counts) == len(channels), "one count per stage")
-    network = _ResidualEncoderUNet(in_channels, classes, channels, counts, deep_supervision)
+    network = _ResidualEncoderUNet(in_channels, classes, channels, counts, deep)
     return Segmenter(network, [f"encoder.{i}" for i in range(len(channels))], channels)
 
 
@@ -88,17 +88,19 @@ def swin(
     from monai.networks.nets import SwinUNETR
 
     require("lab", "einops")
-    doubled = tuple(channels) == tuple(channels[0] * 2**i for i in range(5))
+    channels, heads = _checked(in_channels, classes, channels), whole("heads", heads)
+    depths, window = whole("depths", depths), at_least("window", window, 1)
+    doubled = channels == tuple(channels[0] * 2**i for i in range(5))
     divided = len(heads) == 4 and not any(c % n for c, n in zip(channels, heads, strict=False))
     fits = doubled and channels[0] % 12 == 0 and divided
     expected = "five, each twice the one before, the first a multiple of 12, and four divisors"
-    within("channels, heads of swin", (tuple(channels), tuple(heads)), fits, expected)
+    within("channels, heads of swin", (channels, heads), fits, expected)
     network = SwinUNETR(
         in_channels=in_channels,
         out_channels=classes,
         feature_size=channels[0],
-        depths=tuple(depths),
-        num_heads=tuple(heads),
+        depths=depths,
+        num_heads=heads,
         window_size=window,
     )
     layers = [f"swinViT.layers{i}.0" for i in range(1, 5)]
@@ -147,10 +149,15 @@ class _ResidualEncoderUNet(nn.Module):
 
 def shrink(channels: Sequence[int], factor: int, floor: int = 8) -> tuple[int, ...]:
     """Channels of the student: the teacher's divided by `factor`, never below `floor`."""
-    within("factor, floor", (factor, floor), min(factor, floor) >= 1, "at least 1, such as 4 and 8")
-    return tuple(max(floor, width // factor) for width in channels)
+    factor, floor = at_least("factor", factor, 1), at_least("floor", floor, 1)
+    return tuple(max(floor, width // factor) for width in whole("channels", channels))
 
 
-def _check_channels(channels: Sequence[int], least: int = 2) -> None:
-    fits = len(channels) >= least and min(channels) >= 1
-    within("channels", channels, fits, f"at least {least} positive widths")
+def _checked(
+    in_channels: int, classes: int, channels: Sequence[int], least: int = 2
+) -> tuple[int, ...]:
+    """The channels per stage, once all three are counts."""
+    at_least("in_channels", in_channels, 1)
+    at_least("classes", classes, 1)
+    widths = whole("channels", channels)
+    return within("channels", widths, len(widths) >= least, f"at least {least} positive widths")

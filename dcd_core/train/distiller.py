@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dcd_core.method import Method
+from dcd_core.errors import not_negative
+from dcd_core.method import Method, check_target
 from dcd_core.models import Segmenter
 from dcd_core.train.processes import ALONE
 from dcd_core.types import UNLABELLED, ContractError, Output
@@ -45,7 +46,11 @@ class Distiller(nn.Module):
         super().__init__()
         traits = method if isinstance(method, Method) else Method
         reads = traits.regions
-        networks = [network for network in (student, teacher) if network is not None]
+        networks = [student] if teacher is None else [student, teacher]
+        for network in networks:
+            if not isinstance(network, Segmenter):
+                got = type(network).__name__
+                raise ContractError("student, teacher", got, "Segmenters", "models.Segmenter(...)")
         if reads is not None and any(network.regions != reads for network in networks):
             expected = f"{_MEANINGS[reads]}, as {type(method).__name__} reads them"
             attempt = "a method of features, or regions=True where both networks are of regions"
@@ -55,7 +60,8 @@ class Distiller(nn.Module):
         self.method = method
         self.needs_teacher, self.needs_logits = traits.needs_teacher, traits.needs_logits
         self.seg_loss = segmentation_loss() if seg_loss is None else seg_loss
-        self.deep_weights = deep_weights
+        self.of_classes = seg_loss is None
+        self.deep_weights = not_negative("deep_weights", deep_weights)
         self.processes = ALONE
 
     def train(self, mode: bool = True) -> "Distiller":
@@ -75,6 +81,7 @@ class Distiller(nn.Module):
         """
         alone = self.teacher is None and self.needs_teacher
         distil = distil and self.method is not None and not alone
+        check_target(target, Output(image, ()))
         known = _labelled(target)
         whole = bool(known.all())
         if not (distil or whole):
@@ -113,6 +120,8 @@ class Distiller(nn.Module):
 
     def _segmentation(self, output: Output, target: Tensor) -> Tensor:
         logits = (output.logits, *output.deep)
+        if self.of_classes:
+            _refuse_unknown(target, output.logits.shape[1])
         weights = [self.deep_weights**i for i in range(len(logits))]
         total = output.logits.new_zeros((), dtype=torch.float32)
         for weight, z in zip(weights, logits, strict=True):
@@ -135,6 +144,14 @@ def _labelled(target: Tensor) -> Tensor:
 def _rows(output: Output, known: Tensor) -> Output:
     """The logits of some samples, without the features."""
     return Output(output.logits[known], (), tuple(z[known] for z in output.deep))
+
+
+def _refuse_unknown(target: Tensor, classes: int) -> None:
+    """Raise ContractError for a label that is no class: a GPU would stop for good at it."""
+    low, high = (int(x) for x in target.aminmax())
+    if low < 0 or high >= classes:
+        attempt = "labels of this task, or a seg_loss of your own that ignores some"
+        raise ContractError("labels", f"{low} to {high}", f"classes 0 to {classes - 1}", attempt)
 
 
 def segmentation_loss() -> nn.Module:

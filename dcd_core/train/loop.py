@@ -21,7 +21,7 @@ from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
 from dcd_core.train.result import DIVERGED, Fit, facts_of, plain, read_fit, seal, unfit, write_facts
-from dcd_core.types import Batches, Case
+from dcd_core.types import Batches, Case, ContractError, checked_case
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,8 @@ def fit(
     if resume and all((folder / name).is_file() for name in ("fit.json", "student.safetensors")):
         if facts_of(folder)["recipe"] != plain(recipe):
             raise unfit(folder, "made by another recipe")
-        return read_fit(folder)
+        return _refuse_other(read_fit(folder), distiller, folder)
+    _refuse_unfit(distiller, val)
     if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", DIVERGED, OFFENDING):
             (folder / name).unlink(missing_ok=True)
@@ -78,6 +79,24 @@ def fit(
     fitted = None if processes.rank else run.finish(val)
     processes.wait()  # for the files
     return fitted or read_fit(folder)
+
+
+def _refuse_other(fitted: Fit, distiller: Distiller, folder: Path) -> Fit:
+    """Return a finished run; ContractError where it is of another student or method."""
+    method = distiller.method
+    own = () if method is None else tuple(method.state_dict())
+    if fitted.student.spec != distiller.student.spec or {*fitted.method} != {*own}:
+        raise unfit(folder, "of another student or method")
+    return fitted
+
+
+def _refuse_unfit(distiller: Distiller, val: Sequence[Case]) -> None:
+    """Raise ContractError before the first step for what would fail after the last one."""
+    if distiller.student.spec is None:
+        expected = "one that `models.build` makes, as it is saved in the end"
+        raise ContractError("student", "no `spec`", expected, "models.build(...)")
+    for case in val:
+        checked_case(case)
 
 
 @dataclass

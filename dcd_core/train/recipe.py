@@ -4,12 +4,12 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from dcd_core.errors import one_of, within
+from dcd_core.errors import at_least, finite, flag, one_of, share, whole, within
 from dcd_core.types import Precision, Size3
 
 
@@ -61,13 +61,16 @@ class Recipe:
     """Steps between checkpoints: at most this much work is lost."""
 
     def __post_init__(self) -> None:
+        checked: dict[str, Any] = {name: at_least(name, getattr(self, name), 1) for name in _COUNTS}
+        checked |= {name: at_least(name, getattr(self, name), 0) for name in _COUNTS_OR_NONE}
         for expected, (fits, names) in _RANGES.items():
             for name in names.split():
-                value = getattr(self, name)
-                finite = isinstance(value, int | float) and math.isfinite(value)
-                within(name, value, finite and fits(value), expected)
-        counts = len(self.patch) == 3 and all(isinstance(n, int) and n > 0 for n in self.patch)
-        within("patch", self.patch, counts, "three counts of voxels")
+                value = finite(name, getattr(self, name), fits, expected)
+                checked[name] = value if isinstance(value, int | float) else float(value)
+        checked["patch"] = whole("patch", self.patch, count=3)
+        flag("channels_last", self.channels_last)
+        for name, value in checked.items():  # numbers of NumPy are no numbers for JSON
+            object.__setattr__(self, name, value)
         shares = self.kd_start, self.kd_ramp
         within("kd_start, kd_ramp", shares, sum(shares) <= 1, "a sum of at most 1")
         for name, hint in get_type_hints(type(self)).items():
@@ -91,9 +94,9 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+_COUNTS = ("steps", "batch", "checkpoint_every")
+_COUNTS_OR_NONE = ("seed", "warmup", "kd_prepare")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "a count of at least 1": (lambda x: x >= 1 and x % 1 == 0, "steps batch checkpoint_every"),
-    "a count of at least 0": (lambda x: x >= 0 and x % 1 == 0, "seed warmup kd_prepare"),
     "a finite number above 0": (lambda x: x > 0, "learning_rate clip"),
     "a finite number, 0 or more": (lambda x: x >= 0, "weight_decay kd_peak deep_weights"),
     "a share in [0, 1]": (lambda x: 0 <= x <= 1, "foreground kd_start kd_ramp"),
@@ -110,7 +113,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay = share("decay", decay)
         self.steps = 0
 
     @torch.no_grad()

@@ -20,11 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dcd_core.errors import at_least, one_of, within
-from dcd_core.types import ContractError, Size3, Volume
+from dcd_core.errors import at_least, one_of, whole, within
+from dcd_core.types import ContractError, Size3, Volume, dense
 
 BANDS = ("aaa", "aad", "ada", "add", "daa", "dad", "dda", "ddd")
 """The eight bands in order of their index 4D + 2H + W, with a = 0 and d = 1."""
+
+MOST_LEVELS = 62
+"""No axis can be halved more often."""
 
 Wavelet: TypeAlias = str | pywt.Wavelet | Sequence[str | pywt.Wavelet]
 """A name or an object of PyWavelets, or one per axis (D, H, W)."""
@@ -45,7 +48,7 @@ def dwt3(
     `x` (b, c, d, h, w) -> (b, c, 8, d', h', w'), equal to `pywt.dwtn`, in float32 or better. Raises
     ContractError for an unknown wavelet or mode, and where (anti)reflect meets one voxel.
     """
-    return to_bands(_transform(analysis, x, x.shape[2:], wavelet, mode))
+    return to_bands(_transform(analysis, dense("volume", x), wavelet, mode))
 
 
 def idwt3(
@@ -58,14 +61,21 @@ def idwt3(
     """Rebuild volumes from their eight bands, one level: the inverse of `dwt3`.
 
     `bands` (b, c, 8, d', h', w') -> (b, c, d, h, w), equal to `pywt.idwtn` and cropped to `size`,
-    if given: odd extents come back one voxel long. ContractError: unknown wavelet, mode or `size`.
+    if given: odd extents come back one voxel long. Raises ContractError for other bands, an unknown
+    wavelet or mode, and for a `size` whose bands these cannot be.
     """
-    x = _transform(synthesis, from_bands(bands), bands.shape[3:], wavelet, mode)
-    if size is None:
-        return x
-    fits = all(0 < want <= have for want, have in zip(size, x.shape[2:], strict=True))
-    within("size", tuple(size), fits, f"1 to {tuple(x.shape[2:])}, as of the volume transformed")
-    return x[:, :, : size[0], : size[1], : size[2]]
+    dense("bands", bands, "b c 8 d h w")
+    within("number of bands", bands.shape[2], bands.shape[2] == len(BANDS), "8, in their order")
+    x = _transform(synthesis, from_bands(bands), wavelet, mode)
+    return x if size is None else _cropped(x, size)
+
+
+def _cropped(x: Volume, size: Size3) -> Volume:
+    """A rebuilt volume without the voxel that an odd axis has got."""
+    d, h, w = whole("size", size, count=3)
+    fits = all(have - 1 <= want <= have for want, have in zip((d, h, w), x.shape[2:], strict=True))
+    within("size", (d, h, w), fits, f"{tuple(x.shape[2:])}, or one less along odd axes")
+    return x[:, :, :d, :h, :w]
 
 
 def wavedec3(
@@ -76,7 +86,7 @@ def wavedec3(
     `x` (b, c, d, h, w). Raises ContractError when `levels` is not positive, and as `dwt3` does.
     """
     details = []
-    for _ in range(at_least("levels", levels, 1)):
+    for _ in range(at_least("levels", levels, 1, MOST_LEVELS)):
         bands = dwt3(x, wavelet, mode)
         details.append(bands[:, :, 1:])
         x = bands[:, :, 0]
@@ -92,14 +102,29 @@ def waverec3(
 ) -> Volume:
     """Rebuild volumes from a pyramid: the inverse of `wavedec3`, equal to `pywt.waverecn`.
 
-    -> (b, c, d, h, w); `size` of the finest level is needed for odd extents. Errors as in `idwt3`.
+    -> (b, c, d, h, w); `size` of the finest level is needed for odd extents. Errors as in `idwt3`,
+    and for bands that are of no pyramid.
     """
-    x = pyramid.coarse
+    if not isinstance(pyramid, Pyramid):
+        raise ContractError("pyramid", type(pyramid).__name__, "a Pyramid", "wavedec3")
+    x = dense("coarse band", pyramid.coarse)
+    if not pyramid.details:
+        return x if size is None else _cropped(x, size)
     for level, detail in reversed([*enumerate(pyramid.details)]):
+        _refuse_unfit(dense("details", detail, "b c 7 d h w"), x)
         d, h, w = detail.shape[3:]
         bands = torch.cat([x[:, :, None, :d, :h, :w], detail], dim=2)
         x = idwt3(bands, wavelet, mode, size=size if level == 0 else None)
     return x
+
+
+def _refuse_unfit(detail: Tensor, x: Tensor) -> None:
+    """Raise ContractError unless volumes `x` are as large as the bands of a level, or odd."""
+    (b, c, count, *grid), beyond = detail.shape, (0, 1)
+    fits = (b, c, count) == (*x.shape[:2], len(BANDS) - 1) and detail.device == x.device
+    if not fits or any(m - n not in beyond for m, n in zip(x.shape[2:], grid, strict=True)):
+        got, expected = f"details {tuple(detail.shape)}", f"7 bands on the grid of {tuple(x.shape)}"
+        raise ContractError("level of a pyramid", got, expected, "the Pyramid that wavedec3 made")
 
 
 def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
@@ -107,16 +132,18 @@ def max_level(size: int | Sequence[int], wavelet: Wavelet) -> int:
 
     `size`: one extent or (D, H, W), in voxels. 0 where none fits. The loss goes further (`grids`).
     """
-    extents = (size,) * 3 if isinstance(size, int) else tuple(size)
+    one = isinstance(size, int | np.integer)
+    extents = whole("size", [size] * 3 if one else size, count=3)  # type: ignore[arg-type,list-item]
     axes = zip(extents, axis_names(wavelet), strict=True)
     return min(int(pywt.dwt_max_level(n, taps(name))) for n, name in axes)
 
 
 def axis_names(wavelet: Wavelet) -> tuple[str, str, str]:
     """One wavelet name per axis (D, H, W); raises ContractError unless 1 or 3 names are given."""
-    each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else tuple(wavelet)
-    within("wavelet", each, len(each) == 3, "one name, or three")
-    d, h, w = (discrete(getattr(one, "name", one)).name for one in each)
+    each = (wavelet,) * 3 if isinstance(wavelet, str | pywt.Wavelet) else wavelet
+    fits = isinstance(each, Sequence) and all(isinstance(x, str | pywt.Wavelet) for x in each)
+    within("wavelet", each, fits and len(each) == 3, "one name, or three")
+    d, h, w = (discrete(one if isinstance(one, str) else one.name).name for one in each)
     for one in each:  # it may have the name of another, and filters of its own
         if isinstance(one, pywt.Wavelet) and one.filter_bank != discrete(one.name).filter_bank:
             raise ContractError("wavelet", "filters of its own", "those of PyWavelets", "its name")
@@ -150,17 +177,16 @@ def analysis(n: int, name: str, mode: str) -> np.ndarray:
 @lru_cache(maxsize=512)
 def synthesis(m: int, name: str, mode: str) -> np.ndarray:
     """The inverse transform of one axis as a matrix (n, 2m), float64; n is that of `pywt.idwt`."""
+    least = 1 if mode == "periodization" else taps(name) // 2
+    within("coefficients along an axis", m, m >= least, f"{least} for {name} at least")
     low, high = np.split(np.eye(2 * m), 2)
     return pywt.idwt(low, high, discrete(name), mode=mode, axis=0)
 
 
-def _transform(
-    build: Callable[..., np.ndarray], x: Tensor, size: Sequence[int], wavelet: Wavelet, mode: str
-) -> Tensor:
-    """The transform that `build` makes for axes of this size, in float32 or better."""
+def _transform(build: Callable[..., np.ndarray], x: Volume, wavelet: Wavelet, mode: str) -> Volume:
+    """The transform along all axes by matrices that `build` makes, in float32 or better."""
     one_of("mode", mode, *pywt.Modes.modes)
-    if len(size) != 3:
-        raise ContractError("volume", tuple(x.shape), "(b, c, d, h, w)", "x[:, None] or x[None]")
+    size = [n // 2 if build is synthesis else n for n in x.shape[2:]]
     axes = [*zip(size, axis_names(wavelet), strict=True)]
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
@@ -193,9 +219,7 @@ def _kept(
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision raised to float32, anything else as it is; ContractError for complex."""
-    if x.is_complex():  # float() would drop a part
-        raise ContractError("type", x.dtype, "real numbers", "x.real and x.imag, one by one")
+    """Half precision and whole numbers raised to float32; what is finer stays as it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Shaped, UInt8
 from nibabel.affines import voxel_sizes
 
 from dcd_core.storage import atomic
-from dcd_core.types import Case, ContractError
+from dcd_core.types import Case, ContractError, checked_case
 from dcd_lab.cache import make_once
 from dcd_lab.data import volumes
 from dcd_lab.data.editions import OWN, renumbered
@@ -106,7 +106,7 @@ def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) ->
     or not at all. One that exists is kept, so interrupted work is continued by starting it again.
     An id of another form is translated by its last number, "stroke-7" to "sub-strokecase0007".
     Raises ContractError when an id has no number or comes twice, when a case has not the channels
-    of the task, or when its folder holds something else.
+    of the task or a label of another grid, or when its folder holds something else.
     """
     scans: dict[str, Scan] = {}
     for case in cases:
@@ -119,7 +119,7 @@ def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) ->
 
 
 def _write_case(case: Case, base: Path, task: Task) -> Scan:
-    if len(case.image) != len(task.channels):
+    if len(checked_case(case).image) != len(task.channels):
         got, expected = f"{len(case.image)} channels", ", ".join(task.channels)
         raise ContractError(f"case {case.id}", got, expected, "the task of this case")
     paths = {name: base / path for name, path in layout(case.id, task).items()}
@@ -185,6 +185,8 @@ def export(
     if (*label.shape, *(1,) * (len(stored.shape) - label.ndim)) != stored.shape:
         expected = f"{stored.shape}, as in {Path(reference).name}"
         raise ContractError(what, f"shape {label.shape}", expected, attempt)
+    if label.dtype.kind not in "iufb":
+        raise ContractError(what, label.dtype, "whole numbers", attempt)
     wrong = ~np.isfinite(label) | (label < 0) | (label >= 2**32) | (label != np.rint(label))
     if wrong.any():
         got = f"{wrong.sum()} voxels such as {label[wrong][0]}"

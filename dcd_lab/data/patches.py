@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64, UInt8
 from torch import Tensor
 
-from dcd_core.types import UNLABELLED, Case, ContractError, Size3
+from dcd_core.types import UNLABELLED, Case, ContractError, Size3, checked_case
 
 
 class Augment(NamedTuple):
@@ -195,14 +195,11 @@ def _voxels_by_label(case: Case) -> list[Int32[np.ndarray, " n"]]:
 def _refuse_unfit(cases: Sequence[Case], unlabelled: Sequence[Case]) -> None:
     if not cases:
         raise ContractError("cases", "none", "at least one prepared case", "data.prepare")
-    for case in cases:
+    for case in map(checked_case, cases):
         if case.label is None:
             attempt = "`unlabelled` for such cases, or check where the label files are"
             raise ContractError(f"case {case.id}", "no label", "a labelled case", attempt)
-        if case.label.shape != case.image.shape[1:]:
-            got, expected = f"a label of {case.label.shape}", f"{case.image.shape[1:]}"
-            raise ContractError(f"case {case.id}", got, expected, "data.prepare")
-    for case in (*cases, *unlabelled):
+    for case in (*cases, *map(checked_case, unlabelled)):
         if len(case.image) != len(cases[0].image):
             expected = f"{len(cases[0].image)}, as in {cases[0].id}"
             attempt = "train on one task at a time"

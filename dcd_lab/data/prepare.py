@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from scipy import ndimage
 
-from dcd_core.types import Case, ContractError, Size3
+from dcd_core.types import Case, ContractError, Size3, checked_case
 from dcd_lab.tasks import TASKS, Task
 
 MARGIN = 2
@@ -68,11 +68,11 @@ def prepare(
     axis whose spacing, before or after, is more than `THICK` times the others takes the nearest
     slice. The affine of the result gives its position in the original scan.
     Raises ContractError when the image is empty or not finite, for another number of channels than
-    the task has, or for a spacing that is not positive.
+    the task has, for a label or an affine that is not that of the image, or a spacing not positive.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021 (order of the steps, shared mask, thick
     slices); unlike there, what a spline leaves outside the resampled brain is put to 0 again.
     """
-    brain = (case.image != 0).any(axis=0)
+    brain = (checked_case(case).image != 0).any(axis=0)
     if not brain.any():
         raise ContractError(f"case {case.id}", "only zeros", "a brain", "look at the source files")
     if wrong := int(case.image.size - np.isfinite(case.image).sum()):
@@ -126,7 +126,7 @@ def _normalise(
 def _respaced(case: Case, spacing_mm: float | tuple[float, float, float]) -> Case:
     """Resample a case about the centre of its field of view; equal spacing returns it untouched."""
     target = np.broadcast_to(np.asarray(spacing_mm, np.float64), (3,))
-    if not (target > 0).all():
+    if not (np.isfinite(target) & (target > 0)).all():
         raise ContractError("spacing_mm", spacing_mm, "positive numbers", "1.0 or (1.0, 1.0, 2.0)")
     step = target / case.spacing_mm
     if np.allclose(step, 1, rtol=0, atol=1e-3):

@@ -39,13 +39,14 @@ def score(
     """
     *labels, spacing = checked(spacing_mm, labels=task.labels, pred=pred, true=true)
     worst_mm = diagonal_mm(true, spacing) if empty_mm is None else float(empty_mm)
+    below = masks.as_number("below_ml", below_ml)
     box = masks.grown(masks.box_of((labels[0] > 0) | (labels[1] > 0)), (1, 1, 1))
     rows: list[dict[str, object]] = []
     for region, values in task.regions.items():
         p, t = (np.isin(label[box], values) for label in labels)
         distances, components = surfaces(p, t, spacing), lesions(p, t, spacing)
         nsds = {masks.number_name(mm): distances.nsd(masks.as_distance(mm)) for mm in tolerances_mm}
-        small = [row for row in components if row["volume_ml"] < float(below_ml)]
+        small = [row for row in components if row["volume_ml"] < below]
         classes = dice_by_class(components, EDGES_ML)
         rows.append(
             {

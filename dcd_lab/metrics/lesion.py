@@ -39,7 +39,7 @@ def lesions(
     Raises ContractError for other arrays or spacings, or a negative margin.
     """
     p, t, spacing = checked(spacing_mm, pred=pred, true=true)
-    margin = masks.as_distance(margin_mm)
+    margin, below = masks.as_distance(margin_mm), masks.as_number("below_ml", below_ml)
     if not t.any():
         return []
     # Twice the margin: another lesion nearer to a voxel of the neighbourhood is no further away.
@@ -50,7 +50,7 @@ def lesions(
     volumes_ml = np.bincount(numbers.ravel()) * (np.prod(spacing) / 1000)
     rows: list[Row] = []
     for number, box in enumerate(ndimage.find_objects(numbers), start=1):
-        if volumes_ml[number] >= float(below_ml):
+        if volumes_ml[number] >= below:
             continue
         window = masks.grown(box, reach)
         overlap = _overlap(p[window], numbers[window], number, spacing, margin)
@@ -99,7 +99,7 @@ def dice_by_volume(
     written 05 and 1.5. A lesion of exactly 1 ml belongs to the larger class. Lesions count as in
     `small_lesion_dice`. Raises ContractError also for edges that are not positive or do not rise.
     """
-    edges = [float(edge) for edge in edges_ml]
+    edges = [masks.as_number("edges_ml", edge) for edge in edges_ml]
     if not edges or edges[0] <= 0 or any(a >= b for a, b in itertools.pairwise(edges)):
         raise ContractError("edges_ml", edges, "positive numbers that rise", "(1.0, 10.0)")
     return dice_by_class(lesions(pred, true, spacing_mm, margin_mm=margin_mm), edges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import SupportsFloat, TypeAlias
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
+from dcd_core.errors import not_negative, within
 from dcd_core.types import ContractError
 
 Mask: TypeAlias = Bool[np.ndarray, "i j k"]
@@ -41,7 +43,10 @@ def checked(
         raise ContractError(
             f"shapes of {', '.join(volumes)}", shapes, "one", "resample to one grid"
         )
-    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    try:
+        spacing = np.asarray(spacing_mm, dtype=np.float64)
+    except (TypeError, ValueError):
+        spacing = np.empty(0)
     if spacing.shape != (3,) or not np.all(np.isfinite(spacing) & (spacing > 0)):
         raise ContractError(
             "spacing_mm",
@@ -53,11 +58,17 @@ def checked(
 
 
 def as_distance(distance_mm: SupportsFloat) -> float:
-    """A distance in mm, which is a number >= 0."""
-    value = float(distance_mm)
-    if not value >= 0:
-        raise ContractError("distance in mm", value, "a number >= 0", "1.0 or the voxel size")
-    return value
+    """A distance in mm, which is a finite number >= 0."""
+    return not_negative("distance in mm", as_number("distance in mm", distance_mm))
+
+
+def as_number(what: str, value: SupportsFloat) -> float:
+    """A number, infinity perhaps; ContractError for NaN, which no volume is above or below."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    return within(what, number, not math.isnan(number), "a number")
 
 
 def number_name(value: SupportsFloat) -> str:

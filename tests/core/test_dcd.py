@@ -289,6 +289,7 @@ def test_no_value_is_ever_read_back(monkeypatch):
         return nullcontext() if device_type == "meta" else real(device_type, *rest, **options)
 
     monkeypatch.setattr(torch, "autocast", autocast)  # which does not know this device
+    monkeypatch.setattr(torch.Tensor, "is_meta", property(lambda _: False))  # which is refused
     for model in (DCD([2, 3], [4, 5]), DCD.released([2, 3], [4, 5])):
         model.to("meta")
         student, teacher = (
@@ -425,7 +426,9 @@ def test_options_out_of_range_are_refused(options, message):
 def test_unequal_or_empty_features_are_refused(convention):
     with pytest.raises(ContractError, match=r"the student's shape \(1, 1, 8, 8, 8\)"):
         detail_distance(noise(1, 1, 8, 8, 8), noise(1, 2, 8, 8, 8), convention=convention)
-    empty = [(0, 2, 16, 16, 16), (1, 0, 16, 16, 16), (1, 2, 16, 0, 16)]
+    with pytest.raises(ContractError, match="a voxel along each axis"):
+        detail_distance(torch.zeros(1, 2, 16, 0, 16), torch.zeros(1, 2, 16, 0, 16))
+    empty = [(0, 2, 16, 16, 16), (1, 0, 16, 16, 16)]
     if convention == "released":
         # Its synthesis returns an odd axis one voxel short: of one none, and their mean is NaN.
         empty.append((1, 1, 1, 8, 8))
@@ -438,6 +441,6 @@ def test_unequal_or_empty_features_are_refused(convention):
 @pytest.mark.parametrize("convention", ["orthonormal", "released"])
 def test_features_of_another_rank_or_type_are_refused(convention):
     complex_features = torch.complex(noise(1, 2, 16, 16, 16), noise(1, 2, 16, 16, 16))
-    for other in (noise(1, 8, 8, 8), complex_features):
-        with pytest.raises(ContractError, match=r"expected real \(b, c, d, h, w\)"):
+    for other in (noise(1, 8, 8, 8), complex_features, noise(1, 2, 8, 8, 8).to_sparse()):
+        with pytest.raises(ContractError, match=r"real numbers|expected \(b, c, d, h, w\)"):
             detail_distance(other, other, convention=convention)

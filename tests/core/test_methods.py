@@ -207,7 +207,7 @@ def test_another_grid_is_refused(name):
         (output(NARROW), output((8, 11)), r"encoder stage 1: got .*; expected 6 and 12 channels"),
         (output(NARROW, batch=1), output(WIDE), r"encoder stage 0: got student \(1, 4, 16, 16,"),
         (output(NARROW), output((8,)), r"encoder stages: got \(2, 1\); expected at least 2"),
-        (flat(output(NARROW)), flat(output(WIDE)), r"stage 0: got student \(2, 4, 16, 16\)"),
+        (flat(output(NARROW)), flat(output(WIDE)), r"of the student: got \(2, 4, 16, 16\)"),
     ],
 )
 def test_features_of_other_networks_are_refused(student, teacher, message):

@@ -164,9 +164,9 @@ def test_shrink_divides_down_to_the_floor():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: shrink((8, 16), 0), "factor, floor"),
+        (lambda: shrink((8, 16), 0), "factor: got 0"),
         (lambda: dynunet(1, 2, channels=(8, 8)), "at least 3 positive widths"),
-        (lambda: resenc(1, 2, channels=(8, 0)), "at least 2 positive widths"),
+        (lambda: resenc(1, 2, channels=(8, 0)), "channels: got 0"),
         (lambda: resenc(1, 2, channels=(8, 8), blocks=(1, 1, 1)), "one count per stage"),
         (lambda: swin(1, 2, channels=(12, 24, 48, 96)), "five, each twice the one before"),
         (lambda: swin(1, 2, channels=(8, 16, 32, 64, 128)), "the first a multiple of 12"),

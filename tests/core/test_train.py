@@ -59,9 +59,9 @@ def test_learning_rate_warms_up_then_falls():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps: got 0; expected a count of at least 1"),
+        ({"steps": 0}, "steps: got 0; expected a whole number, at least 1"),
         ({"steps": 2.5}, "steps: got 2.5"),
-        ({"batch": "2"}, "batch: got 2"),
+        ({"batch": "2"}, "batch: got '2'"),
         ({"learning_rate": None}, "learning_rate: got None"),
         ({"patch": (8, 8.5, 8)}, "patch: got"),
         ({"seed": -1}, "seed: got -1"),

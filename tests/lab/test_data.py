@@ -284,7 +284,8 @@ def test_a_file_in_another_axis_order_is_turned(axes, tmp_path):
 
 
 def test_at_a_tilt_of_45_degrees_rounding_turns_nothing(tmp_path):
-    case = make_case()._replace(affine=oblique((1.0, 1.0, 1.0), tilt=np.pi / 4))
+    tilted = oblique((1.0, 1.0, 1.0), tilt=np.pi / 4)
+    case = make_case()._replace(affine=tilted, spacing_mm=(1.0, 1.0, 1.0))
     (scan,) = data.write([case], tmp_path, task=BRATS)
     for path, more in zip(scan.channels, (0, 1e-5, -1e-5, 2e-5), strict=True):
         save(path, voxels(path), oblique((1.0, 1.0, 1.0), tilt=np.pi / 4 + more))

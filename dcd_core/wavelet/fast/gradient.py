@@ -153,7 +153,7 @@ def _difference(inputs: Inputs, block: Block, dtype: torch.dtype, out: Tensor | 
         torch.mm(weight[channels].to(dtype), s.to(dtype), out=to)
     if bias is not None:
         result += bias[channels, None, None, None]
-    return result.sub_(target)
+    return result.sub_(target.to(dtype))
 
 
 def _add(
