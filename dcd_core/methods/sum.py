@@ -1,6 +1,6 @@
 """Several methods at once: the student learns from the sum, each part at a weight of its own."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,11 +32,16 @@ class Sum(Method):
         self.needs_teacher = any(part.needs_teacher for part in parts)
         self.needs_logits = any(part.needs_logits for part in parts)
 
-    def prepare(self, teacher: Segmenter, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def prepare(
+        self,
+        teacher: Segmenter,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
         """Let every part learn from the teacher, all from the same batches."""
         kept = list(batches)
         for part in self.parts:
-            cast(Method, part).prepare(teacher, kept)
+            cast(Method, part).prepare(teacher, kept, task_loss)
 
     def forward(
         self, student: Output, teacher: Output, target: Tensor | None = None

@@ -99,6 +99,7 @@ class DCDTrainer(nnUNetTrainer):
         super().on_train_start()
         if self.teaching.method is None:
             return
+        assert self.loss is not None  # nnU-Net has built it by now
         with _explained():
             batches = (
                 self._sent(next(self.dataloader_train)) for _ in range(self.settings.prepare)
