@@ -103,7 +103,8 @@ class DCDTrainer(nnUNetTrainer):
             batches = (
                 self._sent(next(self.dataloader_train)) for _ in range(self.settings.prepare)
             )
-            self.teaching.prepare(batches, getattr(self.loss, "loss", self.loss))
+            loss: Any = getattr(self.loss, "loss", self.loss)  # of one head
+            self.teaching.prepare(batches, loss)
             self.processes.make_alike(self.teaching.method)
             data, targets = self._sent(next(self.dataloader_train))
             with evaluating(self.student), torch.no_grad(), self._autocast():
