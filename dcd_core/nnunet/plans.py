@@ -24,7 +24,7 @@ def student_plans(
     made = copy.deepcopy(dict(plans))
     architecture = architecture_of(made, configuration)
     options = architecture["arch_kwargs"]
-    wide = list(options["features_per_stage"])
+    wide = options["features_per_stage"]
     narrow = settings.channels or list(shrink(wide, settings.factor, settings.floor))
     fits = len(narrow) == len(wide) and all(map(int.__le__, narrow, wide)) and narrow != wide
     if not fits:
@@ -45,7 +45,10 @@ def student_plans(
 def architecture_of(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     """A copy of the architecture that plans have for a configuration."""
     try:
-        return copy.deepcopy(dict(configured(plans, configuration)["architecture"]))
+        architecture = copy.deepcopy(dict(configured(plans, configuration)["architecture"]))
+        options = architecture["arch_kwargs"]
+        options["features_per_stage"] = list(options["features_per_stage"])  # U-Nets have them
+        return architecture
     except KeyError as error:
         known = sorted(plans["configurations"])
         expected = f"one of {known}, of nnU-Net 2.5 or later"

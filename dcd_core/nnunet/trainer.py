@@ -99,13 +99,12 @@ class DCDTrainer(nnUNetTrainer):
         super().on_train_start()
         if self.teaching.method is None:
             return
-        loss = self.loss
-        assert loss is not None  # nnU-Net has built it by now
         with _explained():
             batches = (
                 self._sent(next(self.dataloader_train)) for _ in range(self.settings.prepare)
             )
-            self.teaching.prepare(batches, getattr(loss, "loss", loss))
+            loss: Any = getattr(self.loss, "loss", self.loss)  # of one head
+            self.teaching.prepare(batches, loss)
             self.processes.make_alike(self.teaching.method)
             data, targets = self._sent(next(self.dataloader_train))
             with evaluating(self.student), torch.no_grad(), self._autocast():

@@ -78,7 +78,7 @@ def bash(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Bash:
         write_raw(folder / "raw" / f"Dataset{number:03d}_{name}", task)
 
     def run(commands: str, *, project: bool, status: int = 0, **more: str) -> str:
-        environment = {**clean(), **values, **more, "HOME": str(folder)}
+        environment = {**clean(), **values, **more}
         environment["PATH"] = f"{stock.parent}:{os.environ['PATH']}"
         if project:
             short = {f"{PREFIX}{key.upper()}": str(value) for key, value in SHORT.items()}
