@@ -80,15 +80,19 @@
     return either ? 2 * both / either : 1;
   }
 
+  // What was computed once is kept as long as the page is open.
   const kept = new Map();
-  function reference({ shape, wavelet, levels }) {
-    const key = `${shape} ${wavelet} ${levels}`;
-    if (!kept.has(key)) {
-      const values = volume(shape);
-      kept.set(key, { values, errors: errors(values, wavelet, levels) });
-    }
+  function once(key, compute) {
+    if (!kept.has(key)) kept.set(key, compute());
     return kept.get(key);
   }
+
+  const named = ({ shape, wavelet, levels }, ...more) => JSON.stringify([shape, wavelet, levels, ...more]);
+
+  const reference = state => once(named(state), () => {
+    const values = volume(state.shape);
+    return { values, errors: errors(values, state.wavelet, state.levels) };
+  });
 
   // Each error in units of that of a student that shows nothing: 0 is a copy, 1 an empty volume.
   // `parts` are the shares of the difference that the published bands, `aaa` and `ddd` hold.
@@ -105,5 +109,9 @@
     };
   }
 
-  dcd.boundary = { CHANGES, PUBLISHED, SHAPES, SIDE, measure, volume };
+  // The shares of one change alone.
+  const shares = (state, name, amount) =>
+    once(named(state, name, amount), () => measure(state, { [name]: amount }).parts);
+
+  dcd.boundary = { CHANGES, PUBLISHED, SHAPES, SIDE, measure, shares, volume };
 })();

@@ -7,7 +7,7 @@
   const POINTS = 24, NAMES = Object.keys(CHANGES);
   const WORDS = {
     move: ["moved", "voxels"], blur: ["blurred", "voxels"], thin: ["thinner", "voxels"],
-    noise: ["noise", "of the contrast"], brighten: ["brighter everywhere", "of the contrast"], shade: ["slow shading", "of the contrast"],
+    noise: ["noisy", "of the contrast"], brighten: ["brighter everywhere", "of the contrast"], shade: ["slowly shaded", "of the contrast"],
   };
   const MEASURES = {
     mse: "MSE", resolution: "detail loss, resolution", energy: "detail loss, energy", coarse: "coarse part", dice: "Dice",
@@ -96,7 +96,7 @@
 
     // A row shows its own change alone, at a usual amount where the slider is at zero.
     function alone({ name, shown, control, shares, seen, unit }) {
-      const amount = state[name] || CHANGES[name][2], { parts } = boundary.measure(state, { [name]: amount });
+      const parts = boundary.shares(state, name, state[name] || CHANGES[name][2]);
       control.value = state[name];
       control.setAttribute("aria-valuetext", `${state[name]} ${unit}`);
       shown.value = state[name];
