@@ -20,6 +20,7 @@ from dcd_lab.tasks import ISLES
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 LIVE = BOOK / "_assets" / "live"
+SCRIPTS = ("wavelet.js", "distance.js", "boundary.js")
 SIDE = 16
 
 
@@ -28,7 +29,7 @@ def node(script: str, given: object) -> Any:
     program = shutil.which("node")
     if program is None:
         pytest.skip("node is not installed: the live figures' arithmetic is not checked")
-    loads = [f"require({json.dumps(str(LIVE / name))});" for name in ("wavelet.js", "distance.js")]
+    loads = [f"require({json.dumps(str(LIVE / name))});" for name in SCRIPTS]
     whole = f"""{"".join(loads)}
         const dcd = globalThis.dcd, x = JSON.parse(require("fs").readFileSync(0));
         const answer = (() => {{ {script} }})();
@@ -165,3 +166,66 @@ def test_the_answers_of_the_page_hold(features: dict[str, Any]) -> None:
     assert (8.0 ** np.arange(3) * level).argmax() == 2  # as published: the deepest
     assert level.argmax() < 2  # by energy: the first or the second
     assert part(pair, ("ddd",)) < 0.1 * float((pair[0] - pair[1]).square().mean())
+
+
+BALL, SHELL = ({"shape": shape, "wavelet": "db4", "levels": 3} for shape in ("ball", "shell"))
+
+
+def measured(*asked: tuple[dict[str, Any], dict[str, float]]) -> list[dict[str, Any]]:
+    """What the toy measures of each (state, changes)."""
+    found: list[dict[str, Any]] = node(
+        "return x.map(([s, c]) => dcd.boundary.measure(s, c))", asked
+    )
+    return found
+
+
+@pytest.mark.parametrize("shape", ["ball", "shell"])
+def test_the_boundary_is_that_of_scipy_and_its_errors_those_of_dcd_core(shape: str) -> None:
+    from boundary_still import volume as expected
+
+    changes = {"move": 0.7, "blur": 1.2, "thin": 0.9, "brighten": 0.05, "shade": 0.1}
+    state = {"shape": shape, "wavelet": "haar", "levels": 2}
+    (found,) = measured((state, changes))
+    pair = [expected(shape, **changes), expected(shape)]
+    for name, values in zip(("student", "teacher"), pair, strict=True):
+        np.testing.assert_allclose(found[name], values.ravel(), rtol=0, atol=1e-6)
+    x = torch.from_numpy(pair[0])[None, None]
+    student, teacher = (
+        torch.tensor(found[n], dtype=x.dtype).reshape(x.shape) for n in ("student", "teacher")
+    )
+
+    def error(weighting: str, other: torch.Tensor) -> float:
+        options: dict[str, Any] = {"wavelet": "haar", "levels": 2, "level_weighting": weighting}
+        return float(detail_distance(other, teacher, **options))
+
+    for weighting in ("resolution", "energy"):
+        relative = error(weighting, student) / error(weighting, 0 * teacher)
+        assert found[weighting] == pytest.approx(relative, rel=1e-9)
+    assert sum(found["parts"].values()) == pytest.approx(1)
+    masks = student > 0.5, teacher > 0.5
+    both = 2 * int((masks[0] & masks[1]).sum()) / int(masks[0].sum() + masks[1].sum())
+    assert found["dice"] == pytest.approx(both)
+
+
+def test_the_answers_about_the_boundary_hold() -> None:
+    haar = {**BALL, "wavelet": "haar"}
+    bright, brighter, moved, noisy, blurred, shaded, by_haar, thinner, thin = measured(
+        (BALL, {"brighten": 0.3}),
+        (BALL, {"brighten": 0.5}),
+        (BALL, {"move": 0.5}),
+        (BALL, {"noise": 0.2}),
+        (BALL, {"blur": 1.0}),
+        (BALL, {"shade": 0.3}),
+        (haar, {"shade": 0.3}),
+        (SHELL, {"thin": 1.0}),
+        (BALL, {"thin": 0.5}),
+    )
+    assert bright["mse"] > 0.5
+    assert max(bright["resolution"], bright["energy"]) < 1e-9
+    assert bright["dice"] > 0.9 > 0.5 > brighter["dice"]
+    assert min(one["parts"]["seen"] for one in (moved, blurred, thin)) > 0.5
+    assert min(one["parts"]["coarse"] for one in (moved, blurred, thin)) > 0.05
+    assert noisy["energy"] > 10 * noisy["resolution"]
+    assert blurred["resolution"] > 10 * blurred["coarse"]
+    assert shaded["parts"]["seen"] < 0.02 < 0.15 < by_haar["parts"]["seen"]
+    assert abs(thinner["parts"]["seen"] - thinner["parts"]["coarse"]) < 0.1

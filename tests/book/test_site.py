@@ -283,7 +283,9 @@ def test_the_explorer_computes_the_loss_of_dcd_core(site: Path, context: Browser
 
     picture = page.locator("[aria-label='teacher, axial slice']")
     box = picture.bounding_box() or {}
-    picture.click(position={"x": 0.99 * box["width"], "y": 0.01 * box["height"]})
+    corner = {"x": 0.99 * box["width"], "y": 0.01 * box["height"]}
+    touch = page.evaluate("navigator.maxTouchPoints > 0")
+    (picture.tap if touch else picture.click)(position=corner)
     shown()
     first = _corner()
     assert f"i={first[0] + 31}&j={first[1] + 31}" in page.url  # far right, far up
@@ -304,3 +306,40 @@ def _corner() -> list[int]:
     from explorer_still import read
 
     return list(read()["patch"]["start"])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("context", ["dark", "phone"], indirect=True)
+def test_the_toy_shows_what_the_loss_sees(site: Path, context: BrowserContext) -> None:
+    page = context.new_page()
+    seen = _watch(page)
+    address = (site / "boundary.html").as_uri()
+    page.goto(address + "#brighten=0.3&along=brighten&move=0")
+    widget = page.locator("#dcd-toy[data-state=ready]")
+    widget.wait_for(timeout=20_000)
+
+    def value(name: str) -> float:
+        return float(widget.get_attribute(f"data-{name}") or "nan")
+
+    assert value("seen") == pytest.approx(0, abs=1e-9) == value("resolution")
+    assert value("coarse") > 0.5
+    bars = page.eval_on_selector_all(".dcd-parts", "all => all.map(e => e.ariaLabel)")
+    assert len(bars) == 7
+    assert re.match(r"seen: [5-9]\d %; coarse, free: \d\d %", bars[0])  # a move, at a usual amount
+    page.focus("#dcd-blur")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")  # by keyboard: half a voxel
+    assert "blur=0.5" in page.url
+    assert "along=blur" in page.url
+    assert value("resolution") > 0.001
+    assert "Student: blurred, brighter everywhere." in page.inner_text(".dcd-live-told")
+    page.get_by_role("button", name="no change").click()
+    assert value("dice") == 1
+    assert value("mse") == 0
+    targets = page.eval_on_selector_all(
+        "#dcd-toy :is(select, button, input)",
+        "all => all.map(e => Math.min(e.offsetWidth, e.offsetHeight))",
+    )
+    assert min(targets) >= 24
+    assert seen.foreign == []
+    assert seen.errors == []

@@ -15,6 +15,7 @@
   }
 
   async function bytes(text) {
+    if (!globalThis.DecompressionStream) throw new Error("this browser is too old to unpack the features");
     const packed = Uint8Array.from(atob(text), character => character.charCodeAt(0));
     const opened = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(opened).arrayBuffer();
