@@ -223,6 +223,28 @@ def test_pages_in_a_browser(site: Path, context: BrowserContext, mode: str) -> N
     assert formulas > 0
 
 
+# What is cut on paper: beyond the right edge, or in a box that would have to be scrolled.
+CUT = """() => [...document.querySelectorAll("article *")].filter(e => e.checkVisibility()
+  && !e.closest("mjx-container, svg") && (e.getBoundingClientRect().right > innerWidth + 1
+    || getComputedStyle(e).overflowX !== "visible" && e.scrollWidth > e.clientWidth + 1))
+  .map(e => `${e.tagName}: ${e.textContent.trim().slice(0, 60)}`)"""
+PAPER_PX = 658  # an A4 page without its margins
+
+
+@pytest.mark.browser
+def test_nothing_is_cut_on_paper(site: Path, context: BrowserContext) -> None:
+    page = context.new_page()
+    page.set_viewport_size({"width": PAPER_PX, "height": 900})
+    page.emulate_media(media="print")
+    cut = {}
+    for name in PAGES:
+        page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+        page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
+        sidebar = page.locator(".bd-sidebar-primary").is_visible()
+        cut[name] = page.evaluate(CUT) + ["the sidebar"] * sidebar
+    assert {name: what for name, what in cut.items() if what} == {}
+
+
 @pytest.mark.browser
 def test_search_works_from_a_folder(site: Path, context: BrowserContext) -> None:
     page = context.new_page()
