@@ -7,6 +7,7 @@ headings are its outline. Call: `python book/_ext/printed.py`, after the book is
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -198,6 +199,14 @@ def _place(print: PdfReader, first: int, destination: Any) -> Place:
     return first + (print.get_destination_page_number(destination) or 0), destination.top
 
 
+def offer(page: Path, pdf: Path) -> None:
+    """Put a link to the PDF beside it where the page says that there is none yet."""
+    link = f'<a href="{pdf.name}" download>{TITLE}</a> (PDF, {pdf.stat().st_size / 1e6:.1f} MB)'
+    text, sentence = page.read_text("utf-8"), r'(<p class="dcd-pdf">).*?(</p>)'
+    with atomic(page) as temporary:
+        temporary.write_text(re.sub(sentence, rf"\g<1>{link}\g<2>", text, flags=re.DOTALL), "utf-8")
+
+
 def main() -> None:
     """Run the command line."""
     try:
@@ -207,6 +216,7 @@ def main() -> None:
     path = SITE / NAME
     with atomic(path) as temporary:
         bound(chapters).write(temporary)
+    offer(SITE / "take-away.html", path)
     pages = sum(len(chapter.print.pages) for chapter in chapters)
     print(f"{path}: {pages} pages, {path.stat().st_size / 1e6:.1f} MB")
 
