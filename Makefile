@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test quick faults smoke study paper record figures bench book worksheets serve clean
+.PHONY: help setup reproduce test quick faults smoke study paper record figures bench book pdf worksheets serve clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -107,6 +107,9 @@ bench: setup ## time loss, metrics, preparation, methods against their peers: mi
 book: setup ## build the book from the executed notebooks in book/notebooks
 	@$(BIN)/jupyter-book build book --config _config.yml --path-output book -W -n --keep-going || { \
 		rm -rf book/_build/.doctrees; exit 1; }
+
+pdf: book ## print the whole book into one PDF beside its pages, by Chromium: two minutes
+	@$(BIN)/python book/_ext/printed.py
 
 worksheets: setup ## notebooks for a class, without solutions and outputs, in book/_build/worksheets
 	$(BIN)/python notebooks/worksheets.py $(ARGS)

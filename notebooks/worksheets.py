@@ -63,13 +63,18 @@ def solved(sheet: NotebookNode, document: NotebookNode) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=deepcopy(cells), metadata=sheet.metadata)
 
 
+def named(name: str) -> str:
+    """Return the file name of the worksheet of a notebook, which the notebook itself never has."""
+    return f"worksheet-{name}.ipynb"
+
+
 def write(folder: Path) -> list[Path]:
     """Write the worksheet of every notebook that has exercises; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, notebook in sources.discover(records.root() / "notebooks").items():
         if exercises(notebook.document):
-            written.append(folder / f"{name}.ipynb")
+            written.append(folder / named(name))
             pages.write(worksheet(notebook.document), written[-1])
     return written
 

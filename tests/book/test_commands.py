@@ -105,6 +105,8 @@ def understand(line: str, patch: pytest.MonkeyPatch) -> None:
             read_by_pip(rest)
         case ["snakemake", "-s", file, *_]:
             assert (ROOT / file).is_file()
+        case ["jupyter", "lab", file]:
+            assert (ROOT / file).is_file()
         case ["jupyter-book", "build", folder, *_]:
             assert (ROOT / folder).is_dir()
         case ["export" | "pipx" | "python3.11", *_]:

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from book_pages import BOOK, NOTEBOOKS, PAGES, ROOT
@@ -49,6 +51,22 @@ def test_every_page_is_built_and_loads_nothing_remote(site: Path) -> None:
 
     assert [page for page in PAGES if not (site / f"{page}.html").is_file()] == []
     assert list(remote_loads(site)) == []
+
+
+def test_links_between_pages_lead_somewhere(site: Path) -> None:
+    pages = {page: (site / f"{page}.html").resolve() for page in PAGES}
+    texts = {file: file.read_text("utf-8") for file in pages.values()}
+    anchors = {file: {*re.findall(r'\bid="([^"]+)"', text)} for file, text in texts.items()}
+    lost = []
+    for file, text in texts.items():
+        for address in re.findall(r'<a\b[^>]*\bhref="([^"]+)"', text):
+            link = urlsplit(unescape(address))
+            goal = (file.parent / unquote(link.path)).resolve() if link.path else file
+            widget = "=" in link.fragment  # the setting of a widget, which is no place
+            known = widget or not link.fragment or unquote(link.fragment) in anchors.get(goal, ())
+            if not link.scheme and not (goal.is_file() and (known or goal not in anchors)):
+                lost.append(f"{file.stem}: {address}")
+    assert lost == []
 
 
 def test_the_reference_has_every_public_name(site: Path) -> None:
@@ -221,6 +239,28 @@ def test_pages_in_a_browser(site: Path, context: BrowserContext, mode: str) -> N
             complaints[name] = found
     assert complaints == {}
     assert formulas > 0
+
+
+# What is cut on paper: beyond the right edge, or in a box that would have to be scrolled.
+CUT = """() => [...document.querySelectorAll("article *")].filter(e => e.checkVisibility()
+  && !e.closest("mjx-container, svg") && (e.getBoundingClientRect().right > innerWidth + 1
+    || getComputedStyle(e).overflowX !== "visible" && e.scrollWidth > e.clientWidth + 1))
+  .map(e => `${e.tagName}: ${e.textContent.trim().slice(0, 60)}`)"""
+PAPER_PX = 658  # an A4 page without its margins
+
+
+@pytest.mark.browser
+def test_nothing_is_cut_on_paper(site: Path, context: BrowserContext) -> None:
+    page = context.new_page()
+    page.set_viewport_size({"width": PAPER_PX, "height": 900})
+    page.emulate_media(media="print")
+    cut = {}
+    for name in PAGES:
+        page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+        page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
+        sidebar = page.locator(".bd-sidebar-primary").is_visible()
+        cut[name] = page.evaluate(CUT) + ["the sidebar"] * sidebar
+    assert {name: what for name, what in cut.items() if what} == {}
 
 
 @pytest.mark.browser

@@ -71,5 +71,5 @@ def test_a_solution_without_an_end_is_refused() -> None:
 
 def test_worksheets_are_written_where_asked(tmp_path: Path) -> None:
     written = worksheets.write(tmp_path / "class")
-    assert [path.stem for path in written] == list(NOTEBOOKS)
+    assert [path.name for path in written] == [f"worksheet-{name}.ipynb" for name in NOTEBOOKS]
     assert all(nbformat.read(path, 4).cells for path in written)
