@@ -1,4 +1,8 @@
-"""The segmentation tasks of the experiment: glioma (BraTS 2024) and stroke (ISLES 2022)."""
+"""The segmentation tasks of the experiment.
+
+Glioma (BraTS 2024) and stroke (ISLES 2022) have public data and a challenge. Three further tasks
+exist as phantoms alone: stroke in CT, solid lesions in ultrasound, vessels in MR angiography.
+"""
 
 from __future__ import annotations
 
@@ -28,4 +32,18 @@ BRATS = Task(
 # ISLES 2022 (Hernandez Petzsche et al., Scientific Data, 2022).
 _CHANNELS, _LABELS = ("dwi", "adc", "flair"), ("background", "lesion")
 ISLES = Task("isles2022", _CHANNELS, _LABELS, MappingProxyType({"lesion": (1,)}))
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BRATS, ISLES)})
+PUBLIC: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BRATS, ISLES)})
+"""The tasks that have public data, and scores of a challenge."""
+
+
+def _simulated(name: str, channel: str, region: str) -> Task:
+    return Task(name, (channel,), ("background", region), MappingProxyType({region: (1,)}))
+
+
+CT_STROKE = _simulated("ct-stroke", "ct", "lesion")
+ULTRASOUND = _simulated("ultrasound", "us", "lesion")
+VESSELS = _simulated("vessels", "tof", "vessel")
+SIMULATED: Mapping[str, Task] = MappingProxyType(
+    {task.name: task for task in (CT_STROKE, ULTRASOUND, VESSELS)}
+)
+TASKS: Mapping[str, Task] = MappingProxyType({**PUBLIC, **SIMULATED})

@@ -39,7 +39,7 @@ from dcd_lab.records.places import write_json
 from dcd_lab.records.seals import check, seal
 from dcd_lab.records.text import printable
 from runner.parameters import assignments
-from runner.runs import PAGES, runs_of, state
+from runner.runs import PAGES, make_cohorts, runs_of, state
 from runner.sources import refuse
 
 
@@ -48,6 +48,7 @@ def train(todo: Sequence[Job], *, workers: int) -> None:
 
     A teacher that is not in the record is trained first, also when it is none of the jobs.
     """
+    make_cohorts(todo, workers=workers)
     teachers = {job.teacher.folder: job.teacher for job in todo if job.teacher is not None}
     for teacher in teachers.values():
         if state(teacher) == "recorded":

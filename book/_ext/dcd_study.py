@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,33 +17,39 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
-TASK = "isles2022"  # of every block of the plan
+TASKS = ("isles2022",)  # of a block of the plan that names none
 HEAD = ("block", "arm", "recorded", "planned", "hours", "processor")
 
 
-def recorded(runs: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """The tested runs of stroke by arm and seed: processor and hours of training."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+def recorded(runs: Path) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
+    """The tested runs by task and arm, and by seed: processor and hours of training."""
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for file in sorted(runs.glob("*/run.json")):
         entry = json.loads(file.read_text("utf-8"))
         job, fit = entry["job"], file.parent / "fit.json"
-        if job["cohort"]["task"] == TASK and job["tested"] and fit.is_file():
+        if job["tested"] and fit.is_file():
             hours = json.loads(fit.read_text("utf-8"))["seconds"] / 3600
             run = {"processor": entry["facts"]["gpu"] or entry["facts"]["cpu"], "hours": hours}
-            found.setdefault(job["arm"], {})[job["recipe"]["seed"]] = run
+            arm = job["cohort"]["task"], job["arm"]
+            found.setdefault(arm, {})[job["recipe"]["seed"]] = run
     return found
 
 
-def rows(plan: dict[str, Any], done: dict[str, dict[int, dict[str, Any]]]) -> list[list[str]]:
-    """One row for each arm of each block."""
+def rows(
+    plan: dict[str, Any], done: dict[tuple[str, str], dict[int, dict[str, Any]]]
+) -> list[list[str]]:
+    """One row for each arm of each block, and for each task of a block that has several."""
     shown = []
     for title, block in plan.items():
         teachers = {"teacher": block["teachers"]} if "teachers" in block else {}
-        for arm, seeds in {**teachers, **dict.fromkeys(block["arms"], block["seeds"])}.items():
-            runs = [run for seed, run in done.get(arm, {}).items() if seed in seeds]
+        arms = {**teachers, **dict.fromkeys(block["arms"], block["seeds"])}
+        tasks = block.get("tasks", TASKS)
+        for task, (arm, seeds) in itertools.product(tasks, arms.items()):
+            runs = [run for seed, run in done.get((task, arm), {}).items() if seed in seeds]
             hours = f"{sum(run['hours'] for run in runs):.1f}" if runs else "–"
             processors = ", ".join(sorted({run["processor"] for run in runs})) or "–"
-            shown.append([title, arm, str(len(runs)), str(len(seeds)), hours, processors])
+            name = f"{task}: {arm}" if len(tasks) > 1 else arm
+            shown.append([title, name, str(len(runs)), str(len(seeds)), hours, processors])
     return shown
 
 

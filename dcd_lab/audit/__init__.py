@@ -25,7 +25,7 @@ from dcd_lab.data.scans import Scan, Survey, no_scans, scans_of, survey, twice
 from dcd_lab.pool import each
 from dcd_lab.records import fingerprint
 from dcd_lab.records.text import printable, write_table
-from dcd_lab.tasks import ISLES, TASKS
+from dcd_lab.tasks import ISLES, PUBLIC
 
 VERSION = 2
 """Raise it by hand when the same files get other findings or another manifest than before."""
@@ -83,8 +83,8 @@ def audit(
 ) -> Audit:
     """Examine every scan below `root` and list all that is wrong, without stopping at a fault.
 
-    `task` is a name out of `tasks.TASKS`, None for whatever lies there. `edition` is the year whose
-    numbers the BraTS labels hold (None: 2024). With `out`, that folder gets `findings.csv`,
+    `task` is a name out of `tasks.PUBLIC`, None for whatever lies there. `edition` is the year of
+    whose numbers the BraTS labels are (None: 2024). With `out`, that folder gets `findings.csv`,
     `manifest.csv` and a file per scan. By these files a repeated or interrupted audit examines only
     scans that had errors or that have changed. `workers` > 1 examines in that many processes, each
     with about 1 GiB of memory.
@@ -92,11 +92,11 @@ def audit(
     edition, and when a worker was killed.
     """
     if task is not None:
-        one_of("task", task, *sorted(TASKS))
-    tree, names = survey(root), [task] if task else list(TASKS)
+        one_of("task", task, *sorted(PUBLIC))
+    tree, names = survey(root), [task] if task else list(PUBLIC)
     scans: list[Scan] = []
     for name in names:
-        scans += scans_of(tree, TASKS[name], _edition(name, edition, task))
+        scans += scans_of(tree, PUBLIC[name], _edition(name, edition, task))
     if not scans:
         raise no_scans(tree.base, names)
     findings = list(_of_the_tree(tree, names))
@@ -130,7 +130,7 @@ def _of_the_tree(tree: Survey, names: Sequence[str]) -> Iterator[Finding]:
         return path.relative_to(tree.base).as_posix()
 
     for task in names:
-        for id, name, paths in twice(tree, TASKS[task]):
+        for id, name, paths in twice(tree, PUBLIC[task]):
             got = f"{name}: {', '.join(map(below, paths))}"
             yield Finding(id, "duplicate", got, "one copy", "error")
     for path in tree.closed:

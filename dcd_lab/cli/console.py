@@ -34,11 +34,11 @@ def refusal(what: str, got: object, expected: object, attempt: str) -> ContractE
 def task_of(name: str) -> Task:
     """The task of a name; ContractError, with the nearest name, for an unknown one."""
     from dcd_core.errors import nearest
-    from dcd_lab.tasks import TASKS
+    from dcd_lab.tasks import PUBLIC
 
-    if name not in TASKS:
-        raise refusal("task", repr(name), " or ".join(sorted(TASKS)), nearest(name, TASKS))
-    return TASKS[name]
+    if name not in PUBLIC:
+        raise refusal("task", repr(name), " or ".join(sorted(PUBLIC)), nearest(name, PUBLIC))
+    return PUBLIC[name]
 
 
 def print_json(value: object) -> None:

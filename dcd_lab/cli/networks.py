@@ -202,18 +202,18 @@ def _patch_of(model: Path, given: Sequence[int] | None) -> Size3:
 
 def _task_of(network: Segmenter, name: str | None) -> Task:
     """The task by name, else the one with the network's channels and classes."""
-    from dcd_lab.tasks import TASKS
+    from dcd_lab.tasks import PUBLIC
 
     spec = _spec(network)
     size = (spec["in_channels"], spec["classes"])
-    fitting = [t.name for t in TASKS.values() if (len(t.channels), len(t.labels)) == size]
+    fitting = [t.name for t in PUBLIC.values() if (len(t.channels), len(t.labels)) == size]
     if name is not None and task_of(name).name in fitting:
         return task_of(name)
     if name is not None or not fitting:
         got, expected = f"{size[0]} channels and {size[1]} classes", "those of the task"
         attempt = f"--task {fitting[0]}" if fitting else "a network that was trained on a task"
         raise refusal("network", got, expected, attempt)
-    return TASKS[fitting[0]]
+    return PUBLIC[fitting[0]]
 
 
 def _refuse_other_channels(images: Sequence[Path], task: Task) -> None:

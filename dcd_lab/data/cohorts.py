@@ -22,10 +22,10 @@ from dcd_lab.data.scans import READERS, Scan, layout, layout_id
 from dcd_lab.data.splits import folds
 from dcd_lab.data.store import VERSION, prepared
 from dcd_lab.records import fingerprint
-from dcd_lab.tasks import BRATS, ISLES, TASKS
+from dcd_lab.tasks import BRATS, ISLES, PUBLIC, SIMULATED, TASKS
 
 Split: TypeAlias = Literal["train", "val", "test"]
-_KINDS = {BRATS.name: "glioma", ISLES.name: "stroke"}
+_KINDS = {BRATS.name: "glioma", ISLES.name: "stroke", **{name: name for name in SIMULATED}}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Cohort:
         origin = {**self.origin, "label_every": every} if self.origin and every > 1 else self.origin
         return replace(self, label_every=every, origin=origin)
 
+    def make(self, *, workers: int = 1) -> None:
+        """Make and prepare what is absent of a cohort that `cohort` described, by its `origin`."""
+        if self.origin:
+            cohort(**self.origin, workers=workers)
+
     def scans(self, split: Split) -> list[Scan]:
         """The files of one split, in order; raises ContractError when a case is not there."""
         scans = {scan.id: scan for scan in READERS[self.task](self.folder)}
@@ -89,8 +94,11 @@ def cohort(
     spacing_mm: float = 2.0,
     label_every: int = 1,
     workers: int = 1,
+    ready: bool = True,
 ) -> Cohort:
     """The cohort a notebook asks for by name, prepared: `synthetic`, or `clinical`.
+
+    One that need not be `ready` is described alone; `Cohort.make` then makes its cases.
 
     Clinical cases are split by folds: of the arguments after `task` only `spacing_mm`, to which
     they are resampled, `label_every` and `workers` count for them, the others describe phantoms.
@@ -100,8 +108,9 @@ def cohort(
         made = clinical(task, spacing_mm=spacing_mm)
     else:
         sizes = {"train": train, "val": val, "test": test}
-        made = synthetic(task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
-    for split in get_args(Split):
+        options: dict[str, Any] = {"seed": seed, "spacing_mm": spacing_mm, "workers": workers}
+        made = synthetic(task, **sizes, **options, ready=ready)
+    for split in get_args(Split) if ready else ():
         made.cases(split, workers=workers)
     return made.few_labels(label_every)
 
@@ -115,8 +124,9 @@ def synthetic(
     seed: int = 0,
     spacing_mm: float = 2.0,
     workers: int = 1,
+    ready: bool = True,
 ) -> Cohort:
-    """A cohort of phantoms, made once and kept under `runs/`.
+    """A cohort of phantoms, made once and kept under `runs/`; if not `ready`, later.
 
     `train`, `val`, `test` count subjects; no subject is in two splits. Interrupted work is
     continued. Raises ContractError for an unknown task or an empty split.
@@ -129,7 +139,8 @@ def synthetic(
     folder = run_dir(f"cohort-{kind}", *key)
     # Case i does not depend on how many there are: a larger profile extends a smaller one's folder.
     ids = [layout_id(f"{kind}-{number}", TASKS[task]) for number in range(1, count + 1)]
-    absent = [index for index, id in enumerate(ids) if not _is_written(folder, id, task)]
+    wanted = enumerate(ids if ready else ())
+    absent = [index for index, id in wanted if not _is_written(folder, id, task)]
     painted = phantom.members(kind, absent, seed=seed, spacing_mm=spacing_mm, workers=workers)
     for done, case in enumerate(painted, start=1):
         write([case], folder, task=TASKS[task])
@@ -145,10 +156,10 @@ def clinical(task: str, *, fold: int = 0, spacing_mm: float | None = None) -> Co
     """The real data set under the folder named by the environment variable DCD_DATA.
 
     Test is one of five folds grouped by patient; a tenth of the other patients is the val split.
-    Raises ContractError for an unknown task or fold, and when DCD_DATA is not set or holds fewer
-    than 13 labelled patients of the task.
+    Raises ContractError for a task without public data, an unknown fold, and when DCD_DATA is not
+    set or holds fewer than 13 labelled patients of the task.
     """
-    one_of("task", task, *sorted(TASKS))
+    one_of("task", task, *sorted(PUBLIC))
     if not 0 <= fold < 5:
         raise ContractError("fold", fold, "0 to 4", "fold=0")
     root = os.environ.get("DCD_DATA")

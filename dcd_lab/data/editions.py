@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from dcd_core.types import ContractError
-from dcd_lab.tasks import BRATS, ISLES
+from dcd_lab.tasks import BRATS, ISLES, SIMULATED
 
 _FOUR_CLASSES = {0: 0, 1: 1, 2: 2, 3: 1, 4: 3}  # 1 necrosis, 3 non-enhancing core: both NETC
 _ET_IS_FOUR = {0: 0, 1: 1, 2: 2, 4: 3}
@@ -26,10 +26,14 @@ _NUMBERS: Mapping[str, Mapping[int, Mapping[int, int]]] = MappingProxyType(
         | dict.fromkeys(range(2017, 2023), _ET_IS_FOUR)
         | {2023: _ET_IS_THREE, 2024: _WITH_CAVITY, 2025: _WITH_CAVITY},
         ISLES.name: {2022: {0: 0, 1: 1}},
+        **{name: {1: {0: 0, 1: 1}} for name in SIMULATED},
     }
 )
-OWN: Mapping[str, int] = MappingProxyType({BRATS.name: 2024, ISLES.name: 2022})
-"""The edition whose label numbers each task uses, and which `write` writes."""
+OWN: Mapping[str, int] = MappingProxyType(
+    {BRATS.name: 2024, ISLES.name: 2022, **dict.fromkeys(SIMULATED, 1)}
+)
+"""The edition whose label numbers each task uses, and which `write` writes. A simulated task has
+one, which is no year."""
 
 
 def numbering(task: str, edition: int) -> Mapping[int, int]:

@@ -8,32 +8,37 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from dcd_core.types import ContractError
 from dcd_lab.data.editions import OWN, numbering
-from dcd_lab.tasks import BRATS, ISLES, TASKS, Task
+from dcd_lab.tasks import BRATS, ISLES, SIMULATED, TASKS, Task
 
 BRATS_ID = re.compile(r"BraTS-GLI-\d{5}-\d{3}")
 ISLES_ID = re.compile(r"sub-strokecase\d{4}")
 _IDS = {
     BRATS.name: (BRATS_ID, "BraTS-GLI-{:05}-100"),
     ISLES.name: (ISLES_ID, "sub-strokecase{:04}"),
+    **{name: (re.compile(rf"{name}-\d{{4}}"), f"{name}-{{:04}}") for name in SIMULATED},
 }
 _BRATS_FILE = re.compile(r"(BraTS-GLI-\d{5}-\d{3})-(t1n|t1c|t2w|t2f|seg)\.nii(?:\.gz)?", re.I)
 _ISLES_FILE = re.compile(
     r"(?:(sub-strokecase\d{4})(?:_ses-\d+)?_)?(dwi|adc|flair|msk)\.nii(?:\.gz)?", re.I
 )
+_SIMULATED_FILE = re.compile(rf"(({'|'.join(SIMULATED)})-\d{{4}})-(\w+)\.nii(?:\.gz)?")
 _LAYOUT = {
     BRATS.name: ("{id}/{id}-seg.nii.gz", "{id}/{id}-{name}.nii.gz"),
     ISLES.name: (
         "derivatives/{id}/ses-0001/{id}_ses-0001_msk.nii.gz",
         "rawdata/{id}/ses-0001/{id}_ses-0001_{name}.nii.gz",
     ),
+    **dict.fromkeys(SIMULATED, ("{id}/{id}-label.nii.gz", "{id}/{id}-{name}.nii.gz")),
 }
-_LABEL_PART = {BRATS.name: "seg", ISLES.name: "msk"}
+_LABEL_PART = {BRATS.name: "seg", ISLES.name: "msk", **dict.fromkeys(SIMULATED, "label")}
 _EXPECTED = {
+    **{name: f"files {name}-NNNN-label.nii.gz and so on at any depth" for name in SIMULATED},
     BRATS.name: "folders BraTS-GLI-PPPPP-TTT at any depth",
     ISLES.name: "files sub-strokecaseNNNN_ses-0001_dwi.nii.gz and so on at any depth",
 }
@@ -118,7 +123,16 @@ def isles2022(root: str | os.PathLike[str]) -> list[Scan]:
     return _listed(root, ISLES, OWN[ISLES.name])
 
 
-READERS: Mapping[str, Callable[..., list[Scan]]] = {BRATS.name: brats2024, ISLES.name: isles2022}
+def _simulated(root: str | os.PathLike[str], *, task: Task) -> list[Scan]:
+    """List the phantoms of a task that has no public data, as `isles2022` lists its cases."""
+    return _listed(root, task, OWN[task.name])
+
+
+READERS: Mapping[str, Callable[..., list[Scan]]] = {
+    BRATS.name: brats2024,
+    ISLES.name: isles2022,
+    **{name: partial(_simulated, task=task) for name, task in SIMULATED.items()},
+}
 """What lists the scans of each task."""
 
 
@@ -196,6 +210,8 @@ def _owner(name: str, folder: Path, base: Path) -> tuple[str, str, str] | None:
         above = reversed(folder.relative_to(base).parts)
         id = match[1] or next(filter(ISLES_ID.fullmatch, above), "")
         return (ISLES.name, id.lower(), match[2].lower()) if id else None
+    if match := _SIMULATED_FILE.fullmatch(name):
+        return match[2], match[1], match[3]
     return None
 
 

@@ -12,9 +12,15 @@ from dcd_core.train import Recipe
 from dcd_core.types import ContractError
 from dcd_lab.data import Cohort, cohort
 from dcd_lab.experiments.job import Job
-from dcd_lab.tasks import BRATS, ISLES
+from dcd_lab.tasks import BRATS, CT_STROKE, ISLES, ULTRASOUND, VESSELS
 
-PREFIXES = {ISLES.name: "stroke_", BRATS.name: "glioma_"}
+PREFIXES = {
+    ISLES.name: "stroke_",
+    BRATS.name: "glioma_",
+    CT_STROKE.name: "ct_",
+    ULTRASOUND.name: "ultrasound_",
+    VESSELS.name: "vessels_",
+}
 """How a page's parameters begin that count for one task alone."""
 _RECIPE = {entry.name for entry in fields(Recipe)}
 NARROW = 64
@@ -44,11 +50,12 @@ class Study:
     teacher_floor: float = 0.3
 
     @classmethod
-    def of(cls, task: str, /, **page: Any) -> Study:
+    def of(cls, task: str, /, *, ready: bool = True, **page: Any) -> Study:
         """The study that a page's parameters describe: its cases, its recipe and its networks.
 
-        Parameters that begin with "stroke_" or "glioma_" count for that task alone. Names
+        Parameters that begin with one of `PREFIXES` count for that task alone. Names
         that are no parameters of a study are not read: a page passes all it has, `**globals()`.
+        Where the cases need not be `ready`, they are described and not made.
         Raises ContractError for an unknown task, for a parameter that is missing, and as
         `data.cohort` and `Recipe` do.
         """
@@ -62,7 +69,8 @@ class Study:
         same = _pick(page, "batch", "learning_rate", "ema")
         recipe = Recipe(steps=steps, patch=tuple(patch), **same, **training)
         sizes = dict(zip(("train", "val", "test"), split, strict=True))
-        cases = cohort(source, task, **sizes, seed=seed, spacing_mm=spacing_mm, workers=workers)
+        options: dict[str, Any] = {"seed": seed, "spacing_mm": spacing_mm, "workers": workers}
+        cases = cohort(source, task, **sizes, **options, ready=ready)
         teacher, student = _pick(page, "teacher_channels", "student_channels").values()
         rest = _pick(page, "architecture", "network", "teacher_training", "teacher_floor")
         rest["kd_peak"] = page.get("kd_peak", Recipe.kd_peak)

@@ -12,7 +12,7 @@ from dcd_lab.metrics.brats import brats2024
 from dcd_lab.metrics.lesion import EDGES_ML, dice_by_class, lesions, mean_dice
 from dcd_lab.metrics.masks import Spacing, checked
 from dcd_lab.metrics.region import boundary_dice, diagonal_mm, dice, surfaces, volume_ml
-from dcd_lab.tasks import BRATS, Task
+from dcd_lab.tasks import BRATS, PUBLIC, Task
 
 
 def score(
@@ -108,8 +108,11 @@ def challenge(
 ) -> list[dict[str, str | int | float]]:
     """`brats2024` or `isles2022` of two label volumes (i, j, k): a row per region of the task.
 
-    Raises ContractError as the two do.
+    A task without a challenge has rows that name the region alone. Raises ContractError as the two
+    do.
     """
+    if task.name not in PUBLIC:
+        return [{"region": region} for region in task.regions]
     if task.name == BRATS.name:
         return brats2024(pred, true, spacing_mm)
     (region,) = task.regions

@@ -1,9 +1,11 @@
-"""A cohort anyone may own: phantoms with the anatomy, physics and disease of the two tasks.
+"""Cohorts anyone may own: phantoms with the anatomy, physics and disease of the tasks.
 
 Real anatomy (the MNI152 average that ships with nilearn) is deformed into individuals, given
 gliomas or infarcts, and imaged by the sequence equations of MR physics with the artefacts of real
-scanners. The same seed gives the same voxels on every machine: all arithmetic is float64 and
-intensities are rounded at the end (1/16 unit; ADC 1e-4), far above last-bit differences.
+scanners. Three further kinds ask what holds beyond these: infarcts in CT, solid lesions in
+ultrasound, and trees of vessels in MR angiography. The same seed gives the same voxels on every
+machine: all arithmetic is float64 and intensities are rounded at the end (1/16 unit; ADC 1e-4), far
+above last-bit differences.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ import pandas as pd
 
 from dcd_core.errors import one_of
 from dcd_core.types import Case, ContractError
-from dcd_lab.phantom import glioma_scan, stroke_scan
+from dcd_lab.phantom import ct_scan, glioma_scan, stroke_scan, ultrasound_scan, vessel_scan
 from dcd_lab.phantom.fields import Array
 from dcd_lab.pool import each
-from dcd_lab.tasks import BRATS, ISLES
+from dcd_lab.tasks import BRATS, CT_STROKE, ISLES, SIMULATED, ULTRASOUND, VESSELS, Task
 
-__all__ = ["VERSION", "cohort", "difficulty", "glioma", "members", "stroke"]
+__all__ = ["VERSION", "cohort", "ct_stroke", "difficulty", "glioma", "members", "stroke"]
+__all__ += ["ultrasound", "vessels"]
 
 VERSION = 1
 """Raise it by hand when the same seed gives another phantom; caches are named by it."""
-_IDS = {"glioma": "BraTS-GLI-{:05d}-100", "stroke": "sub-strokecase{:04d}"}
+_IDS = {
+    "glioma": "BraTS-GLI-{:05d}-100",
+    "stroke": "sub-strokecase{:04d}",
+    **{name: f"{name}-{{:04d}}" for name in SIMULATED},
+}
 
 
 def glioma(seed: int, *, spacing_mm: float = 2.0) -> Case:
@@ -55,23 +62,72 @@ def stroke(seed: int, *, spacing_mm: float = 2.0) -> Case:
     return _case(id, image, label, spacing_mm, stroke_scan.oblique_affine(seed, grid))
 
 
+def ct_stroke(seed: int, *, spacing_mm: float = 2.0) -> Case:
+    """One stroke in the CT scanner, on a grid of `spacing_mm` (1 to 4 mm).
+
+    Image (1, i, j, k) in Hounsfield units, 0 outside of the brain, label 0-1. Raises ContractError
+    as `glioma` does.
+    """
+    _check(spacing_mm)
+    grid = stroke_scan.head_grid(spacing_mm)
+    image, label = ct_scan.paint(seed, grid)
+    id = _IDS[CT_STROKE.name].format(seed % 10000)
+    return _case(id, image, label, spacing_mm, stroke_scan.oblique_affine(seed, grid))
+
+
+def ultrasound(seed: int, *, spacing_mm: float = 1.0) -> Case:
+    """Ultrasound of a tissue with solid lesions, on a grid of `spacing_mm` (1 to 4 mm).
+
+    Image (1, i, j, k) in grey values up to 255; axes across the beam, from plane to plane and along
+    the beam; label 0-1. Raises ContractError as `glioma` does.
+    """
+    _check(spacing_mm)
+    image, label = ultrasound_scan.paint(seed, ultrasound_scan.field(spacing_mm))
+    id = _IDS[ULTRASOUND.name].format(seed % 10000)
+    return _case(id, image, label, spacing_mm, np.diag([spacing_mm] * 3 + [1.0]))
+
+
+def vessels(seed: int, *, spacing_mm: float = 1.0) -> Case:
+    """Arteries in MR angiography: voxels of `spacing_mm` (1 to 4 mm), slices 2.5 times as thick.
+
+    Image (1, i, j, k) in arbitrary units, label 0-1 of arteries. Raises ContractError as `glioma`
+    does.
+    """
+    _check(spacing_mm)
+    image, label = vessel_scan.paint(seed, vessel_scan.field(spacing_mm))
+    size = np.array([1.0, 1.0, vessel_scan.THICKNESS]) * spacing_mm
+    id = _IDS[VESSELS.name].format(seed % 10000)
+    return _case(id, image, label, size, np.diag([*size, 1.0]))
+
+
+_PAINTERS = {
+    "glioma": glioma,
+    "stroke": stroke,
+    CT_STROKE.name: ct_stroke,
+    ULTRASOUND.name: ultrasound,
+    VESSELS.name: vessels,
+}
+
+
 def _check(spacing_mm: float, kind: str = "glioma") -> None:
     one_of("kind", kind, *_IDS)
     if not 1.0 <= spacing_mm <= 4.0:
         raise ContractError("spacing_mm", spacing_mm, "1 to 4 mm", "spacing_mm=2.0")
 
 
-def _case(id: str, image: Array, label: Array, spacing_mm: float, affine: Array) -> Case:
-    spacing = (float(spacing_mm),) * 3
+def _case(id: str, image: Array, label: Array, spacing_mm: float | Array, affine: Array) -> Case:
+    i, j, k = np.broadcast_to(spacing_mm, 3).tolist()
+    spacing = (float(i), float(j), float(k))
     return Case(id, image.astype(np.float32), label.astype(np.uint8), spacing, affine)
 
 
 def cohort(
     kind: str, n: int, *, seed: int, spacing_mm: float = 2.0, workers: int = 1
 ) -> list[Case]:
-    """`n` cases of a kind ("glioma" or "stroke"); case i depends on `seed` and i, not on n.
+    """`n` cases of a kind; case i depends on `seed` and i, not on n.
 
-    Ids follow the challenges (BraTS-GLI-00001-100, sub-strokecase0001). `workers` > 1 paints in
+    Kinds are "glioma", "stroke" and the names of `tasks.SIMULATED`. Ids follow the challenges
+    (BraTS-GLI-00001-100, sub-strokecase0001), or are the kind and a number. `workers` > 1 paints in
     that many processes. Raises ContractError for an unknown kind or a spacing outside 1 to 4 mm.
     """
     made = members(kind, range(n), seed=seed, spacing_mm=spacing_mm, workers=workers)
@@ -93,23 +149,24 @@ def members(
 
 def _member(index: int, kind: str, seed: int, spacing_mm: float) -> Case:
     child = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
-    case = (glioma if kind == "glioma" else stroke)(child, spacing_mm=spacing_mm)
+    case = _PAINTERS[kind](child, spacing_mm=spacing_mm)
     return case._replace(id=_IDS[kind].format(index + 1))
 
 
-def difficulty(cases: Sequence[Case]) -> pd.DataFrame:
+def difficulty(cases: Sequence[Case], task: Task | None = None) -> pd.DataFrame:
     """How far one threshold on one channel gets: the best Dice over the whole cohort.
 
     Intensities are z-scored inside each brain; the target is the whole tumour (labels 1, 2, 3) or
-    the infarct. Columns: channel, direction ("above" or "below" the threshold), threshold_z and
-    dice (mean over cases), best first. Raises ContractError without labelled cases.
+    what has the label 1. `task` names the channels; by default it is that of MRI with as many.
+    Columns: channel, direction ("above" or "below" the threshold), threshold_z and dice (mean over
+    cases), best first. Raises ContractError without labelled cases.
     """
     if not cases or any(case.label is None for case in cases):
         raise ContractError("cases", f"{len(cases)} cases", "labelled cases", "phantom.cohort(...)")
-    channels = (BRATS if len(cases[0].image) == len(BRATS.channels) else ISLES).channels
+    task = task or (BRATS if len(cases[0].image) == len(BRATS.channels) else ISLES)
     thresholds = np.linspace(-4.0, 6.0, 101)
     rows = []
-    for channel, name in enumerate(channels):
+    for channel, name in enumerate(task.channels):
         for direction, sign in (("above", 1.0), ("below", -1.0)):
             dice = np.mean([_threshold_dice(c, channel, sign, thresholds) for c in cases], axis=0)
             rows.append((name, direction, sign * thresholds[dice.argmax()], dice.max()))

@@ -35,7 +35,7 @@ def draw_acquisition(
     return Acquisition(resolution_mm, float(np.exp(rng.uniform(*np.log(snr)))), shift)
 
 
-def _slice_matrix(count: int, spacing: float, step: float, start: float) -> Array:
+def slice_matrix(count: int, spacing: float, step: float, start: float) -> Array:
     """Rows: acquired samples; each averages the voxels within one step (a soft box profile)."""
     centres = np.arange(start, (count - 0.5) * spacing + step / 2, step)
     distance = np.abs(centres[:, None] - spacing * np.arange(count)[None])
@@ -44,7 +44,7 @@ def _slice_matrix(count: int, spacing: float, step: float, start: float) -> Arra
     return np.divide(profile, total, out=np.zeros_like(profile), where=total > 0)
 
 
-def _cubic_matrix(count: int, spacing: float, step: float, start: float, samples: int) -> Array:
+def cubic_matrix(count: int, spacing: float, step: float, start: float, samples: int) -> Array:
     """Rows: voxels; Catmull-Rom interpolation between acquired samples, edges repeated."""
     t = np.clip((spacing * np.arange(count) - start) / step, 0.0, samples - 1.0)
     below = np.minimum(t.astype(int), samples - 2)
@@ -67,10 +67,10 @@ def acquire(
         coarse = acquisition.resolution_mm[axis] > 1.1 * grid.spacing_mm
         step = acquisition.resolution_mm[axis] if coarse else grid.spacing_mm
         start = float(rng.uniform(-0.5, 0.5)) * step if coarse else 0.0
-        matrix = _slice_matrix(count, grid.spacing_mm, step, start)
+        matrix = slice_matrix(count, grid.spacing_mm, step, start)
         down.append(matrix)
         moved = start + acquisition.shift_mm[axis]
-        up.append(_cubic_matrix(count, grid.spacing_mm, step, moved, len(matrix)))
+        up.append(cubic_matrix(count, grid.spacing_mm, step, moved, len(matrix)))
     sigma = reference / acquisition.snr
     acquired = []
     for signal in signals:

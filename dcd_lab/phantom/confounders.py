@@ -11,7 +11,7 @@ from dcd_lab.phantom.anatomy import Anatomy
 from dcd_lab.phantom.fields import Array, Grid, Rng, blur, smooth, soft
 
 
-def _blob(mni: Array, centre: tuple[int, int, int], radii: tuple[float, float, float]) -> Array:
+def blob(mni: Array, centre: tuple[int, int, int], radii: tuple[float, float, float]) -> Array:
     """Gaussian bump at a pair of mirrored MNI positions (mm)."""
     position = zip((np.abs(mni[0]), mni[1], mni[2]), centre, radii, strict=True)
     x, y, z = ((value - c) / r for value, c, r in position)
@@ -35,8 +35,8 @@ def gliosis(rng: Rng, grid: Grid, anatomy: Anatomy, beta: tuple[float, float]) -
 
 def pallidum(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Share of iron-rich deep nuclei, dark on T2, FLAIR and DWI."""
-    bump = _blob(anatomy.mni, (19, -3, -1), (6.5, 10.0, 6.5))
-    nigra = _blob(anatomy.mni, (10, -19, -13), (5.0, 5.0, 4.0))
+    bump = blob(anatomy.mni, (19, -3, -1), (6.5, 10.0, 6.5))
+    nigra = blob(anatomy.mni, (10, -19, -13), (5.0, 5.0, 4.0))
     level = np.maximum(bump, nigra) - 0.5 + 0.12 * smooth(rng, grid, 8.0)
     return 0.7 * (1.0 - anatomy.csf) * soft(level, 0.9)
 
@@ -48,14 +48,14 @@ def vessels(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     veins = tube * np.clip(2.0 * anatomy.csf + 0.1, 0.0, 1.0)
     shell = soft(1.3 - np.abs(anatomy.edge_mm - 1.2), 1.5)
     dura = shell * soft(smooth(rng, grid, 13.0) - 1.1, 0.8)
-    plexus = _blob(anatomy.mni, (22, -38, 8), (5.0, 8.0, 9.0))
+    plexus = blob(anatomy.mni, (22, -38, 8), (5.0, 8.0, 9.0))
     choroid = anatomy.ventricle * soft(plexus + 0.25 * smooth(rng, grid, 4.0) - 0.62, 0.5)
     return np.clip(0.75 * veins + 0.55 * dura + 0.6 * choroid, 0.0, 1.0)
 
 
 def susceptibility(rng: Rng, grid: Grid, anatomy: Anatomy) -> Array:
     """Log signal change of echo-planar images above the sinuses and the ear bones."""
-    frontal = _blob(anatomy.mni, (14, 42, -18), (17.0, 20.0, 9.0))
-    ear = _blob(anatomy.mni, (50, -20, -26), (12.0, 24.0, 10.0))
+    frontal = blob(anatomy.mni, (14, 42, -18), (17.0, 20.0, 9.0))
+    ear = blob(anatomy.mni, (50, -20, -26), (12.0, 24.0, 10.0))
     field = rng.uniform(0.2, 0.9) * frontal + rng.uniform(0.2, 0.9) * ear
     return field * (0.45 + 0.9 * smooth(rng, grid, 8.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,18 @@ import yaml
 from dcd_lab import records
 from dcd_lab.experiments import Job, Study, enter, record
 from dcd_lab.experiments.transport import unpack
+from dcd_lab.tasks import BRATS, ISLES, SIMULATED
 from runner.jobs import BOOK_PROFILE
 from runner.parameters import resolve
 from runner.sources import discover, refuse, select
 
-PAGES = {"06-isles": "isles2022", "08-ablations": "isles2022", "05-brats": "brats2024"}
-"""Pages whose runs are arms of a study, in the order in which they are trained, with their task."""
+PAGES = {
+    "06-isles": (ISLES.name,),
+    "08-ablations": (ISLES.name,),
+    "05-brats": (BRATS.name,),
+    "12-beyond": tuple(SIMULATED),
+}
+"""Pages whose runs are arms of studies, in the order in which they are trained, and their tasks."""
 OPENED = {"06-isles": (0, 1, 2), "05-brats": (0, 1, 2)}
 """Seeds of these pages whose networks the record keeps: no page opens others, so it is small."""
 PLAN = "notebooks/plan.yml"
@@ -28,6 +34,7 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
     """The runs, each once: those of a page, then the blocks of the plan that go on from it.
 
     Within each of these, runs without a teacher come first: a teacher is trained before it teaches.
+    Their cases are described and not made; `make_cohorts` does that.
     """
     known = discover(records.root() / "notebooks")
     pages = {name: known[name] for name in PAGES}
@@ -40,23 +47,36 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
     opened = set[Path]()
     for name in (name for name in PAGES if name in chosen):
         page = {**known[name].declared, **resolved[name]}
-        study = Study.of(PAGES[name], **page)
-        runs += _taught_last([study.teacher(), *study.arms(page["arms"], page["seeds"])])
-        networks = study.arms(page["arms"], OPENED.get(name, ()))
-        opened |= {job.folder for job in (study.teacher(), *networks)}
-        if name == "06-isles":
-            runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
-        for block in plan().values() if profile == BOOK_PROFILE else ():
-            if block["page"] == name:
-                teachers = [study.teacher(seed) for seed in block.get("teachers", ())]
-                arms = {
-                    arm: page["arms"][arm] if x is None else x for arm, x in block["arms"].items()
-                }
-                runs += _taught_last(teachers + study.arms(arms, block["seeds"]))
+        for task in PAGES[name]:
+            study = Study.of(task, ready=False, **page)
+            runs += _taught_last([study.teacher(), *study.arms(page["arms"], page["seeds"])])
+            if name in OPENED:
+                networks = [study.teacher(), *study.arms(page["arms"], OPENED[name])]
+                opened |= {job.folder for job in networks}
+            if name == "06-isles":
+                runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
+            for block in plan().values() if profile == BOOK_PROFILE else ():
+                if block["page"] == name and task in block.get("tasks", PAGES[name]):
+                    runs += _block(study, block, page["arms"])
     first: dict[Path, Job] = {}
     for job in runs:
         first.setdefault(job.folder, job)
     return [replace(job, kept=folder in opened) for folder, job in first.items()]
+
+
+def _block(study: Study, block: Mapping[str, Any], shown: Mapping[str, Any]) -> list[Job]:
+    """The runs of a block of the plan; an arm without options is the one that the page shows."""
+    teachers = [study.teacher(seed) for seed in block.get("teachers", ())]
+    arms = {
+        arm: shown[arm] if options is None else options for arm, options in block["arms"].items()
+    }
+    return _taught_last(teachers + study.arms(arms, block["seeds"]))
+
+
+def make_cohorts(jobs: Iterable[Job], *, workers: int) -> None:
+    """Make the cases of jobs, as far as they are absent."""
+    for cohort in {job.cohort.identity: job.cohort for job in jobs}.values():
+        cohort.make(workers=workers)
 
 
 def _taught_last(jobs: Iterable[Job]) -> list[Job]:
@@ -83,4 +103,5 @@ def enter_archives(archives: Sequence[str], profile: str, overrides: dict[str, A
     for archive in archives:
         unpack(Path(archive))
     finished = [job for job in runs_of(profile, overrides) if state(job) == "trained"]
+    make_cohorts(finished, workers=1)
     return [enter(job).name for job in finished]

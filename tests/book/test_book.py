@@ -150,11 +150,15 @@ def test_the_table_of_the_study_counts_tested_runs_of_planned_seeds(tmp_path: Pa
     enter("DCD", 2, False)  # a rung of the ladder
     enter("DCD", 2, True, task="brats2024")
     enter("logits", 0, True, finished=False)  # diverged
+    enter("DCD", 1, True, task="vessels")
     plan = {"A": {"seeds": [0, 1, 2], "teachers": [5], "arms": {"DCD": {}, "logits": {}}}}
+    plan["F"] = {"seeds": [0, 1], "tasks": ["ct", "vessels"], "arms": {"DCD": None}}
     assert rows(plan, recorded(tmp_path)) == [
         ["A", "teacher", "0", "1", "–", "–"],
         ["A", "DCD", "2", "3", "1.0", "one kind"],
         ["A", "logits", "0", "3", "–", "–"],
+        ["F", "ct: DCD", "0", "2", "–", "–"],
+        ["F", "vessels: DCD", "1", "2", "0.5", "one kind"],
     ]
 
 
