@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dcd_core.errors import at_least, finite, flag, one_of, share, whole
 from dcd_core.models import Segmenter, evaluating
-from dcd_core.types import Case, ContractError, Precision, Size3, checked_case
+from dcd_core.types import Case, ContractError, Precision, Size3, checked_case, dense
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """Foreground probabilities that are tried on the val split."""
@@ -83,7 +83,9 @@ def predict(
 
 def real(image: np.ndarray) -> Float32[np.ndarray, "..."]:
     """The numbers of an image in float32; ContractError where some would be lost."""
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    if isinstance(image, Tensor):
+        return dense("image", image, "c d h w").detach().float().cpu().numpy()
+    array = np.asarray(image)
     if array.dtype.kind not in "fiub":
         attempt = "the magnitude of a complex image, numbers for text"
         raise ContractError("voxels", array.dtype, "real numbers", attempt)

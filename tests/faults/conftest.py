@@ -1,4 +1,4 @@
-"""Counts of the faults that were caused, told at the end."""
+"""Counts of the faults that were caused and of the inputs that were tried, told at the end."""
 
 from collections import Counter
 
@@ -20,3 +20,5 @@ def pytest_terminal_summary(terminalreporter):
     if total:
         counts = (f"{total[name]} {name}" for name in ("caused", "survived", "refused", "wrong"))
         terminalreporter.write_line(f"faults: {', '.join(counts)}")
+        counts = (f"{total[f'inputs {name}']} {name}" for name in ("answered", "refused"))
+        terminalreporter.write_line(f"inputs: {total['inputs']} tried, {', '.join(counts)}")

@@ -6,8 +6,10 @@ The work is done once in FOLDER/whole. Then, in FOLDER/0 and so on, it is killed
 all those at which it writes or asks for a batch, and done again. Prints the moments.
 """
 
+import json
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from cases import make_case
 from jobs import make_cohort, make_job
 
 from dcd_lab.data import isles2022, prepared, write
-from dcd_lab.experiments import run
+from dcd_lab.experiments import enter, record, run, transport
 from dcd_lab.tasks import ISLES
 
 MOMENTS = [(os, "fsync"), (os, "replace"), (training.Batches, "__getitem__")]
@@ -39,13 +41,51 @@ def run_job(folder):
     run(make_job(cohort))
 
 
+def replay(folder):
+    """Enter a run into the record, and copy it from there."""
+    cohort = make_cohort(folder / "cases")
+    without_times(folder)
+    job = make_job(cohort)
+    run(job)  # from the record, where it is entered
+    enter(job)
+    shutil.rmtree(job.folder)
+    record.restore(job.folder)
+
+
+def bring(folder):
+    """Pack a run, and unpack it in another checkout."""
+    os.environ["DCD_ROOT"] = str(folder / "there")
+    run_job(folder)
+    archives = transport.pack(folder / "archives")
+    os.environ["DCD_ROOT"] = str(folder / "here")
+    for archive in archives:
+        transport.unpack(archive)
+
+
+def run_pages(folder):
+    """Run a notebook, and make its page."""
+    import run as runner
+    from nbformat import v4
+
+    notebooks = folder / "notebooks"
+    (notebooks / "params").mkdir(parents=True, exist_ok=True)
+    (notebooks / "params" / "study.yml").write_text("shared: {steps: 2}", "utf-8")
+    cell = v4.new_code_cell("steps = 3", id="a")
+    cell.metadata.tags = ["parameters"]
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [cell, v4.new_code_cell("import dcd_core\nsteps", id="b")]
+    made = v4.new_notebook(cells=cells, metadata={"kernelspec": spec})
+    (notebooks / "01-page.ipynb").write_text(json.dumps(made), "utf-8")
+    assert runner.main(["--profile", "study"]) == 0
+
+
 def without_times(folder):
     """Give all images one time: it is part of the name of a prepared case."""
     for path in folder.rglob("*.gz"):
         os.utime(path, ns=(1, 1))
 
 
-WORK = {work.__name__: work for work in (train, prepare, run_job)}
+WORK = {work.__name__: work for work in (train, prepare, run_job, replay, bring, run_pages)}
 
 
 def child(work, folder, kill_at=0):
