@@ -373,6 +373,8 @@ def test_the_toy_shows_what_the_loss_sees(site: Path, context: BrowserContext) -
     assert "along=blur" in page.url
     assert value("resolution") > 0.001
     assert "Student: blurred, brighter everywhere." in page.inner_text(".dcd-live-told")
+    page.evaluate("location.hash = 'questions'")  # a heading: the setting stays
+    assert "blurred" in page.inner_text(".dcd-live-told")
     page.get_by_role("button", name="no change").click()
     assert value("dice") == 1
     assert value("mse") == 0

@@ -25,5 +25,12 @@
     history.replaceState(null, "", `#${new URLSearchParams(state)}`);
   }
 
-  dcd.address = { number, oneOf, read, whole, write };
+  // Call `changed` when a link leads to another state; a link to a heading of the page is none.
+  function follow(fields, changed) {
+    window.addEventListener("hashchange", () => {
+      if (Object.keys(read(fields)).length) changed();
+    });
+  }
+
+  dcd.address = { follow, number, oneOf, read, whole, write };
 })();

@@ -39,7 +39,7 @@
 
   // Three digits that count, also where the last is a zero: 0.0120, 1.20.
   const digits = value => (value === 0 ? "0" : value.toPrecision(3));
-  const percent = share => `${share > 0 && share < 0.0995 ? (100 * share).toFixed(1) : (100 * share).toFixed(0)} %`;
+  const percent = share => `${(100 * share).toFixed(share >= 0.0005 && share < 0.0995 ? 1 : 0)} %`;
   const counted = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 
   dcd.controls = { button, counted, digits, element, field, percent, select, slider };

@@ -174,7 +174,7 @@
       return last.volumes;
     }
 
-    window.addEventListener("hashchange", () => { read(); draw(); });
+    address.follow(meanings, () => { read(); draw(); });
     read();
     draw();
   }

@@ -47,9 +47,13 @@
       const { stage, channel } = state;
       const values = [
         losses.ofChannel(index, stage, channel, choice), losses.ofStage(index, stage, choice),
-        all ? losses.ofNetwork(index, choice) : NaN, losses.mse(index, stage, choice), losses.coarse(index, stage, choice),
+        all ? losses.ofNetwork(index, choice) : "…", losses.mse(index, stage, choice),
+        // Bands of other wavelets do not add up to the mean square.
+        wavelet.orthogonal(choice.wavelet) ? losses.coarse(index, stage, choice) : "–",
       ];
-      row.values.forEach((cell, i) => { cell.textContent = Number.isNaN(values[i]) ? "…" : digits(values[i]); });
+      row.values.forEach((cell, i) => {
+        cell.textContent = typeof values[i] === "number" ? digits(values[i]) : values[i];
+      });
     }
 
     return {

@@ -140,7 +140,7 @@
       root.dataset.state = "ready";
     }
 
-    window.addEventListener("hashchange", () => { read(); draw(); });
+    address.follow(fields, () => { read(); draw(); });
     new ResizeObserver(() => { if (curve.key) along(); }).observe(svg);
     read();
     draw();
