@@ -6,7 +6,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test quick faults smoke study paper record figures bench book pdf worksheets serve clean
+.PHONY: help setup reproduce test quick faults smoke study paper record figures bench book pdf worksheets slides serve clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -113,6 +113,9 @@ pdf: book ## print the whole book into one PDF beside its pages, by Chromium: tw
 
 worksheets: setup ## notebooks for a class, without solutions and outputs, in book/_build/worksheets
 	$(BIN)/python notebooks/worksheets.py $(ARGS)
+
+slides: book ## slides of the first lesson, from page 01, in book/_build/html/slides
+	$(BIN)/python notebooks/slides.py $(ARGS)
 
 serve: ## show the built book at http://127.0.0.1:PORT
 	@test -f $(page) || { echo "make: there is no book yet; run make book" >&2; exit 1; }

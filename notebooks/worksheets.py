@@ -79,6 +79,13 @@ def write(folder: Path) -> list[Path]:
     return written
 
 
+def plain(text: str) -> str:
+    """Return the text of a cell as plain Markdown, without the answer in the box of the page."""
+    for pattern, put in _PLAIN:
+        text = re.sub(pattern, put, text, flags=re.DOTALL)
+    return text.strip()
+
+
 def _regions(document: NotebookNode) -> Iterator[tuple[str, list[NotebookNode]]]:
     """Yield the solutions of a notebook with their labels, and what lies between without one."""
     label, region = "", list[NotebookNode]()
@@ -104,10 +111,7 @@ def _answer(label: str) -> NotebookNode:
 def _question(cell: NotebookNode) -> NotebookNode:
     """Return a cell of the worksheet: text without directives, code that the page hides folded."""
     if cell.cell_type == "markdown":
-        text = cell.source
-        for pattern, put in _PLAIN:
-            text = re.sub(pattern, put, text, flags=re.DOTALL)
-        return nbformat.v4.new_markdown_cell(text.strip(), id=cell.id)
+        return nbformat.v4.new_markdown_cell(plain(cell.source), id=cell.id)
     hidden = any(tag.startswith(("hide-", "remove-")) for tag in sources.tags(cell))
     metadata = {"jupyter": {"source_hidden": True}} if hidden else {}
     return nbformat.v4.new_code_cell(cell.source, id=cell.id, metadata=metadata)

@@ -85,7 +85,7 @@ def test_every_package_the_code_imports_is_declared() -> None:
     declared = {canonicalize_name(item.name) for item in requirements(*EXTRAS)}
     declared |= {"dcd-core", "ipython"}  # ipykernel brings IPython
     providers = metadata.packages_distributions()
-    own = {*sys.stdlib_module_names, "dcd_core", "dcd_lab", "runner"}
+    own = {*sys.stdlib_module_names, "dcd_core", "dcd_lab", "runner", "worksheets"}
     used = {top: {canonicalize_name(d) for d in providers.get(top, [top])} for top in tops - own}
     assert {top: names for top, names in used.items() if not names & declared} == {}
 

@@ -59,6 +59,21 @@ def test_pages_are_bound_in_order_with_an_outline_and_links_inside(site: Path) -
     assert goals(3) == [4]
 
 
+def test_the_page_offers_the_pdf_that_lies_beside_it(site: Path) -> None:
+    from dcd_takeaway import PDF
+    from printed import offer
+
+    page, pdf = site / "take-away.html", site / "book.pdf"
+    page.write_text(f"before {PDF} after", "utf-8")
+    for megabytes in (1, 2):  # again after another build
+        pdf.write_bytes(bytes(megabytes * 10**6))
+        offer(page, pdf)
+        text = page.read_text("utf-8")
+        assert 'href="book.pdf" download' in text
+        assert f"{megabytes}.0 MB" in text
+    assert (text.split()[0], text.split()[-1]) == ("before", "after")
+
+
 def test_a_page_that_was_not_built_is_named(site: Path) -> None:
     from printed import listed, prints
 
