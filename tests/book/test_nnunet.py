@@ -107,7 +107,7 @@ def write_raw(folder: Path, task: dict[str, object]) -> None:
         (folder / f"images{part}").mkdir(parents=True, exist_ok=True)
         (folder / f"labels{part}").mkdir(exist_ok=True)
         distance = np.sqrt(np.square(grid - rng.uniform(6, 10, (3, 1, 1, 1))).sum(0))
-        label = (distance < 5).astype(np.uint8) + ((distance < 3) & (index % 3 > 0))
+        label = (distance < 5).astype(np.uint8) + ((distance < 3) & (index % 4 > 0))
         files = {f"labels{part}/case_{index}": label.astype(np.uint8)}
         for channel in range(2):
             image = 2.0 * (label > channel) + rng.standard_normal(label.shape)
