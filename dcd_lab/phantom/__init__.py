@@ -79,12 +79,13 @@ def ultrasound(seed: int, *, spacing_mm: float = 1.0) -> Case:
     """Ultrasound of a tissue with solid lesions, on a grid of `spacing_mm` (1 to 4 mm).
 
     Image (1, i, j, k) in grey values up to 255; axes across the beam, from plane to plane and along
-    the beam; label 0-1. Raises ContractError as `glioma` does.
+    the beam; label 0-1. The probe lies on the belly: planes are axial, the beam goes to the back.
+    Raises ContractError as `glioma` does.
     """
     _check(spacing_mm)
     image, label = ultrasound_scan.paint(seed, ultrasound_scan.field(spacing_mm))
     id = _IDS[ULTRASOUND.name].format(seed % 10000)
-    return _case(id, image, label, spacing_mm, np.diag([spacing_mm] * 3 + [1.0]))
+    return _case(id, image, label, spacing_mm, ultrasound_scan.affine(spacing_mm))
 
 
 def vessels(seed: int, *, spacing_mm: float = 1.0) -> Case:

@@ -25,6 +25,13 @@ def field(spacing_mm: float) -> Grid:
     return Grid((i - i.mean(), j - j.mean(), k + spacing_mm / 2), spacing_mm)
 
 
+def affine(spacing_mm: float) -> Array:
+    """Voxel index to millimetres of a patient: lateral to the left, planes upwards, depth back."""
+    turned = np.array([[-1.0, 0, 0, 0], [0, 0, -1.0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
+    turned[:3, :3] *= spacing_mm
+    return turned
+
+
 def paint(seed: int, grid: Grid) -> tuple[Array, Array]:
     """Image (1, ...) float64 of grey values up to 255, and label (...) of the solid lesions."""
     rng = np.random.default_rng((seed, 3))

@@ -23,7 +23,7 @@ from dcd_core.dcd import kd_weight
 from dcd_core.methods import METHODS
 from dcd_lab import records
 from dcd_lab.experiments import record
-from runner import execution, jobs, parameters, screen, sources
+from runner import execution, jobs, parameters, runs, screen, sources
 from runner.pages import LIMIT_BYTES
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -117,6 +117,17 @@ def test_equal_compute_takes_the_time_of_dcd() -> None:
     steps = study["arms"]["equal compute"]["steps"] / study["stroke_steps"]
     measured = records.load("benchmarks", "training", "step").set_index("arm").over_undistilled
     assert steps == pytest.approx(measured["DCD"], rel=0.03), "run benchmarks/steps.py"
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), [("15-few-labels", "E. Stroke, few labels"), ("12-beyond", "F. Beyond MRI")]
+)
+def test_a_page_shows_the_arms_that_are_planned_for_it(page: str, block: str) -> None:
+    shown = parameters.resolve(KNOWN, "study", {})[page]
+    (planned,) = (blocks for title, blocks in runs.plan().items() if title.startswith(block))
+    for arm, options in planned["arms"].items():
+        assert shown["arms"][arm] == (shown["arms"][arm] if options is None else options)
+    assert set(planned["seeds"]) >= set(shown["seeds"])
 
 
 @pytest.mark.parametrize(
