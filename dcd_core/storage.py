@@ -4,7 +4,8 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,14 +17,21 @@ from dcd_core.errors import ContractError
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` which becomes `path` on success and is removed on error.
 
-    It keeps the suffix, by which writers choose the format. ContractError where the disk is full.
+    It keeps the suffix, by which writers choose the format. What killed processes left goes: a lock
+    tells which are in use. ContractError where the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:])
     temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}{suffix}")
+    for left in path.parent.glob(f".{escape(path.name[:40])}.{'[0-9a-f]' * 32}{escape(suffix)}"):
+        with locked(left, wait=False) as free:
+            if free:
+                left.unlink(missing_ok=True)
     try:
         with room_for(path):
+            temporary.touch()
+        with locked(temporary), room_for(path):
             yield temporary
             sync(temporary)
         os.replace(temporary, path)
@@ -60,3 +68,29 @@ def read_torch(path: Path) -> Any:
         if member := archive.testzip():
             raise zipfile.BadZipFile(f"wrong checksum of {member}")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold back other processes that lock the same file or folder; the lock ends with its process.
+
+    Yields whether it is held: without `wait` another process may have it, and Windows and some
+    network disks have no such locks.
+    """
+    handle = None
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle is not None and _lock(handle, wait=wait)
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return True
+    return False

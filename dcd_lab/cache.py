@@ -11,10 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from dcd_core.storage import room_for, sync
+from dcd_core.storage import locked, room_for, sync
 from dcd_core.types import ContractError
 from dcd_lab.records.identity import fingerprint
-from dcd_lab.records.places import locked, plain, root
+from dcd_lab.records.places import plain, root
 
 Policy = Literal["use", "only", "ignore"]
 

@@ -98,9 +98,11 @@ class Spread(NamedTuple):
 def spread(table: pd.DataFrame, metric: str) -> Spread:
     """How far methods lie apart, and seeds alone would put them; ContractError: unpaired seeds."""
     require(table, "method", "seed", metric)
-    runs = table.groupby(["method", "seed"])[metric].mean().unstack("seed")
-    if runs.empty or (absent := int(runs.isna().to_numpy().sum())):
-        got, expected = f"{absent} of {runs.size} runs absent", "every method at every seed"
+    groups = table.groupby(["method", "seed"])[metric]
+    runs, counts = groups.mean().unstack("seed"), groups.count().unstack("seed", fill_value=0)
+    least, most = counts.to_numpy().min(initial=10**9), counts.to_numpy().max(initial=0)
+    if least != most:
+        got, expected = f"{least} to {most} values a run", "as many for every method at every seed"
         raise ContractError(metric, got, expected, "leaving incomplete methods or seeds out")
     methods, seeds = runs.mean(axis=1), runs.mean()
     rest = runs.sub(methods, axis=0) - (seeds - methods.mean())

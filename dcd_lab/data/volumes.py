@@ -28,8 +28,9 @@ GRID_TOLERANCE = 1e-3
 """Largest difference between two entries of the affines of one grid, in mm."""
 LABEL_TOLERANCE = 1e-3
 """Largest distance of a stored label from a whole number."""
-BROKEN = (OSError, EOFError, zlib.error, ValueError, TypeError, ImageFileError, HeaderDataError)
-"""What nibabel raises at files that are cut short or no images."""
+_OF_VALUES = (ValueError, TypeError, OverflowError)
+BROKEN = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, *_OF_VALUES)
+"""What nibabel raises at files that are cut short or no images, or have an offset without end."""
 _GROWTH = {".gz": 1040, ".bz2": math.inf, ".zst": math.inf}  # bytes unpacked from one, at most
 _CHUNK = 1 << 22
 _OTHER_UNITS = {1: "metre", 3: "micron"}

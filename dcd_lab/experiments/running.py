@@ -16,7 +16,7 @@ from dcd_core import methods, models
 from dcd_core.method import Method
 from dcd_core.models import Segmenter
 from dcd_core.progress import progress
-from dcd_core.storage import atomic
+from dcd_core.storage import atomic, locked
 from dcd_core.train import Distiller, Fit, Recipe, diverged, fit, read_fit, training_device
 from dcd_core.train.loop import Run
 from dcd_core.types import Case, ContractError
@@ -25,7 +25,7 @@ from dcd_lab.data import Patches
 from dcd_lab.experiments import evaluation, record
 from dcd_lab.experiments.job import PENALTY, Job, versions
 from dcd_lab.pool import each
-from dcd_lab.records.places import locked, write_json
+from dcd_lab.records.places import write_json
 from dcd_lab.records.seals import check, seal
 from dcd_lab.tasks import TASKS
 

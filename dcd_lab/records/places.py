@@ -6,8 +6,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from dcd_core.storage import atomic
@@ -66,29 +65,3 @@ def plain(name: str) -> str:
         attempt = repr(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "name")
         raise ContractError("a name used in a file name", repr(name), expected, attempt)
     return name
-
-
-@contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold back other processes that lock the same folder; the lock ends with its process.
-
-    Yields whether it is held: without `wait` another process may have it, and Windows and some
-    network disks have no such locks.
-    """
-    handle = None
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        yield handle is not None and _lock(handle, wait=wait)
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(handle: int, *, wait: bool) -> bool:
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return True
-    return False

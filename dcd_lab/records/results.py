@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcd_core.errors import nearest
-from dcd_core.storage import atomic
+from dcd_core.storage import atomic, locked
 from dcd_core.types import ContractError
 from dcd_lab.records.identity import facts, file_hash, plain_data
-from dcd_lab.records.places import locked, plain, root, write_json, write_text
+from dcd_lab.records.places import plain, root, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,6 +10,7 @@ import pytest
 from doomed import WORK
 from faults import MANY
 
+from dcd_core.storage import atomic
 from dcd_lab.cache import scratch
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
@@ -54,6 +55,22 @@ def test_work_that_is_killed_ends_as_if_it_had_not_been(work, tmp_path, project,
     tally({**outcomes, "wrong": len(different)})
     assert moments
     assert different == {}
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+    code = (
+        "import os, sys, pathlib; from dcd_core.storage import atomic\n"
+        "with atomic(pathlib.Path(sys.argv[1], 'a.json')) as half:\n"
+        "    half.write_text('{'); os.kill(os.getpid(), 9)"
+    )
+    with atomic(tmp_path / "a.json") as used:
+        subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+        assert len([*tmp_path.iterdir()]) == 2
+        with atomic(tmp_path / "a.json") as another:
+            another.write_text("{}")
+            assert {*tmp_path.iterdir()} == {used, another}
+        used.write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path):

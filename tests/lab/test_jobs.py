@@ -21,6 +21,7 @@ from jobs import IDS, RECIPE, STUDENT, TEACHER, distilled, make_case, make_cohor
 
 from dcd_core import infer, methods, train
 from dcd_core.models import Segmenter
+from dcd_core.storage import locked
 from dcd_core.types import ContractError
 from dcd_lab.data import read, write
 from dcd_lab.data.prediction import predict_case
@@ -40,7 +41,6 @@ from dcd_lab.experiments import (
 )
 from dcd_lab.experiments import job as job_module
 from dcd_lab.metrics import score
-from dcd_lab.records.places import locked
 from dcd_lab.records.seals import SUMS
 from dcd_lab.tasks import ISLES
 

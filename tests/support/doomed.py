@@ -19,7 +19,7 @@ from cases import make_case
 from jobs import make_cohort, make_job
 
 from dcd_lab.data import isles2022, prepared, write
-from dcd_lab.experiments import enter, record, run, transport
+from dcd_lab.experiments import record, run, transport
 from dcd_lab.tasks import ISLES
 
 MOMENTS = [(os, "fsync"), (os, "replace"), (training.Batches, "__getitem__")]
@@ -47,7 +47,7 @@ def replay(folder):
     without_times(folder)
     job = make_job(cohort)
     run(job)  # from the record, where it is entered
-    enter(job)
+    record.enter(job.folder, {"identity": job.identity})
     shutil.rmtree(job.folder)
     record.restore(job.folder)
 

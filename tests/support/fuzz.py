@@ -48,7 +48,7 @@ def tried(function, *arguments, **options):
         return REFUSED
 
 
-def fuzzed(strategy, check, tally, *, short=30, long=1500):
+def fuzzed(strategy, check, tally, *, short=20, long=1000):
     """Give `check` many examples of a strategy and count them; it says whether one was refused."""
     outcomes = Counter()
 
