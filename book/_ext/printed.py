@@ -177,10 +177,11 @@ def _lead_inside(writer: PdfWriter, chapter: Chapter, by_file: Mapping[Path, Cha
         for annotation in page.get("/Annots", ()):
             link = annotation.get_object()
             file, anchor = _target(link, chapter.file)
-            if file in by_file:
-                start = by_file[file]
+            if file is None:
+                continue
+            link.pop("/A", None)  # a file of this machine is no place for a reader
+            if start := by_file.get(file):
                 number, top = start.anchors.get(anchor, (start.first, None))
-                link.pop("/A", None)
                 spot = Fit.xyz(top=top)
                 goal = [writer.pages[number].indirect_reference, NameObject(spot.fit_type)]
                 link[NameObject("/Dest")] = ArrayObject([*goal, *spot.fit_args])

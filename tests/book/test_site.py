@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import re
 import shutil
@@ -251,6 +252,8 @@ PAPER_PX = 658  # an A4 page without its margins
 
 @pytest.mark.browser
 def test_nothing_is_cut_on_paper(site: Path, context: BrowserContext) -> None:
+    from pypdf import PdfReader
+
     page = context.new_page()
     page.set_viewport_size({"width": PAPER_PX, "height": 900})
     page.emulate_media(media="print")
@@ -261,6 +264,9 @@ def test_nothing_is_cut_on_paper(site: Path, context: BrowserContext) -> None:
         sidebar = page.locator(".bd-sidebar-primary").is_visible()
         cut[name] = page.evaluate(CUT) + ["the sidebar"] * sidebar
     assert {name: what for name, what in cut.items() if what} == {}
+    page.goto((site / "summary.html").as_uri(), wait_until="load")
+    printed = PdfReader(io.BytesIO(page.pdf(prefer_css_page_size=True)))
+    assert len(printed.pages) == 1  # as the lesson plans say
 
 
 @pytest.mark.browser
