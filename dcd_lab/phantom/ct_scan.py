@@ -30,10 +30,10 @@ TURN_DEG, SIZE = 4.0, 0.95
 HU_PER_PERCENT = 1.8
 """Hounsfield units that tissue loses for each percent of water it takes up.
 Source: Dzialowski, Weber, Doerfler, Forsting, von Kummer, Journal of Neuroimaging, 2004."""
-BONE_HU = 80.0
+BONE_HU = 60.0
 """From here on a voxel at the rim of the brain counts as bone."""
 # Percent of water taken up: in the first hours, later on the first day, in the following days.
-_UPTAKE = ((2.0, 4.0), (4.0, 7.0), (6.0, 11.0))
+_UPTAKE = ((3.0, 5.0), (5.0, 9.0), (8.0, 13.0))
 _HU = {"white": 29.0, "cortex": 38.0, "deep": 38.0, "csf": 6.0}
 _BONE_DENSITY = 0.62  # of the skull, where 1 is compact bone
 
@@ -75,7 +75,7 @@ def _tissue(rng: Rng, grid: Grid, anatomy: Anatomy, fresh_mm: Array, old_mm: Arr
     hu = hu + old * (11.0 - hu)
     damage = rng.uniform(0.6, 1.0) + 0.05 * np.clip(fresh_mm - 1.0, 0.0, 4.0)
     damage = damage + 0.2 * smooth(rng, grid, 18.0) + 0.1 * smooth(rng, grid, 6.0)
-    uptake = rng.uniform(*_UPTAKE[int(rng.choice(3, p=(0.2, 0.4, 0.4)))])
+    uptake = rng.uniform(*_UPTAKE[int(rng.choice(3, p=(0.15, 0.4, 0.45)))])
     swollen = soft(fresh_mm, 3.0) * solid * (1.0 - old) * np.clip(damage, 0.2, 1.2)
     return hu - HU_PER_PERCENT * uptake * swollen
 
@@ -101,13 +101,13 @@ def _scan(rng: Rng, grid: Grid, water: Array, bone: Array) -> Array:
     start = float(rng.uniform(-0.5, 0.5)) * step
     down = slice_matrix(count, spacing, step, start)
     up = cubic_matrix(count, spacing, step, start, len(down))
-    photons = float(np.exp(rng.uniform(*np.log((8e5, 3e6))))) * spacing / 2.0
+    photons = float(np.exp(rng.uniform(*np.log((2e6, 8e6))))) * spacing / 2.0
     thick = tomography.scan(
         rng,
         water @ down.T,
         bone @ down.T,
         voxel_mm=spacing,
         photons=photons,
-        sharpness=float(rng.uniform(0.65, 0.9)),
+        sharpness=float(rng.uniform(0.6, 0.85)),
     )
     return np.asarray(thick @ up.T)
