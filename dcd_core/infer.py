@@ -85,7 +85,10 @@ def real(image: np.ndarray) -> Float32[np.ndarray, "..."]:
     """The numbers of an image in float32; ContractError where some would be lost."""
     if isinstance(image, Tensor):
         return dense("image", image, "c d h w").detach().float().cpu().numpy()
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError):  # lists of unequal lengths
+        array = np.empty(0, object)
     if array.dtype.kind not in "fiub":
         attempt = "the magnitude of a complex image, numbers for text"
         raise ContractError("voxels", array.dtype, "real numbers", attempt)

@@ -90,7 +90,8 @@ def open_image(path: Path) -> nib.Nifti1Pair:
 def _size(stored: nib.Nifti1Pair) -> int:
     """Bytes of a file whose header promises these voxels."""
     count = math.prod(map(int, stored.shape)) * stored.get_data_dtype().itemsize
-    return count + int(stored.dataobj.offset)  # type: ignore[attr-defined]
+    offset = int(stored.dataobj.offset)  # type: ignore[attr-defined]
+    return count + max(offset, len(stored.header.binaryblock) + 4)  # and the flag of extensions
 
 
 def _refuse_impossible(path: Path, stored: nib.Nifti1Pair) -> None:
