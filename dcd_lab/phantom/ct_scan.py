@@ -33,7 +33,7 @@ Source: Dzialowski, Weber, Doerfler, Forsting, von Kummer, Journal of Neuroimagi
 BONE_HU = 60.0
 """From here on a voxel at the rim of the brain counts as bone."""
 # Percent of water taken up: in the first hours, later on the first day, in the following days.
-_UPTAKE = ((3.0, 5.0), (5.0, 9.0), (8.0, 13.0))
+_UPTAKE = ((4.0, 7.0), (6.0, 11.0), (9.0, 14.0))
 _HU = {"white": 29.0, "cortex": 38.0, "deep": 38.0, "csf": 6.0}
 _BONE_DENSITY = 0.62  # of the skull, where 1 is compact bone
 
