@@ -22,6 +22,8 @@ from dcd_lab.cli import main
 from dcd_lab.data import export, volumes
 from runner import parameters, sources
 
+pytestmark = pytest.mark.unchecked
+
 CODES = [2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280]
 """Types of voxels: u1 i2 i4 f4 f8 i1 u2 u4 i8 u8."""
 ODD_CODES = [0, 1, 32, 128, 1536, 1792, 2048, 2304, -7]
