@@ -39,7 +39,7 @@ from dcd_lab.tasks import TASKS
 
 # The runs of a profile are those of this checkout's notebooks.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
-from runner.runs import runs_of
+from runner.runs import make_cohorts, runs_of
 
 ARMS = ("undistilled", "DCD")
 
@@ -72,7 +72,9 @@ def run(profile: str, steps: int, rounds: int, out: str) -> Path:
     """Measure, then write the table."""
     torch.set_num_threads(1)
     firsts = {job.arm: job for job in reversed(runs_of(profile, {}, ["06"])) if job.tested}
-    samples = measured([firsts[arm] for arm in ARMS], steps, rounds)
+    jobs = [firsts[arm] for arm in ARMS]
+    make_cohorts(jobs, workers=1)
+    samples = measured(jobs, steps, rounds)
     plain = float(np.median(samples[ARMS[0]]))
     table = pd.DataFrame(
         {"arm": arm, **spread(times), "over_undistilled": round(float(np.median(times)) / plain, 3)}

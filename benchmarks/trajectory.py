@@ -38,7 +38,7 @@ from dcd_lab.experiments.running import prepared
 
 # The runs of a profile are those of this checkout's notebooks.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
-from runner.runs import runs_of
+from runner.runs import make_cohorts, runs_of
 
 ARMS = ("undistilled", "DCD")
 SHARES = (0, 1 / 30, 1 / 15, 2 / 15, 4 / 15, 0.4, 0.6, 0.8, 1)
@@ -116,6 +116,7 @@ def run(profile: str, count: int, out: str) -> Path:
     torch.set_num_threads(1)
     firsts = {job.arm: job for job in reversed(runs_of(profile, {}, ["06"])) if job.tested}
     jobs = [firsts[arm] for arm in ARMS]
+    make_cohorts(jobs, workers=1)
     run_all([job.teacher for job in jobs if job.teacher is not None])
     table = pd.DataFrame(rows(jobs, count), columns=["network", "step", "part", "explained"])
     chosen = {"profile": profile, "patches": count, "seed": jobs[0].recipe.seed}

@@ -20,7 +20,16 @@ from dcd_core.train.balance import BALANCE_EVERY, encoder_parameters, gradient_r
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
-from dcd_core.train.result import DIVERGED, Fit, facts_of, plain, read_fit, seal, unfit, write_facts
+from dcd_core.train.result import (
+    DIVERGED,
+    Fit,
+    plain,
+    read_fit,
+    read_same,
+    seal,
+    unfit,
+    write_facts,
+)
 from dcd_core.types import Batches, Case, ContractError, checked_case
 
 if TYPE_CHECKING:
@@ -54,9 +63,8 @@ def fit(
     """
     folder = Path(run_dir)
     if resume and all((folder / name).is_file() for name in ("fit.json", "student.safetensors")):
-        if facts_of(folder)["recipe"] != plain(recipe):
-            raise unfit(folder, "made by another recipe")
-        return _refuse_other(read_fit(folder), distiller, folder)
+        own = () if distiller.method is None else tuple(distiller.method.state_dict())
+        return read_same(folder, recipe, distiller.student.spec, own)
     _refuse_unfit(distiller, val)
     if not resume:  # files of an older run must not pass for this one's
         for name in ("fit.json", "checkpoint.pt", "method.safetensors", DIVERGED, OFFENDING):
@@ -81,20 +89,10 @@ def fit(
     return fitted or read_fit(folder)
 
 
-def _refuse_other(fitted: Fit, distiller: Distiller, folder: Path) -> Fit:
-    """Return a finished run; ContractError where it is of another student or method."""
-    method = distiller.method
-    own = () if method is None else tuple(method.state_dict())
-    if fitted.student.spec != distiller.student.spec or {*fitted.method} != {*own}:
-        raise unfit(folder, "of another student or method")
-    return fitted
-
-
 def _refuse_unfit(distiller: Distiller, val: Sequence[Case]) -> None:
     """Raise ContractError before the first step for what would fail after the last one."""
     if distiller.student.spec is None:
-        expected = "one that `models.build` makes, as it is saved in the end"
-        raise ContractError("student", "no `spec`", expected, "models.build(...)")
+        raise ContractError("student", "no `spec`", "one that can be saved", "models.build(...)")
     for case in val:
         checked_case(case)
 
@@ -104,8 +102,7 @@ class State:
     """Where a run is and what it logged: all that a checkpoint holds besides tensors."""
 
     step: int = 0
-    # Gradient norms, segmentation over distillation, for each loss of the distillation.
-    ratios: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)  # of gradients, segmentation over each loss
     seconds: float = 0.0
     rows: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
@@ -183,8 +180,7 @@ class Run:
         """The weight of each loss of the distillation; without one that of the schedule."""
         state, every = self.state, self.state.step % BALANCE_EVERY == 0
         if parts and (every or not (state.ratios and all(state.ratios))):
-            previous = state.ratios or [0.0] * len(parts)
-            processes = self.distiller.processes
+            previous, processes = state.ratios or [0.0] * len(parts), self.distiller.processes
             new = [gradient_ratio(loss, part, self.encoder, processes) for part in parts]
             state.ratios = list(map(smoothed, previous, new))
         if parts and self.recipe.kd_balance == "gradient":
@@ -254,12 +250,9 @@ class Run:
             self.distiller.load_trained_state(content["distiller"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.ema.model.load_state_dict(content["ema"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.state = State(**content["state"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise unfit(path, f"of another student or method ({error})") from None
-        state = content["state"]
-        if "ratio" in state:  # written when the distillation had a single loss
-            state["ratios"] = [state.pop("ratio")]
-        self.state = State(**state)
         self.ema.steps = self.state.step
 
     def finish(self, val: Sequence[Case]) -> Fit:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +52,19 @@ def read_fit(run_dir: str | Path) -> Fit:
     method = load_file(path) if path.is_file() else {}
     history = pd.read_csv(folder / "history.csv")
     return Fit(student, facts["threshold"], facts["val_dice"], history, facts["seconds"], method)
+
+
+def read_same(folder: Path, recipe: Recipe, spec: object, method: Collection[str]) -> Fit:
+    """Read a run back; ContractError unless its recipe, its student and its method's state are so.
+
+    `spec` of the student's network, names of the tensors in the state of the `method`.
+    """
+    if facts_of(folder)["recipe"] != plain(recipe):
+        raise unfit(folder, "made by another recipe")
+    fitted = read_fit(folder)
+    if fitted.student.spec != spec or {*fitted.method} != {*method}:
+        raise unfit(folder, "of another student or method")
+    return fitted
 
 
 def diverged(run_dir: str | Path) -> bool:

@@ -70,7 +70,7 @@ def idwt3(
     return x if size is None else _cropped(x, size)
 
 
-def _cropped(x: Volume, size: Size3) -> Volume:
+def _cropped(x: Volume, size: Size3) -> Float[Tensor, "b c _ _ _"]:
     """A rebuilt volume without the voxel that an odd axis has got."""
     d, h, w = whole("size", size, count=3)
     fits = all(have - 1 <= want <= have for want, have in zip((d, h, w), x.shape[2:], strict=True))
@@ -183,7 +183,9 @@ def synthesis(m: int, name: str, mode: str) -> np.ndarray:
     return pywt.idwt(low, high, discrete(name), mode=mode, axis=0)
 
 
-def _transform(build: Callable[..., np.ndarray], x: Volume, wavelet: Wavelet, mode: str) -> Volume:
+def _transform(
+    build: Callable[..., np.ndarray], x: Volume, wavelet: Wavelet, mode: str
+) -> Float[Tensor, "b c _ _ _"]:
     """The transform along all axes by matrices that `build` makes, in float32 or better."""
     one_of("mode", mode, *pywt.Modes.modes)
     size = [n // 2 if build is synthesis else n for n in x.shape[2:]]

@@ -489,7 +489,7 @@ def test_a_study_is_made_of_the_parameters_of_a_page(cohort, monkeypatch):
     monkeypatch.setattr(study, "cohort", lambda *a, **b: asked.append((a, b)) or cohort)
     made = Study.of("isles2022", **PAGE)
     sizes = {"train": 3, "val": 1, "test": 2}
-    options = {**sizes, "seed": 5, "spacing_mm": 4.0, "workers": 2}
+    options = {**sizes, "seed": 5, "spacing_mm": 4.0, "workers": 2, "ready": True}
     assert asked == [(("synthetic", "isles2022"), options)]
     recipe = train.Recipe(steps=7, batch=3, patch=(8, 8, 16), learning_rate=0.1, ema=0.5, warmup=1)
     expected = make_study(cohort, recipe=recipe, teacher_floor=0.2, architecture="resenc")
