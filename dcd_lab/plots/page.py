@@ -75,6 +75,7 @@ WORDS = {
     "gradient_norm": "gradient norm (no unit)",
     "learning_rate": "learning rate (no unit)",
     "step": "training step",
+    "explained": "share explained (at most 1)",
     "seconds": "time (s)",
     "minutes": "time (min)",
     "hours": "time (h)",
