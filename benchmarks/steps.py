@@ -44,6 +44,14 @@ from runner.runs import make_cohorts, runs_of
 ARMS = ("undistilled", "DCD")
 
 
+def first_jobs(profile: str) -> list[Job]:
+    """The runs of the first seed without and with DCD, whose cases are made."""
+    firsts = {job.arm: job for job in reversed(runs_of(profile, {}, ["06"])) if job.tested}
+    jobs = [firsts[arm] for arm in ARMS]
+    make_cohorts(jobs, workers=1)
+    return jobs
+
+
 def measured(jobs: Sequence[Job], steps: int, rounds: int) -> dict[str, list[float]]:
     """Processor milliseconds of a step of every job, one value a round."""
     patches = patches_of(jobs[0].cohort.cases("train"), jobs[0].recipe)
@@ -71,10 +79,7 @@ def _untrained(job: Job, patches: Patches) -> Distiller:
 def run(profile: str, steps: int, rounds: int, out: str) -> Path:
     """Measure, then write the table."""
     torch.set_num_threads(1)
-    firsts = {job.arm: job for job in reversed(runs_of(profile, {}, ["06"])) if job.tested}
-    jobs = [firsts[arm] for arm in ARMS]
-    make_cohorts(jobs, workers=1)
-    samples = measured(jobs, steps, rounds)
+    samples = measured(first_jobs(profile), steps, rounds)
     plain = float(np.median(samples[ARMS[0]]))
     table = pd.DataFrame(
         {"arm": arm, **spread(times), "over_undistilled": round(float(np.median(times)) / plain, 3)}
@@ -86,12 +91,17 @@ def run(profile: str, steps: int, rounds: int, out: str) -> Path:
     return path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+def arguments(text: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line of a benchmark of training says; `text` is the module's own."""
+    parser = argparse.ArgumentParser(description=(text or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny networks, for a test")
     parser.add_argument("--out", help="folder under results/; default benchmarks, quick: smoke")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    options = arguments(__doc__, argv)
     if options.quick:
         run("smoke", 2, 2, options.out or "smoke")
     else:

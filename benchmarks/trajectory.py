@@ -14,7 +14,6 @@ Written, with a JSON file: results/<out>/training-trajectory; <out> is `benchmar
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
+from steps import arguments, first_jobs
 from torch import Tensor
 
 from dcd_core import models
@@ -36,11 +36,6 @@ from dcd_lab.cache import run_dir
 from dcd_lab.experiments import Job, check_teacher, run_all
 from dcd_lab.experiments.running import prepared
 
-# The runs of a profile are those of this checkout's notebooks.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
-from runner.runs import make_cohorts, runs_of
-
-ARMS = ("undistilled", "DCD")
 SHARES = (0, 1 / 30, 1 / 15, 2 / 15, 4 / 15, 0.4, 0.6, 0.8, 1)
 """Of the training, at which weights are kept."""
 
@@ -48,8 +43,8 @@ SHARES = (0, 1 / 30, 1 / 15, 2 / 15, 4 / 15, 0.4, 0.6, 0.8, 1)
 def snapshots(job: Job) -> dict[int, Path]:
     """Files of the averaged weights, by step; what an earlier call trained is not trained again."""
     folder = run_dir(f"{job.label}-snapshots", job.identity)
-    files = {round(s * job.recipe.steps): folder for s in SHARES}
-    files = {step: folder / f"step-{step}.safetensors" for step in files}
+    steps = [round(share * job.recipe.steps) for share in SHARES]
+    files = {step: folder / f"step-{step}.safetensors" for step in steps}
     if all(file.is_file() for file in files.values()):
         return files
     distiller, patches = prepared(job)
@@ -114,9 +109,7 @@ def rows(jobs: Sequence[Job], count: int) -> Iterator[tuple[str, int, str, float
 def run(profile: str, count: int, out: str) -> Path:
     """Train, measure, then write the table."""
     torch.set_num_threads(1)
-    firsts = {job.arm: job for job in reversed(runs_of(profile, {}, ["06"])) if job.tested}
-    jobs = [firsts[arm] for arm in ARMS]
-    make_cohorts(jobs, workers=1)
+    jobs = first_jobs(profile)
     run_all([job.teacher for job in jobs if job.teacher is not None])
     table = pd.DataFrame(rows(jobs, count), columns=["network", "step", "part", "explained"])
     chosen = {"profile": profile, "patches": count, "seed": jobs[0].recipe.seed}
@@ -127,10 +120,7 @@ def run(profile: str, count: int, out: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny networks, for a test")
-    parser.add_argument("--out", help="folder under results/; default benchmarks, quick: smoke")
-    options = parser.parse_args(argv)
+    options = arguments(__doc__, argv)
     if options.quick:
         run("smoke", 2, options.out or "smoke")
     else:

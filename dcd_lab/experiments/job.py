@@ -42,8 +42,8 @@ class Job:
     pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
     whose Dice on the val cases must reach `teacher_floor`; `start`: a file of `models.save` whose
     network is trained on, in the place of a `model` with weights drawn from the seed. `label` names
-    the folder, `arm` the line in tables; a job that is not `tested` reads nothing of the test
-    split, and of one that is not `kept` the record has no weights: these decide nothing.
+    the folder, `arm` the line in tables. A job that is not `tested` reads nothing of the test
+    split. The record has no weights of a job that is not `kept`. These four change no weight.
     """
 
     label: str

@@ -24,8 +24,10 @@ PAGES = {
     "12-beyond": tuple(SIMULATED),
 }
 """Pages whose runs are arms of studies, in the order in which they are trained, and their tasks."""
-OPENED = {"06-isles": (0, 1, 2), "05-brats": (0, 1, 2)}
-"""Seeds of these pages whose networks the record keeps: no page opens others, so it is small."""
+OPENED = {"06-isles": (), "08-ablations": ("undistilled", "DCD"), "05-brats": ()}
+"""Pages that open networks, each with the arms that it opens; () stands for all arms."""
+SEEDS = (0, 1, 2)
+"""Seeds of those arms. The record keeps the weights of these networks and of no others."""
 PLAN = "notebooks/plan.yml"
 """The blocks of the study: runs of its own profile that no page shows yet."""
 
@@ -51,8 +53,8 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
             study = Study.of(task, ready=False, **page)
             runs += _taught_last([study.teacher(), *study.arms(page["arms"], page["seeds"])])
             if name in OPENED:
-                networks = [study.teacher(), *study.arms(page["arms"], OPENED[name])]
-                opened |= {job.folder for job in networks}
+                arms = {arm: page["arms"][arm] for arm in OPENED[name] or page["arms"]}
+                opened |= {job.folder for job in (study.teacher(), *study.arms(arms, SEEDS))}
             if name == "06-isles":
                 runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
             for block in plan().values() if profile == BOOK_PROFILE else ():
