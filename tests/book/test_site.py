@@ -54,6 +54,16 @@ def test_every_page_is_built_and_loads_nothing_remote(site: Path) -> None:
     assert list(remote_loads(site)) == []
 
 
+def test_the_font_of_icons_has_what_the_style_sheets_show(site: Path) -> None:
+    from dcd_icons import glyphs
+    from fontTools.ttLib import TTFont
+
+    (font,) = site.rglob("fa-solid-900.woff")
+    sheets = [sheet.read_text("utf-8") for sheet in (site / "_static").rglob("*.css")]
+    assert len(glyphs(sheets)) > 20
+    assert glyphs(sheets) <= {*TTFont(font).getBestCmap()}
+
+
 def test_links_between_pages_lead_somewhere(site: Path) -> None:
     pages = {page: (site / f"{page}.html").resolve() for page in PAGES}
     texts = {file: file.read_text("utf-8") for file in pages.values()}
@@ -135,6 +145,7 @@ def test_pages_say_which_command_and_commit_made_them(site: Path) -> None:
             assert commit(made) in shown
 
 
+MIB = 2**20
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MODES = {
     "light": {"color_scheme": "light", "viewport": DESKTOP},
@@ -174,6 +185,9 @@ LOOK = """async () => {
     rendered: document.querySelectorAll("article .math mjx-container").length,
     wrong: [...document.querySelectorAll("mjx-merror")].map(e => e.textContent),
     broken: [...document.images].filter(e => e.complete && !e.naturalWidth).map(e => e.src),
+    pictures: document.querySelectorAll("article :is(img, svg, canvas)").length,
+    icons: [...document.querySelectorAll("i[class*=fa-]")].filter(e =>
+      getComputedStyle(e, "::before").content.length !== 3).map(e => e.className),
     overflow: document.documentElement.scrollWidth - window.innerWidth,
   };
 }"""
@@ -203,12 +217,15 @@ def context(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Browse
 
 def _watch(page: Page) -> SimpleNamespace:
     """Collect what a page asks for and complains about."""
-    seen = SimpleNamespace(foreign=[], errors=[])
-    local = ("file:", "data:", "blob:")
-    page.on(
-        "request",
-        lambda request: None if request.url.startswith(local) else seen.foreign.append(request.url),
-    )
+    seen = SimpleNamespace(foreign=[], errors=[], files=set())
+
+    def asked(address: str) -> None:
+        if address.startswith("file:"):
+            seen.files.add(unquote(urlsplit(address).path))
+        elif not address.startswith(("data:", "blob:")):
+            seen.foreign.append(address)
+
+    page.on("request", lambda request: asked(request.url))
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     return seen
 
@@ -221,17 +238,20 @@ def test_pages_in_a_browser(site: Path, context: BrowserContext, mode: str) -> N
     page = context.new_page()
     seen = _watch(page)
     for name in PAGES:
-        seen.foreign.clear()
-        seen.errors.clear()
+        for what in (seen.foreign, seen.errors, seen.files):
+            what.clear()
         page.goto((site / f"{name}.html").as_uri(), wait_until="load")
         look = page.evaluate(LOOK)
         formulas += look["rendered"]
+        limit = MIB if not look["formulas"] + look["pictures"] else 4 * MIB
         wrong = {
             "requests to other hosts": list(seen.foreign),
             "page errors": list(seen.errors),
             "formulas in error": look["wrong"],
             "formulas not rendered": look["formulas"] - look["rendered"],
             "broken images": look["broken"],
+            "icons not drawn": look["icons"],
+            "bytes too many": max(0, sum(os.path.getsize(file) for file in seen.files) - limit),
             "pixels beyond the width": max(0, look["overflow"]),
             "wrong ground": look["ground"] > 0.05 if mode == "dark" else look["ground"] < 0.8,
             "text hard to read": look["least"] if look["least"]["contrast"] < 4.5 else None,
