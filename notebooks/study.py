@@ -30,7 +30,7 @@ from dcd_core.types import ContractError
 from dcd_lab import records
 from dcd_lab.cache import run_dir
 from dcd_lab.experiments import Job, enter, record
-from dcd_lab.experiments.running import run, run_or_diverge
+from dcd_lab.experiments.running import in_waves, run, run_or_diverge
 from dcd_lab.experiments.transport import pack
 from dcd_lab.experiments.verify import Check, table, verify
 from dcd_lab.pool import each, threads
@@ -44,19 +44,21 @@ from runner.sources import refuse
 
 
 def train(todo: Sequence[Job], *, workers: int) -> None:
-    """Run jobs and enter each into the record; one that needs a teacher waits for those before.
+    """Run jobs and enter each into the record; one that needs others waits for those before.
 
-    A teacher that is not in the record is trained first, also when it is none of the jobs.
+    What a job needs and the record lacks, its teacher for example, is trained first, also when it
+    is none of the jobs.
     """
     make_cohorts(todo, workers=workers)
-    teachers = {job.teacher.folder: job.teacher for job in todo if job.teacher is not None}
-    for teacher in teachers.values():
-        if state(teacher) == "recorded":
-            run(teacher)  # which reads it from there
-    missing = [teacher for teacher in teachers.values() if state(teacher) != "recorded"]
+    asked = {job.folder for job in todo}
+    needed = {job.folder: job for job in in_waves(todo) if job.folder not in asked}
+    for job in needed.values():
+        if state(job) == "recorded":
+            run(job)  # which reads it from there
+    missing = [job for job in needed.values() if state(job) != "recorded"]
     todo = list({job.folder: job for job in [*missing, *todo]}.values())
     done = 0
-    for _, wave in groupby(todo, key=lambda job: job.teacher is not None):
+    for _, wave in groupby(todo, key=lambda job: job.wave):
         for line in each(_one, list(wave), workers=workers):
             done += 1
             print(f"{time.strftime('%H:%M:%S')} {done}/{len(todo)} {line}", flush=True)

@@ -19,7 +19,7 @@ from dcd_core.types import Case, ContractError
 from dcd_lab.cache import runs
 from dcd_lab.data import Cohort, cohort, read
 from dcd_lab.experiments import record
-from dcd_lab.experiments.job import Job
+from dcd_lab.experiments.job import Job, Start
 from dcd_lab.records.places import write_text
 
 _PLAIN = ("label", "model", "method", "options", "teacher_floor", "arm", "tested", "kept")
@@ -28,17 +28,22 @@ _PLAIN = ("label", "model", "method", "options", "teacher_floor", "arm", "tested
 def describe(job: Job) -> dict[str, Any]:
     """A job as plain data; `made_again` is the inverse.
 
-    Raises ContractError where the cohort or the start of a job exists on one machine alone.
+    Raises ContractError where the cohort of a job exists on one machine alone.
     """
-    if not job.cohort.origin or job.start is not None:
-        got = "a start from a file" if job.start is not None else "a cohort made by hand"
+    if not job.cohort.origin:
+        got = "a cohort made by hand"
         raise ContractError(f"job to describe, {job.label}", got, "none", "data.cohort(...)")
     return {
         **{name: getattr(job, name) for name in _PLAIN},
         "cohort": dict(job.cohort.origin),
         "recipe": asdict(job.recipe),
         "teacher": None if job.teacher is None else describe(job.teacher),
+        "start": None if job.start is None else _described(job.start),
     }
+
+
+def _described(start: Start) -> dict[str, Any]:
+    return {**vars(start), "job": describe(start.job)}
 
 
 def made_again(plain: Mapping[str, Any], *, workers: int = 1) -> Job:
@@ -46,7 +51,11 @@ def made_again(plain: Mapping[str, Any], *, workers: int = 1) -> Job:
     recipe = Recipe(**{**plain["recipe"], "patch": tuple(plain["recipe"]["patch"])})
     cases = _cases(json.dumps(plain["cohort"]), runs(), workers)
     teacher = None if plain["teacher"] is None else made_again(plain["teacher"], workers=workers)
-    return Job(**{**plain, "recipe": recipe, "cohort": cases, "teacher": teacher})
+    start = plain.get("start")  # which older entries of the record do not name
+    if start is not None:
+        start = Start(**{**start, "job": made_again(start["job"], workers=workers)})
+    given = {"recipe": recipe, "cohort": cases, "teacher": teacher, "start": start}
+    return Job(**{**plain, **given})
 
 
 @lru_cache(maxsize=8)  # many runs share a cohort, and looking at all of its files takes a second

@@ -25,12 +25,14 @@ from dcd_lab import records
 from dcd_lab.cache import run_dir
 from dcd_lab.data import Cohort
 from dcd_lab.experiments import evaluation
-from dcd_lab.records.identity import file_hash, fingerprint
+from dcd_lab.records.identity import fingerprint
 from dcd_lab.records.seals import check
 from dcd_lab.tasks import TASKS
 
 PENALTY = "group-lasso"
 """The method of a job that trains with `compress.ReweightedGroupLasso`."""
+START = "start.safetensors"
+"""The file in a job's folder with the network that it starts from, if that is another job's."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Job:
     `model`: keyword arguments of `models.build` without the channel counts of the task; `method`:
     "none", a name for `methods.build`, or "group-lasso", a penalty that prepares for
     pruning and needs no teacher, with its `options`; `teacher`: the job that trains the teacher,
-    whose Dice on the val cases must reach `teacher_floor`; `start`: a file of `models.save` whose
-    network is trained on, in the place of a `model` with weights drawn from the seed. `label` names
-    the folder, `arm` the line in tables. A job that is not `tested` reads nothing of the test
+    whose Dice on the val cases must reach `teacher_floor`; `start`: the network that is trained on,
+    in the place of a `model` with weights drawn from the seed. `label` names the folder, `arm` the
+    line in tables. A job that is not `tested` reads nothing of the test
     split. The record has no weights of a job that is not `kept`. These four change no weight.
     """
 
@@ -54,7 +56,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     teacher: Job | None = None
     teacher_floor: float = 0.3
-    start: str | Path | None = None
+    start: Start | None = None
     arm: str = ""
     tested: bool = True
     kept: bool = True
@@ -73,8 +75,19 @@ class Job:
             self.method,
             dict(self.options),
             None if self.teacher is None else self.teacher.identity,
-            None if self.start is None else _content(Path(self.start)),
+            None if self.start is None else self.start.identity,
         )
+
+    @property
+    def needs(self) -> tuple[Job, ...]:
+        """The jobs whose networks this one takes: its teacher, and the one that it starts from."""
+        source = None if self.start is None else self.start.job
+        return tuple(job for job in (self.teacher, source) if job is not None)
+
+    @property
+    def wave(self) -> int:
+        """How many jobs must be done one after the other before this one."""
+        return max((1 + job.wave for job in self.needs), default=0)
 
     @property
     def folder(self) -> Path:
@@ -173,13 +186,22 @@ class Job:
         return ContractError(f"{wanted} of {self.label}", got, "a finished job", "run_all([job])")
 
 
-def _content(path: Path) -> str:
-    """A hash of the file a job starts from: the same path may hold other weights later."""
-    if not path.is_file():
-        raise ContractError(
-            "start of a job", f"nothing at {path}", "a file of models.save", "save it first"
-        )
-    return file_hash(path)
+@dataclass(frozen=True)
+class Start:
+    """The trained network of another job, which is trained on: whole, or pruned.
+
+    `parameters`: how many `compress.prune` leaves, in channels that are multiples of `divisor`; all
+    of them if None.
+    """
+
+    job: Job
+    parameters: int | None = None
+    divisor: int = 1
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of everything that decides the network."""
+        return fingerprint(self.job.identity, self.parameters, self.divisor)
 
 
 def versions() -> dict[str, str]:

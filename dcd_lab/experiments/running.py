@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -20,10 +21,10 @@ from dcd_core.storage import atomic, locked
 from dcd_core.train import Distiller, Fit, Recipe, diverged, fit, read_fit, training_device
 from dcd_core.train.loop import Run
 from dcd_core.types import Case, ContractError
-from dcd_lab.compress import ReweightedGroupLasso
+from dcd_lab.compress import ReweightedGroupLasso, prune
 from dcd_lab.data import Patches
 from dcd_lab.experiments import evaluation, record
-from dcd_lab.experiments.job import PENALTY, Job, versions
+from dcd_lab.experiments.job import PENALTY, START, Job, versions
 from dcd_lab.pool import each
 from dcd_lab.records.places import write_json
 from dcd_lab.records.seals import check, seal
@@ -72,15 +73,23 @@ def run_or_diverge(job: Job) -> None:
 
 
 def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
-    """Run jobs and the teachers they need, `workers` processes at a time; returns the jobs.
+    """Run jobs and those they need, `workers` processes at a time; returns the jobs.
 
     Finished jobs are skipped; on an error the others are stopped and keep their checkpoints.
     """
     jobs = list(jobs)
-    teachers = [job.teacher for job in jobs if job.teacher is not None]
-    for batch in (teachers, jobs):
-        run_each(batch, run, workers=workers, what="training runs")
+    for _, wave in groupby(in_waves(jobs), key=lambda job: job.wave):
+        run_each(wave, run, workers=workers, what="training runs")
     return jobs
+
+
+def in_waves(jobs: Iterable[Job]) -> list[Job]:
+    """Jobs and all that they need, each after what it needs; those of a wave follow each other."""
+    found, todo = list[Job](), list(jobs)
+    while todo:
+        found += todo
+        todo = [need for job in todo for need in job.needs]
+    return sorted(found, key=lambda job: job.wave)
 
 
 def run_each(jobs: Iterable[Job], run: Callable[[Job], object], *, workers: int, what: str) -> None:
@@ -187,10 +196,11 @@ def prepared(job: Job) -> tuple[Distiller, Patches]:
     task, teacher = TASKS[job.cohort.task], None
     if job.teacher is not None:
         teacher = check_teacher(job.teacher, floor=job.teacher_floor).student
+    _keep_start(job, len(task.channels))
 
     def student() -> Segmenter:
         if job.start is not None:
-            return models.load(job.start)
+            return models.load(job.folder / START)
         return models.build(in_channels=len(task.channels), classes=len(task.labels), **job.model)
 
     cases = job.cohort.cases("train")
@@ -199,6 +209,22 @@ def prepared(job: Job) -> tuple[Distiller, Patches]:
     patches = patches_of(cases, job.recipe)
     made = distiller_of(student, teacher, patches, job.recipe, job.method, job.options)
     return made, patches
+
+
+def _keep_start(job: Job, channels: int) -> None:
+    """Write the network that a job starts from into its folder, where it is not there yet.
+
+    It stays there: which channels are the least important can depend on the rounding of a
+    processor, and the record does not have the networks of all jobs that others start from.
+    """
+    start, file = job.start, job.folder / START
+    if start is None or file.is_file():
+        return
+    network = start.job.result().student
+    if start.parameters is not None:
+        patch = torch.zeros(1, channels, *job.recipe.patch)
+        network = prune(network, patch, parameters=start.parameters, divisor=start.divisor)
+    models.save(network, file, half=True)
 
 
 def _keep_threshold(job: Job, threshold: float, val_dice: float) -> None:

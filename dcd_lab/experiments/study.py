@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
+from dcd_core.models import build, parameters
 from dcd_core.train import Recipe
 from dcd_core.types import ContractError
 from dcd_lab.data import Cohort, cohort
-from dcd_lab.experiments.job import Job
-from dcd_lab.tasks import BRATS, CT_STROKE, ISLES, ULTRASOUND, VESSELS
+from dcd_lab.experiments.job import PENALTY, Job, Start
+from dcd_lab.tasks import BRATS, CT_STROKE, ISLES, TASKS, ULTRASOUND, VESSELS
 
 PREFIXES = {
     ISLES.name: "stroke_",
@@ -106,6 +108,7 @@ class Study:
         steps: int | None = None,
         channels: Sequence[int] = (),
         label_every: int = 1,
+        start: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ) -> Job:
         """One student: `arm` names it in tables, `method` and its `options` distil it.
@@ -113,12 +116,14 @@ class Study:
         Options that are fields of `Recipe` (kd_peak, kd_start, ...) go to the recipe. `steps` and
         `channels` other than the study's serve controls: of equal compute, of another width. Only
         every `label_every`-th training case has a label; on the others, which the teacher knew,
-        the student is distilled alone. Raises ContractError for other options where there is no
-        method.
+        the student is distilled alone. `start`, the arguments of `pruned`, trains on what is left
+        of the teacher. Raises ContractError for other options where there is no method.
         """
         width = tuple(channels) or self.student_channels
         job = self._job(arm, width, seed, steps or self.recipe.steps)
         job = replace(job, cohort=self.cohort.few_labels(label_every))
+        if start:
+            job = replace(job, model={}, start=self.pruned(**start))
         changes: dict[str, Any] = {} if method == "none" else {"kd_peak": self.kd_peak}
         changes |= {name: value for name, value in options.items() if name in _RECIPE}
         rest = {name: value for name, value in options.items() if name not in _RECIPE}
@@ -130,6 +135,28 @@ class Study:
                 f"options of {arm}", ", ".join(rest), "none without a method", "method='dcd'"
             )
         return job
+
+    def pruned(self, *, divisor: int, lasso: Mapping[str, Any] | None = None) -> Start:
+        """The teacher cut to the student's number of parameters.
+
+        Channels are left in multiples of `divisor`. `lasso`: `steps` and `strength` with which the
+        teacher is trained on before, under a penalty that makes unneeded channels small.
+        """
+        task = TASKS[self.cohort.task]
+        given = {"in_channels": len(task.channels), "classes": len(task.labels), **self.network}
+        student = build(self.architecture, channels=self.student_channels, **given)
+        job = self.teacher() if lasso is None else self.sparse_teacher(**lasso)
+        return Start(job, parameters(student), divisor)
+
+    def sparse_teacher(self, *, steps: int, strength: float) -> Job:
+        """The teacher, trained on for some steps under the group lasso."""
+        teacher, start = self.teacher(), Start(self.teacher())
+        alone = {"kd_balance": "fixed", "kd_peak": 1.0, "kd_start": 0.0, "kd_ramp": 0.0}
+        job = self._job("sparse teacher", self.teacher_channels, self.teacher_seed, steps)
+        options = {"every": -(-steps // 4), "strength": strength}
+        recipe = replace(teacher.recipe, steps=steps, **alone)
+        job = replace(job, recipe=recipe, method=PENALTY, options=options)
+        return replace(job, model={}, start=start, tested=False, kept=False)
 
     def _job(self, arm: str, channels: tuple[int, ...], seed: int, steps: int) -> Job:
         recipe = replace(self.recipe, seed=seed, steps=steps, channels_last=max(channels) <= NARROW)

@@ -155,6 +155,8 @@ def _check_history(job: Job) -> Check:
     losses = [name for name in kept if name.startswith(("segmentation", "distillation"))]
     if job.teacher is not None:
         run(job.teacher)
+    if job.start is not None:
+        run(job)  # its folder then has the network that it started from
     with threads(1):  # as it was trained
         made = first_steps(job, steps).reindex(columns=losses).to_numpy()
     expected = kept[losses].to_numpy()

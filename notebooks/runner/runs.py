@@ -11,6 +11,7 @@ import yaml
 
 from dcd_lab import records
 from dcd_lab.experiments import Job, Study, enter, record
+from dcd_lab.experiments.running import in_waves
 from dcd_lab.experiments.transport import unpack
 from dcd_lab.tasks import BRATS, ISLES, SIMULATED
 from runner.jobs import BOOK_PROFILE
@@ -20,14 +21,20 @@ from runner.sources import discover, refuse, select
 PAGES = {
     "06-isles": (ISLES.name,),
     "08-ablations": (ISLES.name,),
+    "10-cost": (ISLES.name,),
     "05-brats": (BRATS.name,),
     "12-beyond": tuple(SIMULATED),
 }
 """Pages whose runs are arms of studies, in the order in which they are trained, and their tasks."""
-OPENED = {"06-isles": (), "08-ablations": ("undistilled", "DCD"), "05-brats": ()}
-"""Pages that open networks, each with the arms that it opens; () stands for all arms."""
 SEEDS = (0, 1, 2)
-"""Seeds of those arms. The record keeps the weights of these networks and of no others."""
+OPENED: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "06-isles": ((), SEEDS),
+    "08-ablations": (("undistilled", "DCD"), SEEDS),
+    "10-cost": ((), (0,)),  # of the others it shows the scores
+    "05-brats": ((), SEEDS),
+}
+"""Pages that open networks, each with the arms and the seeds that it opens; () stands for all arms.
+The record keeps the weights of these networks and of no others."""
 PLAN = "notebooks/plan.yml"
 """The blocks of the study: runs of its own profile that no page shows yet."""
 
@@ -35,8 +42,8 @@ PLAN = "notebooks/plan.yml"
 def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) -> list[Job]:
     """The runs, each once: those of a page, then the blocks of the plan that go on from it.
 
-    Within each of these, runs without a teacher come first: a teacher is trained before it teaches.
-    Their cases are described and not made; `make_cohorts` does that.
+    Within each of these, a run comes after those that it needs. Their cases are described and not
+    made; `make_cohorts` does that.
     """
     known = discover(records.root() / "notebooks")
     pages = {name: known[name] for name in PAGES}
@@ -47,14 +54,17 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
     ladder = {**known["04-teacher"].declared, **resolved["04-teacher"]}
     runs: list[Job] = []
     opened = set[Path]()
-    for name in (name for name in PAGES if name in chosen):
+    for name in PAGES:
         page = {**known[name].declared, **resolved[name]}
         for task in PAGES[name]:
             study = Study.of(task, ready=False, **page)
-            runs += _taught_last([study.teacher(), *study.arms(page["arms"], page["seeds"])])
-            if name in OPENED:
-                arms = {arm: page["arms"][arm] for arm in OPENED[name] or page["arms"]}
-                opened |= {job.folder for job in (study.teacher(), *study.arms(arms, SEEDS))}
+            if name in OPENED:  # by whichever page its runs are trained
+                shown, seeds = OPENED[name]
+                arms = {arm: page["arms"][arm] for arm in shown or page["arms"]}
+                opened |= {job.folder for job in (study.teacher(), *study.arms(arms, seeds))}
+            if name not in chosen:
+                continue
+            runs += in_waves([study.teacher(), *study.arms(page["arms"], page["seeds"])])
             if name == "06-isles":
                 runs += study.ladder(ladder["ladder_steps"], ladder["ladder_seeds"])
             for block in plan().values() if profile == BOOK_PROFILE else ():
@@ -72,17 +82,13 @@ def _block(study: Study, block: Mapping[str, Any], shown: Mapping[str, Any]) -> 
     arms = {
         arm: shown[arm] if options is None else options for arm, options in block["arms"].items()
     }
-    return _taught_last(teachers + study.arms(arms, block["seeds"]))
+    return in_waves(teachers + study.arms(arms, block["seeds"]))
 
 
 def make_cohorts(jobs: Iterable[Job], *, workers: int) -> None:
     """Make the cases of jobs, as far as they are absent."""
     for cohort in {job.cohort.identity: job.cohort for job in jobs}.values():
         cohort.make(workers=workers)
-
-
-def _taught_last(jobs: Iterable[Job]) -> list[Job]:
-    return sorted(jobs, key=lambda job: job.teacher is not None)
 
 
 def plan() -> dict[str, dict[str, Any]]:

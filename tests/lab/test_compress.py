@@ -1,32 +1,25 @@
 """Compress: channels that go leave the rest untouched; the penalty is its formula and bites."""
 
 import copy
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
-from jobs import make_cohort, make_job
 from networks import builders, options_of_plans
 from torch import nn
-from training import TINY
 
 from dcd_core import models
 from dcd_core.models import dynunet, parameters, planned
 from dcd_core.types import ContractError, Output
 from dcd_lab.compress import ReweightedGroupLasso, channel_groups, prune, squared_norms
 from dcd_lab.compress.channels import channel_axis, cut
-from dcd_lab.experiments import run
 
 pytest.importorskip("torch_pruning", reason="needs the extra [compress]")
 
 CHANNELS = (8, 12, 16)
 BUILDERS = builders(CHANNELS)
 EACH = pytest.mark.parametrize("make", BUILDERS.values(), ids=BUILDERS)
-RECIPE = dataclasses.replace(
-    TINY, steps=6, kd_peak=1.0, kd_start=0.0, kd_ramp=0.0, kd_balance="fixed", checkpoint_every=2
-)
 
 
 def patch(n=16, seed=0):
@@ -207,28 +200,3 @@ def test_counts_and_strengths_are_checked():
     for wrong in ({"every": 0}, {"stages": 0}, {"strength": 0.0}, {"eps": 0.0}):
         with pytest.raises(ContractError, match="every=steps"):
             ReweightedGroupLasso(two_layers(), patch(4), **{"every": 1, **wrong})
-
-
-@pytest.mark.slow
-def test_jobs_penalise_prune_and_distil(workspace):
-    """The comparison as jobs: teacher, penalty, and the pruned network trained on with DCD."""
-    cohort = make_cohort(workspace / "cases")
-    model = {"architecture": "dynunet", "channels": [4, 8, 8], "residual": False}
-    given = {"model": model, "recipe": RECIPE, "teacher_floor": 0.0}
-    teacher = make_job(cohort, "teacher", **given)
-    run(teacher)
-    start, options = teacher.folder / "student.safetensors", {"every": 2, "stages": 2}
-    given |= {"method": "group-lasso", "options": options}
-    penalised = make_job(cohort, "sparse", **given, start=start)
-    run(penalised)
-    assert penalised.result().method["calls"] == RECIPE.steps
-    dense = penalised.result().student
-    small = prune(dense, torch.zeros(1, 3, 8, 8, 8), parameters=parameters(dense) // 2, divisor=2)
-    file = models.save(small, workspace / "small.safetensors")
-    given |= {"method": "dcd", "options": {"wavelet": "haar", "levels": 1}, "model": {}}
-    tuned = make_job(cohort, "tuned", **given, teacher=teacher, start=file)
-    run(tuned)
-    assert tuned.result().student.spec == small.spec
-    assert tuned.result().history["distillation"].gt(0).all()
-    trained = zip(small.parameters(), tuned.result().student.parameters(), strict=True)
-    assert all(not torch.equal(one, two) for one, two in trained if one.ndim > 1)

@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
+from dcd_core.models import load, parameters
 from dcd_core.train import diverged
 from dcd_core.types import ContractError
 from dcd_lab.experiments import Study, enter, record, run, run_all
 from dcd_lab.experiments import verify as verify_module
 from dcd_lab.experiments.description import describe, made_again
+from dcd_lab.experiments.job import START
 from dcd_lab.experiments.transport import pack, unpack
 from dcd_lab.experiments.verify import verify
 from dcd_lab.pool import threads
@@ -128,6 +130,31 @@ def test_recomputed_runs_lie_apart_and_equal_the_recorded_ones(jobs, monkeypatch
 def test_a_job_is_made_again_from_its_description(jobs):
     plain = json.loads(json.dumps(describe(jobs[1])))
     assert made_again(plain).identity == jobs[1].identity
+
+
+def test_a_network_that_was_pruned_is_trained_on_and_recorded(jobs):
+    """The teacher under the penalty, cut, and distilled: the record keeps where it started from."""
+    pytest.importorskip("torch_pruning", reason="needs the extra [compress]")
+    study, lasso = Study.of("isles2022", **PAGE), {"steps": 4, "strength": 0.001}
+    given = {"method": "dcd", "wavelet": "haar", "start": {"divisor": 1, "lasso": lasso}}
+    (job,) = run_all([study.student("cut", 0, **given)])
+    sparse, small = job.start.job, job.result().student
+    assert job.teacher == sparse.start.job == study.teacher()
+    assert sparse.result().method["calls"] == 4
+    assert small.spec["architecture"] == "pruned"
+    assert abs(parameters(small) - job.start.parameters) <= 0.05 * job.start.parameters
+    assert job.history.distillation.iloc[-1] > 0
+    before = load(job.folder / START)
+    trained = zip(before.parameters(), small.parameters(), strict=True)
+    assert all(not torch.equal(one, two) for one, two in trained if one.ndim > 1)
+    assert made_again(json.loads(json.dumps(describe(job)))).identity == job.identity
+    enter(sparse)
+    enter(job)
+    for one in (sparse, job):
+        shutil.rmtree(one.folder)
+    checks = [check for check in verify() if "cut" in check.what]
+    assert [check.how for check in checks] == ["recomputed", "replayed"]
+    assert max(check.deviation for check in checks) < 1e-5
 
 
 def test_verification_passes_and_names_what_it_did(jobs):
