@@ -49,19 +49,25 @@ def train(todo: Sequence[Job], *, workers: int) -> None:
     What a job needs and the record lacks, its teacher for example, is trained first, also when it
     is none of the jobs.
     """
-    make_cohorts(todo, workers=workers)
-    asked = {job.folder for job in todo}
-    needed = {job.folder: job for job in in_waves(todo) if job.folder not in asked}
-    for job in needed.values():
-        if state(job) == "recorded":
-            run(job)  # which reads it from there
-    missing = [job for job in needed.values() if state(job) != "recorded"]
-    todo = list({job.folder: job for job in [*missing, *todo]}.values())
-    done = 0
-    for _, wave in groupby(todo, key=lambda job: job.wave):
-        for line in each(_one, list(wave), workers=workers):
+    todo, done = _each_after_its_needs(todo), 0
+    for _, group in groupby(todo, key=lambda job: job.wave):
+        wave = list(group)
+        make_cohorts(wave, workers=workers)  # not those of all jobs: it may take an hour
+        for need in {need.folder: need for job in wave for need in job.needs}.values():
+            run(need)  # which reads it from the record
+        for line in each(_one, wave, workers=workers):
             done += 1
             print(f"{time.strftime('%H:%M:%S')} {done}/{len(todo)} {line}", flush=True)
+
+
+def _each_after_its_needs(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs in their order; before each, what it needs and the record lacks."""
+    found: dict[Path, Job] = {}
+    for job in jobs:
+        for one in in_waves([job]):
+            if one.folder == job.folder or state(one) != "recorded":
+                found.setdefault(one.folder, one)
+    return list(found.values())
 
 
 def _one(job: Job) -> str:

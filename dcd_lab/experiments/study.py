@@ -151,7 +151,12 @@ class Study:
     def sparse_teacher(self, *, steps: int, strength: float) -> Job:
         """The teacher, trained on for some steps under the group lasso."""
         teacher, start = self.teacher(), Start(self.teacher())
-        alone = {"kd_balance": "fixed", "kd_peak": 1.0, "kd_start": 0.0, "kd_ramp": 0.0}
+        alone: dict[str, Any] = {
+            "kd_balance": "fixed",
+            "kd_peak": 1.0,
+            "kd_start": 0.0,
+            "kd_ramp": 0.0,
+        }
         job = self._job("sparse teacher", self.teacher_channels, self.teacher_seed, steps)
         options = {"every": -(-steps // 4), "strength": strength}
         recipe = replace(teacher.recipe, steps=steps, **alone)
