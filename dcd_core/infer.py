@@ -51,6 +51,9 @@ def predict(
     if voxels.ndim != 4 or not voxels.size:
         expected, attempt = "(c, d, h, w), voxels along all axes", "a prepared image"
         raise ContractError("image", voxels.shape, expected, attempt)
+    if getattr(model, "regions", None) is None:  # a compiled Segmenter is none by its type
+        got, attempt = type(model).__name__, "models.Segmenter(...), or its `module`"
+        raise ContractError("model", got, "a Segmenter", attempt)
     if model.regions:
         got, expected = "overlapping regions, a sigmoid each", "classes of which one is true"
         raise ContractError("logits to predict with", got, expected, "nnU-Net's own prediction")
@@ -63,15 +66,28 @@ def predict(
     def probabilities(x: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             logits = model(x).logits
+        if logits.shape[1] < 2:  # a softmax of one class is 1 everywhere
+            raise ContractError("classes of the network", 1, "at least two", "classes=2")
         return logits.float().softmax(1)
 
     flips = [axes for n in range(4 if mirror else 1) for axes in combinations((2, 3, 4), n)]
     total = torch.zeros((), device=device)
     with evaluating(model):
         for axes in flips:
-            result = sliding_window_inference(
-                volume.flip(axes), window, batch, probabilities, overlap=overlap, mode="gaussian"
-            )
+            try:
+                result = sliding_window_inference(
+                    volume.flip(axes),
+                    window,
+                    batch,
+                    probabilities,
+                    overlap=overlap,
+                    mode="gaussian",
+                )
+            except (RuntimeError, MemoryError) as error:  # windows that no memory holds
+                got = f"{window} ({str(error).splitlines()[0]})"
+                raise ContractError(
+                    "patch", got, "windows that fit in memory", "64 64 64"
+                ) from error
             total = total + torch.as_tensor(result).flip(axes)
     if total.shape[2:] != volume.shape[2:]:
         expected = f"that of the image, {tuple(volume.shape[2:])}"
@@ -128,8 +144,14 @@ def decide(
     ContractError for numbers that would all be background: NaN, or a threshold outside 0 to 1.
     """
     finite("threshold", threshold, lambda x: 0 <= x <= 1, "a probability, 0 to 1")
-    if not np.isfinite(probabilities).all():
-        raise ContractError("probabilities", "NaN or infinity", "finite numbers", "predict")
+    array = isinstance(probabilities, np.ndarray) and probabilities.dtype.kind == "f"
+    if not array or probabilities.ndim != 4 or not 1 < len(probabilities) <= 256:
+        got = f"{getattr(probabilities, 'shape', '')} of {type(probabilities).__name__}"
+        expected = "a NumPy array (k, d, h, w) of floats, 2 to 256 classes"
+        raise ContractError("probabilities", got, expected, "those of predict, .cpu().numpy()")
+    low, high = probabilities.min(initial=0), probabilities.max(initial=0)
+    if not -1e-3 < low <= high < 1.001:  # NaN among them
+        raise ContractError("probabilities", f"{low} to {high}", "0 to 1", "a softmax of logits")
     label = (probabilities[1:].sum(0) > threshold).astype(np.uint8)
     if len(probabilities) > 2:  # argmax of one channel is 0, and takes longest of all
         label *= (probabilities[1:].argmax(0) + 1).astype(np.uint8)

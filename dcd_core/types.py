@@ -65,24 +65,56 @@ class Case(NamedTuple):
 
 
 def checked_case(case: Case) -> Case:
-    """Return a case; ContractError unless label, spacing and affine are those of its image.
+    """Return a case in the types that `Case` names; ContractError unless all of it fits its image.
 
-    NumPy would stretch a label of one slice over all, and cut one of another grid as it comes.
+    NumPy would stretch a label of one slice over all, cut one of another grid as it comes, store
+    the label 300 as 44, and drop imaginary parts.
     """
+    if not isinstance(case, Case):
+        raise ContractError("case", type(case).__name__, "a types.Case", "data.read")
     what, attempt = f"case {case.id}", "data.read, which verifies all of it"
-    size, label = np.shape(case.image), case.label
-    if len(size) != 4 or 0 in size[1:]:
-        raise ContractError(what, f"an image {size}", "(c, i, j, k), with voxels", attempt)
-    if label is not None and (label.shape != size[1:] or label.dtype.kind not in "iub"):
-        got = f"a label {label.shape} of {label.dtype}"
-        raise ContractError(what, got, f"whole numbers {size[1:]}, as the image", attempt)
-    affine, spacing_mm = np.asarray(case.affine, float), np.asarray(case.spacing_mm, float)
-    usable = affine.shape == (4, 4) and np.isfinite(affine).all()
-    lengths = np.linalg.norm(affine[:3, :3], axis=0) if usable else np.zeros(3)
+    image, label = case.image, case.label
+    if not _is_array(image, "fiub") or image.ndim != 4 or 0 in image.shape[1:]:
+        expected = "(c, i, j, k) real numbers in a NumPy array, with voxels"
+        raise ContractError(what, f"an image {_described(image)}", expected, attempt)
+    if label is not None:
+        if not _is_array(label, "iub") or label.shape != image.shape[1:]:
+            expected = f"whole numbers {image.shape[1:]}, as the image"
+            raise ContractError(what, f"a label {_described(label)}", expected, attempt)
+        if label.dtype.itemsize > 1 or label.dtype.kind == "i":
+            low, high = int(label.min()), int(label.max())
+            if low < 0 or high > 255:
+                raise ContractError(what, f"labels {low} to {high}", "labels 0 to 255", attempt)
+        label = label.astype(np.uint8, copy=False)
+    with np.errstate(over="ignore"):  # beyond float32 becomes inf
+        image = image.astype(np.float32, copy=False)
+    return case._replace(image=image, label=label, affine=_checked_affine(case, what, attempt))
+
+
+def _checked_affine(case: Case, what: str, attempt: str) -> Float[np.ndarray, "4 4"]:
+    try:
+        affine = np.asarray(case.affine, np.float64)
+        spacing_mm = np.asarray(case.spacing_mm, np.float64)
+    except (TypeError, ValueError):
+        affine = spacing_mm = np.empty(0)
+    lengths = np.zeros(3)
+    if affine.shape == (4, 4) and spacing_mm.shape == (3,) and np.isfinite(affine).all():
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not (lengths > 0).all() or not np.allclose(spacing_mm, lengths, rtol=1e-3, atol=0):
         got = f"spacing_mm {case.spacing_mm} and an affine of {lengths.tolist()} mm"
         raise ContractError(what, got, "the same lengths, above 0", attempt)
-    return case
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-6 * lengths.prod() or any(affine[3] != (0, 0, 0, 1)):
+        raise ContractError(what, f"an affine {affine.tolist()}", "one with an inverse", attempt)
+    return affine
+
+
+def _is_array(x: object, kinds: str) -> bool:
+    plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+    return plain and x.dtype.kind in kinds
+
+
+def _described(x: object) -> str:
+    return f"{getattr(x, 'shape', '')} of {getattr(x, 'dtype', type(x).__name__)}"
 
 
 @runtime_checkable

@@ -25,10 +25,9 @@ from scipy import stats as distributions
 
 from dcd_core.errors import at_least, finite
 from dcd_core.types import ContractError
+from dcd_lab.tables import KEYS, WHERE, floats, numbers, refuse_unnamed
+from dcd_lab.tables import require as require
 
-# Columns that say which row it is; every other numeric column is a metric.
-KEYS = ("task", "profile", "method", "seed", "case", "fold", "region", "lesion", "epoch", "step")
-WHERE = ("method", "seed", "case")
 Values: TypeAlias = np.ndarray | float
 
 
@@ -97,12 +96,16 @@ class Spread(NamedTuple):
 
 def spread(table: pd.DataFrame, metric: str) -> Spread:
     """How far methods lie apart, and seeds alone would put them; ContractError: unpaired seeds."""
-    require(table, "method", "seed", metric)
-    groups = table.groupby(["method", "seed"])[metric]
-    runs, counts = groups.mean().unstack("seed"), groups.count().unstack("seed", fill_value=0)
-    least, most = counts.to_numpy().min(initial=10**9), counts.to_numpy().max(initial=0)
-    if least != most:
-        got, expected = f"{least} to {most} values a run", "as many for every method at every seed"
+    refuse_unnamed(table, "method", "seed")
+    known = numbers(table, metric).dropna(subset=metric)
+    groups = known.groupby(["method", "seed"], observed=True)
+    runs, counts = (x.unstack("seed") for x in (groups[metric].mean(), groups[metric].count()))
+    number = counts.fillna(0).to_numpy().astype(int)
+    least, most = number.min(initial=10**9), number.max(initial=0)
+    cases = {(*sorted(map(repr, rows)),) for _, rows in groups["case"]} if "case" in table else ()
+    if least != most or len(cases) > 1 or not np.isfinite(runs).all(axis=None):
+        got = f"{least} to {most} values a run, of {max(1, len(cases))} lists of cases"
+        expected = "finite ones of the same cases for every method at every seed"
         raise ContractError(metric, got, expected, "leaving incomplete methods or seeds out")
     methods, seeds = runs.mean(axis=1), runs.mean()
     rest = runs.sub(methods, axis=0) - (seeds - methods.mean())
@@ -120,10 +123,12 @@ def summarise(
     `metrics` defaults to every numeric column that is not a key. The sd is no error bar of the
     mean, because rows of one seed or one case are not independent.
     """
+    require(table)
     by = [by] if isinstance(by, str) else list(by)
     if metrics is None:
         metrics = [x for x in table.select_dtypes("number").columns if x not in {*KEYS, *by}]
-    require(table, *by, *metrics)
+    table = numbers(table, *metrics)
+    require(table, *by)
     if not metrics:
         raise ContractError("table", list(table.columns), "a numeric metric column", "pass metrics")
     long = table.melt(id_vars=by, value_vars=metrics, var_name="metric", value_name="value")
@@ -178,7 +183,7 @@ def interval(d: np.ndarray, *, level: float = 0.95) -> Interval:
         Medicine, 2007 (the same variance; there the seed term alone gives the degrees of freedom).
     """
     finite("level", level, lambda x: 0 < x < 1, "a confidence level in (0, 1), such as 0.95")
-    d = np.asarray(d, dtype=np.float64)
+    d = floats("differences", d)
     if d.ndim < 2 or d.shape[-2] < 1 or d.shape[-1] < 2 or not np.isfinite(d).all():
         raise ContractError("differences", d.shape, "finite (seeds >= 1, cases >= 2)", "more cases")
     k, n = d.shape[-2:]
@@ -218,10 +223,12 @@ def detectable(
     only. Raises ContractError for an impossible design.
     Source: Hillis, Obuchowski and Berbaum, Academic Radiology, 2011 (power of such studies).
     """
-    sds = np.array([float(sd_seed), float(sd_case), float(sd_residual)])
-    if not (sds >= 0).all() or n_seeds < 1 or n_cases < 2 or not 0 < alpha < power < 1:
-        design = f"sds {sds}, {n_seeds} seeds, {n_cases} cases, power {power}, alpha {alpha}"
-        limits = "sds >= 0, seeds >= 1, cases >= 2, 0 < alpha < power < 1"
+    sds = floats("standard deviations", [sd_seed, sd_case, sd_residual])
+    n_seeds, n_cases = at_least("n_seeds", n_seeds, 1), at_least("n_cases", n_cases, 2)
+    fits = 1e-12 < finite("alpha", alpha) < finite("power", power) < 1
+    if not fits or not ((sds >= 0) & (sds < 1e100)).all():
+        design = f"sds {sds}, power {power}, alpha {alpha}"
+        limits = "sds >= 0 and below 1e100, 1e-12 < alpha < power < 1"
         raise ContractError("design", design, limits, "the three sds of a Comparison")
     if n_seeds == 1 and sds[0] > 0:
         return math.inf
@@ -242,7 +249,7 @@ def holm(p: Sequence[SupportsFloat] | np.ndarray | pd.Series) -> np.ndarray:
     Raises ContractError for a value outside 0 to 1, or more than one axis.
     Source: Holm, Scandinavian Journal of Statistics, 1979.
     """
-    values = np.array(p, dtype=np.float64)
+    values = floats("p", p)
     known = values[~np.isnan(values)]
     if values.ndim != 1 or ((known < 0) | (known > 1)).any():
         raise ContractError("p", p, "one list of values between 0 and 1", "the p of each compare()")
@@ -253,23 +260,18 @@ def holm(p: Sequence[SupportsFloat] | np.ndarray | pd.Series) -> np.ndarray:
     return values
 
 
-def require(table: pd.DataFrame, *names: str) -> None:
-    """Raise ContractError unless the table has the columns."""
-    if missing := [name for name in names if name not in table]:
-        raise ContractError("columns", list(table.columns), f"also {missing}", "rename them")
-
-
 def _differences(
     table: pd.DataFrame, metric: str, method: str, baseline: str
 ) -> tuple[Float[np.ndarray, "k n"], int, int]:
-    require(table, *WHERE, metric)
+    refuse_unnamed(table, *WHERE)
+    table = numbers(table, metric)
     names, pair = sorted(set(table["method"])), [method, baseline]
     if method == baseline or not set(pair) <= set(names):
         raise ContractError("methods", pair, f"another two of {names}", "check the spelling")
     rows = table[table["method"].isin(pair)]
     if rows.duplicated(list(WHERE)).any():
         raise ContractError(f"rows per {WHERE}", "several", "one", "keep one region of the table")
-    wide = rows.pivot(index=["seed", "case"], columns="method", values=metric).astype(float)
+    wide = rows.pivot(index=["seed", "case"], columns="method", values=metric)
     d = (wide[method] - wide[baseline]).unstack("case")
     seeds = rows.groupby("method")["seed"].unique()
     paired = d.loc[sorted(set(seeds[method]) & set(seeds[baseline]))]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from dcd_core.errors import ContractError
+
 
 class Task(NamedTuple):
     """A segmentation task: its channels and labels in file order, its regions as label sets."""
@@ -18,6 +20,13 @@ class Task(NamedTuple):
     channels: tuple[str, ...]
     labels: tuple[str, ...]
     regions: Mapping[str, tuple[int, ...]]
+
+
+def checked_task(task: Task) -> Task:
+    """Return a task; ContractError for its name, or anything else."""
+    if not isinstance(task, Task):
+        raise ContractError("task", repr(task), "a Task", "tasks.TASKS['isles2022']")
+    return task
 
 
 # BraTS 2024 GLI: label 4 is the resection cavity and belongs to neither WT nor TC

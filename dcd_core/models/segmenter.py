@@ -86,7 +86,7 @@ class Segmenter(nn.Module):
                 raise
             except (RuntimeError, ValueError) as error:  # those of PyTorch do not say what to do
                 got = f"{tuple(x.shape)} ({str(error).splitlines()[0]})"
-                expected = "its channels, a size that the strides of the network divide, and memory"
+                expected = "its channels and type, a size that the strides of the network divide"
                 raise ContractError("image", got, expected, "the patch of its training") from error
         absent = [name for name in self.stages if name not in features]
         if absent:

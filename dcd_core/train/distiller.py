@@ -9,7 +9,7 @@ from dcd_core.errors import not_negative
 from dcd_core.method import Method, check_target
 from dcd_core.models import Segmenter
 from dcd_core.train.processes import ALONE
-from dcd_core.types import UNLABELLED, ContractError, Output
+from dcd_core.types import UNLABELLED, ContractError, Output, dense
 
 _MEANINGS = {False: "classes of one softmax", True: "overlapping regions, a sigmoid each"}
 
@@ -51,6 +51,15 @@ class Distiller(nn.Module):
             if not isinstance(network, Segmenter):
                 got = type(network).__name__
                 raise ContractError("student, teacher", got, "Segmenters", "models.Segmenter(...)")
+        if method is not None and not isinstance(method, nn.Module):
+            got = repr(method)
+            raise ContractError("method", got, "a module, or None", "methods.build(name, ...)")
+        if teacher is not None and {*map(id, student.parameters())} & {
+            *map(id, teacher.parameters())
+        }:
+            # Freezing the teacher would freeze the student, which would never learn.
+            got, attempt = "weights that both have", "copy.deepcopy(student) as the teacher"
+            raise ContractError("student, teacher", got, "weights of their own", attempt)
         if reads is not None and any(network.regions != reads for network in networks):
             expected = f"{_MEANINGS[reads]}, as {type(method).__name__} reads them"
             attempt = "a method of features, or regions=True where both networks are of regions"
@@ -81,7 +90,7 @@ class Distiller(nn.Module):
         """
         alone = self.teacher is None and self.needs_teacher
         distil = distil and self.method is not None and not alone
-        check_target(target, Output(image, ()))
+        check_target(target, Output(dense("image", image), ()))
         known = _labelled(target)
         whole = bool(known.all())
         if not (distil or whole):
@@ -95,6 +104,7 @@ class Distiller(nn.Module):
             return Losses(segmentation, None)
         teacher = Output(image.new_empty((0,)), ())
         if self.teacher is not None:
+            self.teacher.eval()  # whoever set it to train: its statistics must not move
             with torch.no_grad():
                 if self.needs_logits:
                     teacher = self.teacher(image)
@@ -148,6 +158,8 @@ def _rows(output: Output, known: Tensor) -> Output:
 
 def _refuse_unknown(target: Tensor, classes: int) -> None:
     """Raise ContractError for a label that is no class: a GPU would stop for good at it."""
+    if classes < 2:  # a softmax of one class is 1 everywhere
+        raise ContractError("classes of the student", classes, "at least two", "a `seg_loss`")
     low, high = (int(x) for x in target.aminmax())
     if low < 0 or high >= classes:
         attempt = "labels of this task, or a seg_loss of your own that ignores some"

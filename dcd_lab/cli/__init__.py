@@ -10,6 +10,7 @@ is why even `dcd_core`, which brings PyTorch, is imported inside the functions.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -36,6 +37,8 @@ def _message(error: Exception) -> str:
 
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed. Try: {install('lab')}"
+    if isinstance(error, MemoryError) or re.search("llocate memory|out of memory", str(error)):
+        return f"not enough memory ({error}). Try: a smaller patch or batch"
     if isinstance(error, ContractError | OSError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}. This is a defect: report it"

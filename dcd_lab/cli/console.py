@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,17 @@ def refusal(what: str, got: object, expected: object, attempt: str) -> ContractE
     from dcd_core.errors import ContractError
 
     return ContractError(what, got, expected, attempt)
+
+
+def to_write(out: Path, *suffixes: str, reads: Sequence[Path] = ()) -> Path:
+    """A file to write; ContractError for another suffix, or where it is one that is read."""
+    if not out.name.endswith(suffixes) or out.name in suffixes:
+        expected, attempt = f"a name in {' or '.join(suffixes)}", f"{out.name}{suffixes[0]}"
+        raise refusal("--out", out.name, expected, attempt)
+    for file in reads:
+        if out.exists() and file.exists() and out.samefile(file):
+            raise refusal("--out", out, "another file than those that are read", "another name")
+    return out
 
 
 def task_of(name: str) -> Task:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcd_lab.cli.console import Json, TaskName, Workers, print_json, task_of
+from dcd_lab.cli.console import Json, TaskName, Workers, print_json, task_of, to_write
 
 Root = Annotated[Path, typer.Argument(help="Folder that holds BraTS or ISLES, at any depth.")]
 AnyTask = Annotated[str | None, typer.Option(help="Task; by default whatever lies there.")]
@@ -59,6 +59,7 @@ def folds(
     from dcd_lab import data
     from dcd_lab.data.scans import READERS
 
+    to_write(out, ".json")
     scans = READERS[task_of(task).name](root)
     patients = {scan.id: scan.group for scan in scans if scan.label is not None}
     made = data.folds(patients, group=None if by_scan else patients)

@@ -7,7 +7,6 @@ there unless given.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcd_lab.cli.console import Json, print_json, refusal, task_of, waiting
+from dcd_lab.cli.console import Json, print_json, refusal, task_of, to_write, waiting
 
 if TYPE_CHECKING:
     from dcd_core.models import Segmenter
@@ -68,8 +67,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Segment one scan and write the label on its own grid, with the header of the first image."""
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise refusal("--out", out.name, "a name in .nii.gz or .nii", f"{out.name}.nii.gz")
+    to_write(out, ".nii.gz", ".nii", reads=images)
     network = _loaded(model, cpu=cpu)
     chosen = _task_of(network, task)
     _refuse_other_channels(images, chosen)
@@ -141,9 +139,7 @@ def export(model: Network, out: Onnx = None, patch: Patch = None, as_json: Json 
     from dcd_lab.deploy import check_export, export_onnx
 
     require("deploy", "onnx", "onnxscript", "onnxruntime")
-    path = model.with_suffix(".onnx") if out is None else out
-    if path.suffix != ".onnx":
-        raise refusal("--out", path.name, "a name in .onnx", f"{path.stem}.onnx")
+    path = to_write(model.with_suffix(".onnx") if out is None else out, ".onnx")
     network = _loaded(model, cpu=True)
     shape = (1, _spec(network)["in_channels"], *_patch_of(model, patch))
     with waiting("exporting"):
@@ -177,6 +173,7 @@ def _facts(model: Path) -> dict[str, Any]:
     """Recipe, threshold and spacing of the run a network lies in; empty where there is none."""
     from dcd_core.train.result import facts_of
     from dcd_lab.experiments import evaluation
+    from dcd_lab.records.places import read_json
     from dcd_lab.records.seals import check
 
     facts: dict[str, Any] = {}
@@ -184,7 +181,7 @@ def _facts(model: Path) -> dict[str, Any]:
     for name in ("request.json", "fit.json", f"threshold-{evaluation.VERSION}.json"):
         if (file := model.parent / name).is_file():
             whole = name == "fit.json"  # it has a hash of its own
-            facts |= facts_of(model.parent) if whole else json.loads(file.read_text("utf-8"))
+            facts |= facts_of(model.parent) if whole else read_json(file)
     return facts
 
 
@@ -192,7 +189,8 @@ def _patch_of(model: Path, given: Sequence[int] | None) -> Size3:
     """The patch that is given, else that of the network's training."""
     from dcd_core.errors import at_least
 
-    patch = given or _facts(model).get("recipe", {}).get("patch")
+    recipe = _facts(model).get("recipe")
+    patch = given or (recipe.get("patch") if isinstance(recipe, dict) else None)
     if not patch:
         got, expected = "none, and no fit.json beside the network", "the patch of its training"
         raise refusal("patch", got, expected, "--patch 64 64 64")
@@ -222,6 +220,9 @@ def _refuse_other_channels(images: Sequence[Path], task: Task) -> None:
     if len(images) != len(task.channels):
         expected = f"{len(task.channels)}, the channels of this network and of {task.name}"
         raise refusal("images", f"{len(images)} files", expected, f"in this order: {order}")
+    if len({image.resolve() for image in images}) < len(images):
+        expected = f"a file for each of {order}"
+        raise refusal("images", "one file more than once", expected, f"in this order: {order}")
     for image, channel in zip(images, task.channels, strict=True):
         words = set(re.split(r"[^a-z0-9]+", image.name.lower())) & {*task.channels}
         if words and channel not in words:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcd_lab.cli.console import Json, TaskName, Workers, print_json, print_table, refusal, task_of
+from dcd_lab.cli.console import (
+    Json,
+    TaskName,
+    Workers,
+    print_json,
+    print_table,
+    refusal,
+    task_of,
+    to_write,
+)
 
 if TYPE_CHECKING:
     from dcd_lab.tasks import Task
@@ -49,6 +58,8 @@ def score(
     from dcd_lab.pool import each
     from dcd_lab.records.text import write_table
 
+    if out is not None:
+        to_write(out, ".csv")
     pairs = _pairs(prediction, reference, task_of(task), partial)
     rows: list[dict[str, Any]] = []
     for done, scored in enumerate(each(_scored, pairs, workers=workers), start=1):

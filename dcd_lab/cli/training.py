@@ -107,7 +107,7 @@ def train(
 
 def _claim(folder: Path, request: Mapping[str, object]) -> None:
     """Keep in the folder of a run what was asked for; ContractError where it holds another run."""
-    from dcd_lab.records.places import write_json
+    from dcd_lab.records.places import read_json, write_json
     from dcd_lab.records.seals import check, seal
 
     file = folder / "request.json"
@@ -118,7 +118,7 @@ def _claim(folder: Path, request: Mapping[str, object]) -> None:
         write_json(file, wanted)
         return seal(folder, file.name)
     check(folder)
-    kept = json.loads(file.read_text("utf-8"))
+    kept = read_json(file)
     if other := [key for key in wanted if kept.get(key) != wanted[key]]:
         got = f"{folder}, a run with another {' and '.join(other)}"
         raise refusal("--out", got, "a new folder, or the same command", "another name")

@@ -21,7 +21,7 @@ from dcd_lab.data import volumes
 from dcd_lab.data.editions import OWN, renumbered
 from dcd_lab.data.scans import Scan, layout, layout_id, patient
 from dcd_lab.data.volumes import NiftiVolume, load, onto, open_image
-from dcd_lab.tasks import TASKS, Task
+from dcd_lab.tasks import TASKS, Task, checked_task
 
 
 def read(scan: Scan, *, grid: str | None = None) -> Case:
@@ -109,8 +109,8 @@ def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) ->
     of the task or a label of another grid, or when its folder holds something else.
     """
     scans: dict[str, Scan] = {}
-    for case in cases:
-        named = case._replace(id=layout_id(case.id, task))
+    for case in map(checked_case, cases):
+        named = case._replace(id=layout_id(case.id, checked_task(task)))
         if named.id in scans:
             got = f"a second {named.id}"
             raise ContractError(f"case {case.id}", got, "unique ids", "rename it")
@@ -119,9 +119,12 @@ def write(cases: Iterable[Case], root: str | os.PathLike[str], *, task: Task) ->
 
 
 def _write_case(case: Case, base: Path, task: Task) -> Scan:
-    if len(checked_case(case).image) != len(task.channels):
+    if len(case.image) != len(task.channels):
         got, expected = f"{len(case.image)} channels", ", ".join(task.channels)
         raise ContractError(f"case {case.id}", got, expected, "the task of this case")
+    if wrong := int(case.image.size - np.isfinite(case.image).sum()):
+        got = f"{wrong} voxels that are not finite"
+        raise ContractError(f"case {case.id}", got, "finite voxels", "0 where there is no signal")
     paths = {name: base / path for name, path in layout(case.id, task).items()}
     arrays = dict(zip(task.channels, case.image, strict=True))
     if case.label is not None:
@@ -179,8 +182,11 @@ def export(
     anything but whole numbers from 0 on, or when `path` is no NIfTI name.
     """
     path, stored = Path(path), open_image(Path(reference))
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.endswith((".nii", ".nii.gz")) or path.name in (".nii", ".nii.gz"):
         raise ContractError("export", path.name, "a name in .nii.gz or .nii", f"{path.name}.nii.gz")
+    if path.exists() and path.samefile(reference):
+        got, expected = f"{path}, the reference", "another file: the scan would be lost"
+        raise ContractError("export", got, expected, "another name")
     what, attempt = f"label for {path.name}", "data.predict_case, which returns such a label"
     if (*label.shape, *(1,) * (len(stored.shape) - label.ndim)) != stored.shape:
         expected = f"{stored.shape}, as in {Path(reference).name}"

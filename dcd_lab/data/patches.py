@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64, UInt8
 from torch import Tensor
 
+from dcd_core.errors import at_least, finite, flag, not_negative, several, whole
 from dcd_core.types import UNLABELLED, Case, ContractError, Size3, checked_case
 
 
@@ -76,16 +77,17 @@ class Patches:
         augment: Augment = MILD,
         unlabelled: Sequence[Case] = (),
     ) -> None:
-        _refuse_unfit(cases, unlabelled)
-        if min(*patch, batch) < 1 or seed < 0 or not 0 <= foreground <= 1:
-            got = f"patch={patch}, batch={batch}, seed={seed}, foreground={foreground:g}"
-            expected = "patch and batch of at least 1, seed of at least 0, foreground in 0..1"
-            raise ContractError("Patches", got, expected, "patch=(32, 32, 32), batch=2, seed=0")
+        known, unknown = (_checked(these) for these in (cases, unlabelled))
+        _refuse_unfit(known, unknown)
         # Without their labels, which nothing may read.
-        self.cases = (*cases, *(case._replace(label=None) for case in unlabelled))
-        self.labelled_cases = len(cases)
-        self.patch, self.batch, self.seed = patch, batch, seed
-        self.foreground, self.augment = foreground, augment
+        self.cases = (*known, *(case._replace(label=None) for case in unknown))
+        self.labelled_cases = len(known)
+        i, j, k = whole("patch", patch, count=3)
+        self.patch, self.batch = (i, j, k), at_least("batch", batch, 1)
+        self.seed = at_least("seed", seed, 0, 2**63)
+        in_all = "a share in [0, 1]"
+        self.foreground = finite("foreground", foreground, lambda x: 0 <= x <= 1, in_all)
+        self.augment = _checked_augment(augment)
         self._voxels = [_voxels_by_label(case) for case in self.cases]
 
     def __getitem__(
@@ -102,6 +104,7 @@ class Patches:
 
     def draws(self, step: int) -> list[Draw]:
         """Return what is random about the patches of one step."""
+        step = at_least("step", step, 0)
         known, count = range(self.labelled_cases), len(self.cases)
         drawn = self._draws([self.seed, step], known)
         if count > len(known):  # from a stream of their own: they move no other patch
@@ -192,14 +195,29 @@ def _voxels_by_label(case: Case) -> list[Int32[np.ndarray, " n"]]:
     return [np.flatnonzero(flat == value).astype(np.int32) for value in present]
 
 
+def _checked(cases: Sequence[Case]) -> tuple[Case, ...]:
+    each = () if cases is None else several("cases", cases, "prepared cases")
+    return tuple(map(checked_case, each))
+
+
+def _checked_augment(augment: Augment) -> Augment:
+    if not isinstance(augment, Augment):
+        got = type(augment).__name__
+        raise ContractError("augment", got, "an Augment", "data.patches.NONE for no changes")
+    flag("flips", augment.flips)
+    for name in ("gain", "shift", "noise"):
+        not_negative(name, getattr(augment, name))
+    return augment
+
+
 def _refuse_unfit(cases: Sequence[Case], unlabelled: Sequence[Case]) -> None:
     if not cases:
         raise ContractError("cases", "none", "at least one prepared case", "data.prepare")
-    for case in map(checked_case, cases):
+    for case in cases:
         if case.label is None:
             attempt = "`unlabelled` for such cases, or check where the label files are"
             raise ContractError(f"case {case.id}", "no label", "a labelled case", attempt)
-    for case in (*cases, *map(checked_case, unlabelled)):
+    for case in (*cases, *unlabelled):
         if len(case.image) != len(cases[0].image):
             expected = f"{len(cases[0].image)}, as in {cases[0].id}"
             attempt = "train on one task at a time"

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from scipy import ndimage
 
+from dcd_core.errors import positive, within
 from dcd_core.types import Case, ContractError, Size3, checked_case
-from dcd_lab.tasks import TASKS, Task
+from dcd_lab.tasks import TASKS, Task, checked_task
 
 MARGIN = 2
 """Voxels kept around the brain, so that its surface is never the edge of the volume."""
@@ -23,6 +24,8 @@ ADC_RANGE = (0.0, 4.0)
 Z_RANGE = (-5.0, 10.0)
 """Normalised intensities are clipped to this: vessels, fat and reconstruction errors lie beyond and
 would dominate a feature distance. Enhancing tumour and acute infarcts stay well inside."""
+MOST_VOXELS = 10**9
+"""Of a resampled channel: with more, the spacing is in another unit than mm."""
 THICK = 3.0
 """Slices thicker than this many times the in-plane spacing are not interpolated across."""
 
@@ -72,7 +75,8 @@ def prepare(
     Source: Isensee et al., nnU-Net, Nature Methods, 2021 (order of the steps, shared mask, thick
     slices); unlike there, what a spline leaves outside the resampled brain is put to 0 again.
     """
-    brain = (checked_case(case).image != 0).any(axis=0)
+    case = checked_case(case)
+    brain = (case.image != 0).any(axis=0)
     if not brain.any():
         raise ContractError(f"case {case.id}", "only zeros", "a brain", "look at the source files")
     if wrong := int(case.image.size - np.isfinite(case.image).sum()):
@@ -103,7 +107,7 @@ def _adc_channel(case: Case, task: Task | None) -> int | None:
     channels = len(case.image)
     if task is None:
         task = next((task for task in TASKS.values() if len(task.channels) == channels), None)
-    elif len(task.channels) != channels:
+    elif len(checked_task(task).channels) != channels:
         expected = ", ".join(task.channels)
         what, attempt = f"channels of {case.id}", "name the task of this case"
         raise ContractError(what, channels, expected, attempt)
@@ -125,14 +129,16 @@ def _normalise(
 
 def _respaced(case: Case, spacing_mm: float | tuple[float, float, float]) -> Case:
     """Resample a case about the centre of its field of view; equal spacing returns it untouched."""
-    target = np.broadcast_to(np.asarray(spacing_mm, np.float64), (3,))
-    if not (np.isfinite(target) & (target > 0)).all():
-        raise ContractError("spacing_mm", spacing_mm, "positive numbers", "1.0 or (1.0, 1.0, 2.0)")
+    sizes = (spacing_mm,) * 3 if np.ndim(spacing_mm) == 0 else tuple(spacing_mm)
+    within("spacing_mm", spacing_mm, len(sizes) == 3, "one number or three, in mm")
+    target = np.array([positive("spacing_mm", size) for size in sizes])
     step = target / case.spacing_mm
     if np.allclose(step, 1, rtol=0, atol=1e-3):
         return case
     old = np.array(case.image.shape[1:])
-    new = np.maximum(np.round(old / step), 1).astype(int)
+    new = np.maximum(np.round(old / step), 1)
+    within("spacing_mm", spacing_mm, new.prod() <= MOST_VOXELS, f"at most {MOST_VOXELS} voxels")
+    new = new.astype(int)
     start = ((old - 1) - (new - 1) * step) / 2
     index = np.diag([*step, 1.0])
     index[:3, 3] = start

@@ -16,18 +16,20 @@ from dcd_core.types import ContractError
 from dcd_lab.data.editions import OWN, numbering
 from dcd_lab.tasks import BRATS, ISLES, SIMULATED, TASKS, Task
 
-BRATS_ID = re.compile(r"BraTS-GLI-\d{5}-\d{3}")
-ISLES_ID = re.compile(r"sub-strokecase\d{4}")
+BRATS_ID = re.compile(r"BraTS-GLI-\d{5}-\d{3}", re.ASCII)
+ISLES_ID = re.compile(r"sub-strokecase\d{4}", re.ASCII)
 _IDS = {
     BRATS.name: (BRATS_ID, "BraTS-GLI-{:05}-100"),
     ISLES.name: (ISLES_ID, "sub-strokecase{:04}"),
-    **{name: (re.compile(rf"{name}-\d{{4}}"), f"{name}-{{:04}}") for name in SIMULATED},
+    **{name: (re.compile(rf"{name}-\d{{4}}", re.ASCII), f"{name}-{{:04}}") for name in SIMULATED},
 }
-_BRATS_FILE = re.compile(r"(BraTS-GLI-\d{5}-\d{3})-(t1n|t1c|t2w|t2f|seg)\.nii(?:\.gz)?", re.I)
-_ISLES_FILE = re.compile(
-    r"(?:(sub-strokecase\d{4})(?:_ses-\d+)?_)?(dwi|adc|flair|msk)\.nii(?:\.gz)?", re.I
+_BRATS_FILE = re.compile(
+    r"(BraTS-GLI-\d{5}-\d{3})-(t1n|t1c|t2w|t2f|seg)\.nii(?:\.gz)?", re.I | re.A
 )
-_SIMULATED_FILE = re.compile(rf"(({'|'.join(SIMULATED)})-\d{{4}})-(\w+)\.nii(?:\.gz)?")
+_ISLES_FILE = re.compile(
+    r"(?:(sub-strokecase\d{4})(?:_ses-\d+)?_)?(dwi|adc|flair|msk)\.nii(?:\.gz)?", re.I | re.A
+)
+_SIMULATED_FILE = re.compile(rf"(({'|'.join(SIMULATED)})-\d{{4}})-(\w+)\.nii(?:\.gz)?", re.A)
 _LAYOUT = {
     BRATS.name: ("{id}/{id}-seg.nii.gz", "{id}/{id}-{name}.nii.gz"),
     ISLES.name: (
@@ -262,6 +264,8 @@ def layout_id(id: str, task: Task) -> str:
     Raises ContractError when the id has no number or one with too many digits.
     """
     pattern, form = _IDS[task.name]
+    if not isinstance(id, str):
+        raise ContractError("id of a case", repr(id), "text that ends in a number", "'case-1'")
     if pattern.fullmatch(id):
         return id
     number = re.search(r"\d+$", id)

@@ -7,12 +7,13 @@ from typing import SupportsFloat
 
 import numpy as np
 
+from dcd_core.errors import several
 from dcd_lab.metrics import masks
 from dcd_lab.metrics.brats import brats2024
 from dcd_lab.metrics.lesion import EDGES_ML, dice_by_class, lesions, mean_dice
 from dcd_lab.metrics.masks import Spacing, checked
-from dcd_lab.metrics.region import boundary_dice, diagonal_mm, dice, surfaces, volume_ml
-from dcd_lab.tasks import BRATS, PUBLIC, Task
+from dcd_lab.metrics.region import boundary_dice, dice, surfaces, volume_ml, worst_of
+from dcd_lab.tasks import BRATS, PUBLIC, Task, checked_task
 
 
 def score(
@@ -37,15 +38,17 @@ def score(
     Raises ContractError for volumes that are not integer arrays of one shape with the task's
     labels, or for another spacing.
     """
-    *labels, spacing = checked(spacing_mm, labels=task.labels, pred=pred, true=true)
-    worst_mm = diagonal_mm(true, spacing) if empty_mm is None else float(empty_mm)
-    below = masks.as_number("below_ml", below_ml)
+    labels_of_task = checked_task(task).labels
+    *labels, spacing = checked(spacing_mm, labels=labels_of_task, pred=pred, true=true)
+    worst_mm = worst_of(true, spacing, empty_mm)
+    below = masks.as_limit("below_ml", below_ml)
+    tolerances = several("tolerances_mm", tolerances_mm, "distances in mm")
     box = masks.grown(masks.box_of((labels[0] > 0) | (labels[1] > 0)), (1, 1, 1))
     rows: list[dict[str, object]] = []
     for region, values in task.regions.items():
         p, t = (np.isin(label[box], values) for label in labels)
         distances, components = surfaces(p, t, spacing), lesions(p, t, spacing)
-        nsds = {masks.number_name(mm): distances.nsd(masks.as_distance(mm)) for mm in tolerances_mm}
+        nsds = {masks.number_name(mm): distances.nsd(masks.as_distance(mm)) for mm in tolerances}
         small = [row for row in components if row["volume_ml"] < below]
         classes = dice_by_class(components, EDGES_ML)
         rows.append(
@@ -111,7 +114,7 @@ def challenge(
     A task without a challenge has rows that name the region alone. Raises ContractError as the two
     do.
     """
-    if task.name not in PUBLIC:
+    if checked_task(task).name not in PUBLIC:
         return [{"region": region} for region in task.regions]
     if task.name == BRATS.name:
         return brats2024(pred, true, spacing_mm)

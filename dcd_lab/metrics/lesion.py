@@ -10,6 +10,7 @@ from typing import SupportsFloat, TypeAlias
 import numpy as np
 from scipy import ndimage
 
+from dcd_core.errors import several
 from dcd_core.types import ContractError
 from dcd_lab.metrics import masks
 from dcd_lab.metrics.masks import Mask, Numbers, Spacing, Triple, checked
@@ -39,7 +40,7 @@ def lesions(
     Raises ContractError for other arrays or spacings, or a negative margin.
     """
     p, t, spacing = checked(spacing_mm, pred=pred, true=true)
-    margin, below = masks.as_distance(margin_mm), masks.as_number("below_ml", below_ml)
+    margin, below = masks.as_distance(margin_mm), masks.as_limit("below_ml", below_ml)
     if not t.any():
         return []
     # Twice the margin: another lesion nearer to a voxel of the neighbourhood is no further away.
@@ -99,7 +100,7 @@ def dice_by_volume(
     written 05 and 1.5. A lesion of exactly 1 ml belongs to the larger class. Lesions count as in
     `small_lesion_dice`. Raises ContractError also for edges that are not positive or do not rise.
     """
-    edges = [masks.as_number("edges_ml", edge) for edge in edges_ml]
+    edges = [masks.as_number("edges_ml", x) for x in several("edges_ml", edges_ml, "numbers")]
     if not edges or edges[0] <= 0 or any(a >= b for a, b in itertools.pairwise(edges)):
         raise ContractError("edges_ml", edges, "positive numbers that rise", "(1.0, 10.0)")
     return dice_by_class(lesions(pred, true, spacing_mm, margin_mm=margin_mm), edges)

@@ -47,7 +47,7 @@ def checked(
         spacing = np.asarray(spacing_mm, dtype=np.float64)
     except (TypeError, ValueError):
         spacing = np.empty(0)
-    if spacing.shape != (3,) or not np.all(np.isfinite(spacing) & (spacing > 0)):
+    if spacing.shape != (3,) or not np.all((spacing > 1e-6) & (spacing < 1e6)):
         raise ContractError(
             "spacing_mm",
             spacing_mm,
@@ -66,9 +66,15 @@ def as_number(what: str, value: SupportsFloat) -> float:
     """A number, infinity perhaps; ContractError for NaN, which no volume is above or below."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    except (TypeError, ValueError, OverflowError):
+        raise ContractError(what, repr(value), "a number", f"the default of `{what}`") from None
     return within(what, number, not math.isnan(number), "a number")
+
+
+def as_limit(what: str, value: SupportsFloat) -> float:
+    """A number, infinity perhaps, of 0 or more."""
+    number = as_number(what, value)
+    return within(what, number, number >= 0, "0 or more")
 
 
 def number_name(value: SupportsFloat) -> str:
@@ -76,7 +82,7 @@ def number_name(value: SupportsFloat) -> str:
 
     No two numbers share a name, because only those below 1 start with 0.
     """
-    text = repr(float(value)).removesuffix(".0")
+    text = repr(as_number("distance in mm", value)).removesuffix(".0")
     return text.replace(".", "") if text.startswith("0.") else text
 
 
@@ -127,11 +133,13 @@ def _volume(array: np.ndarray, name: str, labels: Sequence[str]) -> np.ndarray:
         raise ContractError(
             f"shape of {name}", volume.shape, "three axes (i, j, k)", "index away batch and channel"
         )
+    if not volume.size:
+        raise ContractError(f"shape of {name}", volume.shape, "voxels along all axes", "the case")
     if volume.dtype != bool and not np.issubdtype(volume.dtype, np.integer):
         raise ContractError(
             f"dtype of {name}", volume.dtype, "bool or integer", "threshold or argmax it first"
         )
-    if volume.dtype != bool and volume.size and (volume.min() < 0 or volume.max() > last):
+    if volume.dtype != bool and (volume.min() < 0 or volume.max() > last):
         raise ContractError(
             f"values of {name}",
             f"{volume.min()} to {volume.max()}",

@@ -103,7 +103,7 @@ def hd95(
     Source: Huttenlocher et al., IEEE TPAMI, 1993; Maier-Hein et al., Nature Methods, 2024.
     """
     distances = surfaces(pred, true, spacing_mm)
-    return distances.hd95(diagonal_mm(true, spacing_mm) if empty_mm is None else float(empty_mm))
+    return distances.hd95(worst_of(true, spacing_mm, empty_mm))
 
 
 def nsd(
@@ -123,6 +123,13 @@ def nsd(
 def diagonal_mm(volume: np.ndarray, spacing_mm: Spacing) -> float:
     """The length in mm of the diagonal of a volume."""
     return float(np.linalg.norm(np.multiply(np.shape(volume), np.asarray(spacing_mm, float))))
+
+
+def worst_of(volume: np.ndarray, spacing_mm: Spacing, empty_mm: float | None) -> float:
+    """The distance in mm of a mask to an empty one: as given, else the diagonal of the volume."""
+    if empty_mm is None:
+        return diagonal_mm(volume, spacing_mm)
+    return masks.as_limit("empty_mm", empty_mm)
 
 
 def hd95_by_area(pred: Mask, true: Mask, spacing: Triple) -> float:

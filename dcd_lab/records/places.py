@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
@@ -56,6 +57,19 @@ def write_json(
     """Write data as an indented JSON file, atomically; `default` is that of `json.dumps`."""
     text = json.dumps(value, indent=1, ensure_ascii=False, default=default)
     write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of JSON; ContractError, with the path, for a file that holds none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict):
+            return content
+        got = f"a {type(content).__name__}"
+    except ValueError as error:  # no JSON, or not in UTF-8
+        got = f"{type(error).__name__} ({error})"
+    attempt = f"removing {path.parent}: what was in it is then made again"
+    raise ContractError(str(path), got, "an object of JSON", attempt)
 
 
 def plain(name: str) -> str:

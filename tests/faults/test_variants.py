@@ -1,18 +1,16 @@
-"""Variants of the listed faults, found by looking for siblings: each right value as a test."""
+"""Variants of the listed faults in networks and training: each right value as a test."""
 
 import math
 import os
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import training
-from cases import make_case
 from torch import nn
 
 from dcd_core.dcd import DCD, kd_weight
-from dcd_core.infer import choose_threshold, decide, in_bfloat16, predict
+from dcd_core.infer import decide, in_bfloat16, predict
 from dcd_core.methods import build
 from dcd_core.models import Segmenter, dynunet
 from dcd_core.storage import atomic
@@ -20,20 +18,8 @@ from dcd_core.train import EMA, Distiller, Recipe, fit
 from dcd_core.train.processes import Processes
 from dcd_core.types import ContractError, Output
 from dcd_core.wavelet import Pyramid, idwt3, waverec3
-from dcd_lab import metrics, stats
 from dcd_lab.cache import make_once
-from dcd_lab.data import Patches, prepare, write
-from dcd_lab.tasks import ISLES
 
-CASE = make_case(ISLES)
-SLICE = CASE._replace(label=CASE.label[..., :1])
-LARGER = CASE._replace(label=np.pad(CASE.label, 3))
-MASK = np.zeros((4, 4, 4), bool)
-MASK[:2] = True
-TABLE = pd.DataFrame(
-    [(m, s, c, s + c / 9) for m in "ab" for s in range(3) for c in range(4)],
-    columns=["method", "seed", "case", "dice"],
-)
 X = torch.randn(1, 2, 8, 8, 8)
 LABELS = torch.zeros(1, 1, 8, 8, 8, dtype=torch.int64)
 
@@ -51,32 +37,49 @@ def distil(labels):
     )
 
 
+def twins(shared):
+    """Distil from a teacher that has weights of its student."""
+    student, teacher = (dynunet(1, 2, channels=(2, 2, 2)) for _ in range(2))
+    if shared == "all":
+        teacher = student
+    teacher.network.input_block = student.network.input_block
+    return Distiller(student, teacher, DCD((2, 2, 2), (2, 2, 2), wavelet="haar"))
+
+
 REFUSED = {
-    # All background, or nothing at all, without a word.
     "threshold NaN": (lambda: decide(np.ones((2, 1, 1, 1)), math.nan), "threshold: got nan"),
     "threshold 2": (lambda: decide(np.ones((2, 1, 1, 1)), 2), "threshold: got 2"),
+    "one class": (lambda: decide(np.ones((1, 2, 2, 2)), 0.5), "2 to 256 classes"),
+    "logits decided on": (lambda: decide(np.full((2, 2, 2, 2), 3.0), 0.5), "probabilities: got"),
+    "no axis of voxels": (lambda: decide(np.ones((2, 2, 2)), 0.5), r"\(k, d, h, w\)"),
+    "network of one class": (
+        lambda: predict(dynunet(1, 1, channels=(2, 2, 2)), np.ones((1, 8, 8, 8)), patch=(8, 8, 8)),
+        "classes of the network",
+    ),
+    "one class to train on": (
+        lambda: Distiller(dynunet(1, 1, channels=(2, 2, 2)))(X[:, :1], LABELS, distil=False),
+        "classes of the student",
+    ),
+    "no Segmenter": (
+        lambda: predict(nn.Conv3d(1, 2, 1), np.ones((1, 8, 8, 8)), patch=(8, 8, 8)),
+        "a Segmenter",
+    ),
+    "the student as teacher": (lambda: twins("all"), "weights that both have"),
+    "a block of the teacher": (lambda: twins("some"), "weights that both have"),
+    "a method by name": (
+        lambda: Distiller(dynunet(1, 2, channels=(2, 2, 2)), None, "dcd"),
+        "method: got 'dcd'",
+    ),
     "NaN decided on": (lambda: decide(np.full((2, 1, 1, 1), math.nan), 0.5), "probabilities"),
     "weight switched off": (lambda: kd_weight(5, peak=math.nan, start=0, ramp=9), "peak: got nan"),
     "start NaN": (lambda: kd_weight(5, peak=1, start=math.nan, ramp=9), "start: got nan"),
     "average of NaN": (lambda: EMA(nn.Linear(1, 1), math.nan), "decay: got nan"),
     "precision unknown": (lambda: in_bfloat16(torch.device("cpu"), "bf16"), "precision: got"),
     "precision NaN": (lambda: Recipe(deep_weights=math.nan), "deep_weights: got nan"),
-    # Values of another grid, stretched or cut by NumPy and PyTorch.
-    "label of one slice": (lambda: prepare(SLICE), "a label"),
-    "label of a larger grid": (lambda: prepare(LARGER), "a label"),
-    "label stretched in val": (
-        lambda: choose_threshold(dynunet(3, 2, channels=(2, 2, 2)), [SLICE], patch=(4, 4, 4)),
-        "a label",
-    ),
-    "label to train on": (lambda: Patches([LARGER], patch=(4, 4, 4), batch=1, seed=0), "a label"),
-    "spacing of another affine": (
-        lambda: prepare(CASE._replace(spacing_mm=(1.0, 1.0, 1.0))),
-        "the same lengths",
-    ),
     "target of another grid": (lambda: distil(LABELS[..., ::2, ::2, ::2]), "grid of the target"),
     "target of fractions": (lambda: distil(LABELS.float()), "integer labels"),
     "label beyond the classes": (lambda: distil(LABELS + 2), "2 to 2; expected classes 0 to 1"),
-    "label below 0": (lambda: distil(LABELS - 1), "labels: got -1"),
+    "label below 0": (lambda: distil(LABELS - 2), "labels: got -2"),
     "logits of half the grid": (
         lambda: predict(halved(), np.ones((1, 8, 8, 8)), patch=(8, 8, 8)),
         "grid of the logits",
@@ -93,7 +96,6 @@ REFUSED = {
     ),
     "volume cut": (lambda: idwt3(torch.ones(1, 1, 8, 4, 4, 4), size=(1, 1, 1)), "size: got"),
     "seven bands": (lambda: idwt3(torch.ones(1, 1, 7, 4, 4, 4)), "number of bands: got 7"),
-    # Options that would count as something else.
     "a word for no": (lambda: Recipe(channels_last="no"), "channels_last: got 'no'"),
     "bands as one word": (lambda: build("dcd", (2,), (2,), bands="aad"), "bands: got 'aad'"),
     "a stage twice": (lambda: build("at", (2, 2), (2, 2), stages=(1, 1)), "distinct indices"),
@@ -103,26 +105,6 @@ REFUSED = {
         lambda: build("feature-mse", (2,), (2,))(Output(X, (X[:0],)), Output(X, (X[:0],))),
         "encoder stage 0",
     ),
-    # Means of other runs or of no lesions.
-    "unpaired seeds": (lambda: stats.spread(TABLE[3:], "dice"), "1 to 4 values a run"),
-    "level in per cent": (
-        lambda: stats.compare(TABLE, "dice", "a", "b", level=95),
-        "level: got 95",
-    ),
-    "no resamples": (lambda: stats.compare(TABLE, "dice", "a", "b", resamples=0), "draws: got 0"),
-    "limit NaN": (
-        lambda: metrics.small_lesion_dice(MASK, MASK, (1, 1, 1), below_ml=math.nan),
-        "below_ml: got nan",
-    ),
-    "margin without end": (
-        lambda: metrics.lesions(MASK, MASK, (1, 1, 1), margin_mm=math.inf),
-        "distance in mm: got inf",
-    ),
-    "band without end": (
-        lambda: metrics.boundary_dice(MASK, MASK, (1, 1, 1), band_mm=math.inf),
-        "distance in mm: got inf",
-    ),
-    "spacing in words": (lambda: metrics.hd95(MASK, MASK, ("a", 1, 1)), "spacing_mm"),
 }
 
 
@@ -134,10 +116,12 @@ def test_a_variant_is_refused_in_words(name):
         call()
 
 
-def test_a_label_of_another_grid_is_not_written(tmp_path):
-    with pytest.raises(ContractError, match="a label"):
-        write([LARGER], tmp_path, task=ISLES)
-    assert not [*tmp_path.iterdir()]
+def test_a_teacher_that_is_set_to_train_is_not_trained():
+    networks = [dynunet(1, 2, channels=(2, 2, 2)) for _ in range(2)]
+    distiller = Distiller(*networks, DCD((2, 2, 2), (2, 2, 2), wavelet="haar"))
+    distiller.teacher.train()
+    distiller(X[:, :1], LABELS, distil=True)
+    assert not any(module.training for module in distiller.teacher.modules())
 
 
 def test_a_finished_run_is_that_of_its_student_and_method(tmp_path):

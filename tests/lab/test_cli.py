@@ -150,7 +150,9 @@ def test_patch_and_threshold_are_those_of_the_run(scan, network, capsys):
         ([*PATCH, "--overlap", "1"], "overlap: got 1.0"),
         ([*PATCH, "--spacing", "-1"], "spacing: got -1.0"),
         ([*PATCH, "--out", "out.png"], "Try: out.png.nii.gz"),
+        ([*PATCH, "--out", ".nii.gz"], "a name in .nii.gz"),
         ([*PATCH, "--out", "isles/out.nii/out.nii"], "isles/out.nii"),
+        (["--patch", *["100000"] * 3], "windows that fit in memory"),
         ([*PATCH, "-m", "absent.safetensors"], "model file: got nothing at absent"),
         ([*PATCH, "-m", "isles/text"], "model file: got isles/text, unreadable"),
         ([*PATCH, "-m", "four.safetensors"], "images: got 3 files; expected 4"),
@@ -169,6 +171,31 @@ def test_what_cannot_be_predicted_is_told_in_one_line(options, words, scan, netw
     assert words in said.err
     assert (said.err[:7], said.err.count("\n")) == ("error: ", 1)
     assert {*Path().rglob("*")} == before
+
+
+def test_no_file_that_is_read_is_written_over(scan, network, capsys):
+    before = {path: path.read_bytes() for path in (*scan.files, network)}
+    Path("link.nii.gz").symlink_to(scan.channels[1].resolve())
+    commands = [
+        ["predict", *scan.channels, "-m", network, *PATCH, "--out", scan.channels[2]],
+        ["predict", *scan.channels, "-m", network, *PATCH, "--out", "link.nii.gz"],
+        ["score", scan.label, scan.label, "--task", "isles2022", "--out", scan.label],
+        ["folds", "isles", "--task", "isles2022", "--out", network],
+        ["predict", *scan.channels[:1] * 3, "-m", network, *PATCH, "--out", "other.nii.gz"],
+    ]
+    for command in commands:
+        assert main(list(map(str, command))) == 2
+        assert re.search("--out: got|one file more than once", capsys.readouterr().err)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"recipe": 3}', '{"spacing_mm": "a"}', '"\xff"'])
+def test_what_lies_beside_a_network_is_read_or_refused(text, scan, network, capsys):
+    (network.parent / "request.json").write_bytes(text.encode("latin-1"))
+    assert predict(scan, network) == 2
+    said = capsys.readouterr().err
+    assert "defect" not in said
+    assert "request.json" in said or "--patch" in said
 
 
 def test_images_in_another_order_or_of_another_form_are_refused(scan, network, capsys):

@@ -60,6 +60,7 @@ def test_a_label_takes_the_space_of_its_reference(name, label, stored_as, refere
         (np.where(LABEL == 2, np.nan, LABEL), "p.nii.gz", "voxels such as nan"),
         (np.where(LABEL == 2, np.inf, LABEL), "p.nii.gz", "voxels such as inf"),
         (LABEL, "p.mha", "a name in"),
+        (LABEL, ".nii.gz", "a name in"),
     ],
 )
 def test_what_is_no_label_of_the_reference_is_refused(label, name, words, reference, tmp_path):
@@ -68,3 +69,5 @@ def test_what_is_no_label_of_the_reference_is_refused(label, name, words, refere
     assert not (tmp_path / name).exists()
     with pytest.raises(ContractError, match="no such file"):
         export(LABEL, tmp_path / "p.nii.gz", reference=tmp_path / "none.nii.gz")
+    with pytest.raises(ContractError, match="the scan would be lost"):
+        export(LABEL, reference, reference=reference)

@@ -296,10 +296,10 @@ def test_noise_has_the_deviation_that_was_drawn():
         ([make_case(), make_case(id="x", labelled=False)], {}, "case x: got no label"),
         ([make_case(), make_case(ISLES)], {}, "3 channels; expected 4"),
         ([make_case()._replace(label=np.zeros((2, 2, 2), np.uint8))], {}, r"label \(2, 2, 2\)"),
-        (None, {"patch": (8, 0, 8)}, r"patch=\(8, 0, 8\)"),
-        (None, {"batch": 0}, "batch=0"),
-        (None, {"seed": -1}, "seed=-1"),
-        (None, {"foreground": 1.5}, "foreground=1.5"),
+        (None, {"patch": (8, 0, 8)}, "patch: got 0"),
+        (None, {"batch": 0}, "batch: got 0"),
+        (None, {"seed": -1}, "seed: got -1"),
+        (None, {"foreground": 1.5}, "foreground: got 1.5"),
     ],
 )
 def test_what_cannot_be_cut_into_patches_is_refused(cases, options, words):
