@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from numbers import Integral, Real
-from typing import TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
 Counts: TypeAlias = tuple[int, ...]
@@ -41,7 +41,8 @@ def finite(
 ) -> float:
     """Return `value`; ContractError unless it is a finite number that `fits` what is `expected`."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    return within(what, value, number and bool(fits(value)), expected)
+    within(what, value, number and bool(fits(value)), expected)
+    return value if isinstance(value, int | float) else float(value)  # NumPy's are none for JSON
 
 
 def positive(what: str, value: float) -> float:
@@ -95,6 +96,29 @@ def one_of(what: str, value: str, *choices: str) -> str:
         expected = "{!r} or {!r}".format(*choices) if len(choices) == 2 else f"one of {choices}"
         raise ContractError(what, repr(value), expected, repr(choices[0]))
     return value
+
+
+Count: TypeAlias = Annotated[int, at_least, 1]
+CountOrNone: TypeAlias = Annotated[int, at_least, 0]
+Positive: TypeAlias = Annotated[float, positive]
+NotNegative: TypeAlias = Annotated[float, not_negative]
+Share: TypeAlias = Annotated[float, share]
+Flag: TypeAlias = Annotated[bool, flag]
+
+
+def checks(kind: type) -> dict[str, tuple[Any, ...]]:
+    """By field of a class, the check that its annotation names, and the check's further arguments.
+
+    It is called as `check(field, value, *arguments)`: `Annotated[float, share]` names `share`, and
+    `Literal["a", "b"]` names `one_of` with these choices.
+    """
+    found = dict[str, tuple[Any, ...]]()
+    for field, hint in get_type_hints(kind, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            found[field] = hint.__metadata__
+        elif get_origin(hint) is Literal:
+            found[field] = (one_of, *get_args(hint))
+    return found
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
