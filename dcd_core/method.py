@@ -28,6 +28,7 @@ Examples: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # images and targets of b
 TaskLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of logits and a target, a scalar
 Result = TypeVar("Result")
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SMALL = 1e-6
 """A vector of a smaller norm has no direction: its gradient would be larger than 1e6."""
 
@@ -85,9 +86,7 @@ class Method(nn.Module):
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
         """The loss of a batch; ContractError unless `target` is None or labels (b, 1, d, h, w)."""
-        check_output("student", student)
-        check_output("teacher", teacher)
-        check_target(target, student)
+        check_inputs(student, teacher, target)
         dtype = self._precision(*student.stages, *teacher.stages, student.logits, teacher.logits)
         with torch.autocast(student.logits.device.type, enabled=False):
             s, t = _with(student, lambda x: x.to(dtype)), _with(teacher, lambda x: x.detach())
@@ -237,15 +236,20 @@ class UnadaptedMethod(StageMethod):
     decided: ClassVar[tuple[str, ...]] = ("adapters",)
 
 
-def check_output(whose: str, output: Output) -> None:
-    """Raise ContractError unless this is an output of dense features; it may have no logits."""
-    if not isinstance(output, Output):
-        got, expected = type(output).__name__, "an Output of logits and stages"
-        raise ContractError(f"output of the {whose}", got, expected, "that of a Segmenter")
-    for stage in output.stages:
-        dense(f"features of the {whose}", stage)
-    if not isinstance(output.logits, Tensor) or output.logits.numel():
-        dense(f"logits of the {whose}", output.logits)
+def check_inputs(student: Output, teacher: Output, target: Tensor | None) -> None:
+    """Raise ContractError unless these are outputs of dense features and a target for them.
+
+    Outputs may have no logits. A target is as `check_target` wants it.
+    """
+    for whose, output in {"student": student, "teacher": teacher}.items():
+        if not isinstance(output, Output):
+            got, expected = type(output).__name__, "an Output of logits and stages"
+            raise ContractError(f"output of the {whose}", got, expected, "that of a Segmenter")
+        for stage in output.stages:
+            dense(f"features of the {whose}", stage)
+        if not isinstance(output.logits, Tensor) or output.logits.numel():
+            dense(f"logits of the {whose}", output.logits)
+    check_target(target, student)
 
 
 def check_target(target: Tensor | None, output: Output) -> None:
@@ -255,16 +259,12 @@ def check_target(target: Tensor | None, output: Output) -> None:
     """
     if target is None:
         return
-    first = (*output.stages, output.logits)[0]
-    labels = isinstance(target, Tensor) and target.layout == torch.strided and target.ndim == 5
-    wanted = (len(first), 1, first.device)
-    if (
-        not labels
-        or (*target.shape[:2], target.device) != wanted
-        or target.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    ):
-        is_tensor = isinstance(target, Tensor)
-        got = f"{tuple(target.shape)} of {target.dtype}" if is_tensor else type(target).__name__
+    first, got = (*output.stages, output.logits)[0], type(target).__name__
+    labels, wanted = isinstance(target, Tensor), (len(first), 1, first.device)
+    if labels:
+        got = f"{tuple(target.shape)} of {target.dtype}"
+        labels = target.layout == torch.strided and target.ndim == 5 and target.dtype in INTEGERS
+    if not labels or (*target.shape[:2], target.device) != wanted:
         expected = f"integer labels ({len(first)}, 1, D, H, W) on {first.device}"
         attempt = "target[:, None] where channels are missing, target.long() for other numbers"
         raise ContractError("target", got, expected, attempt)

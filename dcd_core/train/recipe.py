@@ -1,9 +1,10 @@
 """Recipes: every number of a training run, with the reason beside its default."""
 
 import copy
+import json
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,10 @@ class Recipe:
             object.__setattr__(self, name, check(name, getattr(self, name), *arguments))
         shares = self.kd_start, self.kd_ramp
         within("kd_start, kd_ramp", shares, sum(shares) <= 1, "a sum of at most 1")
+
+    def plain(self) -> dict[str, Any]:
+        """The fields in types of JSON, as they come back from a file."""
+        return dict(json.loads(json.dumps(asdict(self))))
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over everything trainable, adapters included."""
