@@ -110,10 +110,16 @@ def checks(kind: type) -> dict[str, tuple[Any, ...]]:
     """By field of a class, the check that its annotation names, and the check's further arguments.
 
     It is called as `check(field, value, *arguments)`: `Annotated[float, share]` names `share`, and
-    `Literal["a", "b"]` names `one_of` with these choices.
+    `Literal["a", "b"]` names `one_of` with these choices. ContractError for an annotation that
+    cannot be evaluated.
     """
     found = dict[str, tuple[Any, ...]]()
-    for field, hint in get_type_hints(kind, include_extras=True).items():
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except NameError as error:
+        expected, attempt = "names of its module", "importing them not only for type checkers"
+        raise ContractError(f"annotations of {kind.__name__}", error, expected, attempt) from None
+    for field, hint in hints.items():
         if get_origin(hint) is Annotated:
             found[field] = hint.__metadata__
         elif get_origin(hint) is Literal:

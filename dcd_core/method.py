@@ -56,7 +56,7 @@ class Method(nn.Module):
     decided: ClassVar[tuple[str, ...]] = ()
     chunk: int = 1 << 24
 
-    def __init__(self, *channels: Sequence[int], **options: Any) -> None:
+    def __init__(self, *channels: Sequence[int], **options: Any) -> None:  # `channels`: for stages
         known = checks(type(self))
         given = {name: options.pop(name, getattr(self, name)) for name in known}
         super().__init__(**options)
