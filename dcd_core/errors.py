@@ -60,6 +60,11 @@ def share(what: str, value: float) -> float:
     return finite(what, value, lambda x: 0 <= x < 1, "a share in [0, 1)")
 
 
+def part(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a number from 0 to 1."""
+    return finite(what, value, lambda x: 0 <= x <= 1, "a share in [0, 1]")
+
+
 def at_least(what: str, value: int, least: int, most: int = 2**31 - 1) -> int:
     """Return `value` as an int; ContractError unless it is a whole number in this range."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -98,22 +103,35 @@ def one_of(what: str, value: str, *choices: str) -> str:
     return value
 
 
-Count: TypeAlias = Annotated[int, at_least, 1]
-CountOrNone: TypeAlias = Annotated[int, at_least, 0]
-Positive: TypeAlias = Annotated[float, positive]
-NotNegative: TypeAlias = Annotated[float, not_negative]
-Share: TypeAlias = Annotated[float, share]
-Flag: TypeAlias = Annotated[bool, flag]
+class Check:
+    """A check that an annotation names: `Annotated[int, Check(at_least, 1)]`."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __call__(self, field: str, value: Any) -> Any:
+        """Return the value of a field as it is kept; ContractError where it does not pass."""
+        return self.function(field, value, *self.arguments)
+
+    def __repr__(self) -> str:  # signatures show it
+        return f"{self.function.__name__}({', '.join(map(repr, self.arguments))})"
 
 
-def checks(kind: type) -> dict[str, tuple[Any, ...]]:
-    """By field of a class, the check that its annotation names, and the check's further arguments.
+Count: TypeAlias = Annotated[int, Check(at_least, 1)]
+CountOrNone: TypeAlias = Annotated[int, Check(at_least, 0)]
+Positive: TypeAlias = Annotated[float, Check(positive)]
+NotNegative: TypeAlias = Annotated[float, Check(not_negative)]
+Part: TypeAlias = Annotated[float, Check(part)]
+Share: TypeAlias = Annotated[float, Check(share)]
+Flag: TypeAlias = Annotated[bool, Check(flag)]
 
-    It is called as `check(field, value, *arguments)`: `Annotated[float, share]` names `share`, and
-    `Literal["a", "b"]` names `one_of` with these choices. ContractError for an annotation that
-    cannot be evaluated.
+
+def checks(kind: type) -> dict[str, Check]:
+    """The checks that the annotations of a class name, by field; `Literal` names `one_of`.
+
+    Raises ContractError for an annotation that cannot be evaluated.
     """
-    found = dict[str, tuple[Any, ...]]()
+    found = dict[str, Check]()
     try:
         hints = get_type_hints(kind, include_extras=True)
     except NameError as error:
@@ -121,9 +139,9 @@ def checks(kind: type) -> dict[str, tuple[Any, ...]]:
         raise ContractError(f"annotations of {kind.__name__}", error, expected, attempt) from None
     for field, hint in hints.items():
         if get_origin(hint) is Annotated:
-            found[field] = hint.__metadata__
+            found[field] = hint.__metadata__[0]
         elif get_origin(hint) is Literal:
-            found[field] = (one_of, *get_args(hint))
+            found[field] = Check(one_of, *get_args(hint))
     return found
 
 

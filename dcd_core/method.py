@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcd_core.errors import at_least, checks, one_of, whole, within
+from dcd_core.errors import Check, at_least, checks, one_of, whole, within
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume, dense
 
@@ -60,8 +60,8 @@ class Method(nn.Module):
         known = checks(type(self))
         given = {name: options.pop(name, getattr(self, name)) for name in known}
         super().__init__(**options)
-        for name, (check, *arguments) in known.items():
-            setattr(self, name, check(name, given[name], *arguments))
+        for name, check in known.items():
+            setattr(self, name, check(name, given[name]))
 
     @classmethod
     def options(cls) -> list[str]:
@@ -279,7 +279,7 @@ def label_or_none(what: str, label: int | None) -> int | None:
     return None if label is None else at_least(what, label, -(2**31))
 
 
-Ignored: TypeAlias = Annotated[int | None, label_or_none]
+Ignored: TypeAlias = Annotated[int | None, Check(label_or_none)]
 """The label of voxels that do not count, None where all do."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dcd_core.dcd import DCD, PUBLISHED
-from dcd_core.errors import at_least, finite
+from dcd_core.errors import Check, at_least, finite
 from dcd_core.method import Narrow, Scalar
 from dcd_core.methods.features import FeatureMSE
 from dcd_core.types import Volume
@@ -44,7 +44,7 @@ class GaussianHighPass(HighPass):
     """
 
     widest: ClassVar[str] = "above 0 and at most 1000 voxels"
-    sigma: Annotated[float, finite, lambda x: 0 < x <= 1000, widest] = 1.0
+    sigma: Annotated[float, Check(finite, lambda x: 0 < x <= 1000, widest)] = 1.0
 
     def lowpass(self, n: int, like: Tensor) -> Tensor:
         return matrix(_blur, n, self.sigma, like=like)
@@ -64,7 +64,7 @@ class FourierHighPass(HighPass):
     """
 
     highest: ClassVar[str] = "above 0 and at most 0.5 cycles per voxel, the highest there is"
-    cutoff: Annotated[float, finite, lambda x: 0 < x <= 0.5, highest] = 0.25
+    cutoff: Annotated[float, Check(finite, lambda x: 0 < x <= 0.5, highest)] = 0.25
 
     def lowpass(self, n: int, like: Tensor) -> Tensor:
         return matrix(_low_frequencies, n, self.cutoff, like=like)

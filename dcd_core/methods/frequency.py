@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from dcd_core.errors import NotNegative, Positive, at_least
+from dcd_core.errors import Check, NotNegative, Positive, at_least
 from dcd_core.method import Examples, Narrow, Scalar, StageMethod, TaskLoss
 from dcd_core.methods.masks import overlap
 from dcd_core.models import Segmenter, evaluating
@@ -39,7 +39,7 @@ class PromptFreeFreeKD(StageMethod):
     weight: ClassVar[float] = 1.0
     usual = slice(1, 5)
     stage_reduction = "sum"
-    levels: Annotated[int, at_least, 1, MOST_LEVELS] = 3
+    levels: Annotated[int, Check(at_least, 1, MOST_LEVELS)] = 3
 
     def usable_levels(self, size: Sequence[int]) -> int:
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))
@@ -81,7 +81,7 @@ class FreeKD(PromptFreeFreeKD):
     Options: `tokens`, `diversity` and `rate` of the prompts' training; `levels`. `weight` 1.
     """
 
-    tokens: Annotated[int, at_least, 2] = 6
+    tokens: Annotated[int, Check(at_least, 2)] = 6
     diversity: NotNegative = 0.5
     rate: Positive = 1e-3
 

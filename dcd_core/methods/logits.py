@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from dcd_core.errors import Count, NotNegative, Positive, flag
+from dcd_core.errors import Check, Count, NotNegative, Positive, flag
 from dcd_core.method import Ignored, Method, Scalar
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Wavelet, max_level, wavedec3
@@ -25,7 +25,7 @@ class LogitMethod(Method):
     """
 
     needs_logits: bool = True
-    regions: Annotated[bool | None, flag] = False
+    regions: Annotated[bool | None, Check(flag)] = False
     ignore: Ignored = -1
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
@@ -126,7 +126,7 @@ class WaveletOutputs(LogitMethod):
     """
 
     weight: ClassVar[float] = 10.0
-    wavelet: Annotated[Wavelet, lambda _, wavelet: axis_names(wavelet) and wavelet] = "haar"
+    wavelet: Annotated[Wavelet, Check(lambda _, wavelet: axis_names(wavelet) and wavelet)] = "haar"
     levels: Count = 3
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:

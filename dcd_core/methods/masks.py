@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from dcd_core.errors import NotNegative, at_least
+from dcd_core.errors import Check, NotNegative, at_least
 from dcd_core.method import Narrow, Scalar, StageMethod, averaged
 from dcd_core.types import Volume
 
@@ -38,7 +38,7 @@ class ACAMKD(StageMethod):
 
     weight: ClassVar[float] = 1.0
     usual = slice(2, 5)
-    masks: Annotated[int, at_least, 2] = 4
+    masks: Annotated[int, Check(at_least, 2)] = 4
     diversity: NotNegative = 1.0
 
     def __init__(self, *channels: Sequence[int], **options: Any) -> None:

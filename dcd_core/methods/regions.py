@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
-from dcd_core.errors import Count, Positive, finite
+from dcd_core.errors import Check, Count, Positive, finite
 from dcd_core.method import Ignored, Narrow, Scalar, StageMethod, UnadaptedMethod, directions
 from dcd_core.types import ContractError, Volume
 
@@ -73,7 +73,7 @@ class ReCo(StageMethod):
     masks: Literal["sound", "released"] = "sound"
     context: Literal["learned", "frozen"] = "learned"
     temperature: Positive = 0.5
-    decay: Annotated[float, finite] = 0.4
+    decay: Annotated[float, Check(finite)] = 0.4
     ignore: Ignored = -1
 
     def __init__(self, *channels: Sequence[int], **options: Any) -> None:

@@ -4,27 +4,26 @@ import copy
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dcd_core.errors import (
+    Check,
     Count,
     CountOrNone,
     Flag,
     NotNegative,
+    Part,
     Positive,
     Share,
     checks,
-    finite,
     share,
     whole,
     within,
 )
 from dcd_core.types import Precision, Size3
-
-Part: TypeAlias = Annotated[float, finite, lambda x: 0 <= x <= 1, "a share in [0, 1]"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Recipe:
     """Optimizer steps: the budget, equal for all methods under comparison."""
     seed: CountOrNone = 0
     """Initial weights and batches; equal seeds pair the methods."""
-    patch: Annotated[Size3, whole, 1, 3] = (32, 32, 32)
+    patch: Annotated[Size3, Check(whole, 1, 3)] = (32, 32, 32)
     """Voxels along (D, H, W); divisible by the network's total stride."""
     batch: Count = 2
     foreground: Part = 1 / 3
@@ -75,8 +74,8 @@ class Recipe:
     """Steps between checkpoints: at most this much work is lost."""
 
     def __post_init__(self) -> None:
-        for name, (check, *arguments) in checks(type(self)).items():
-            object.__setattr__(self, name, check(name, getattr(self, name), *arguments))
+        for name, check in checks(type(self)).items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
         shares = self.kd_start, self.kd_ramp
         within("kd_start, kd_ramp", shares, sum(shares) <= 1, "a sum of at most 1")
 
