@@ -36,9 +36,9 @@ class Sum(Method):
         self, teacher: Segmenter, batches: Examples, task_loss: TaskLoss | None = None
     ) -> None:
         """Let every part learn from the teacher, all from the same batches."""
-        kept = list(batches)
-        for part in self.parts:
-            cast(Method, part).prepare(teacher, kept, task_loss)
+        kept, given = list(batches), () if task_loss is None else (task_loss,)
+        for part in self.parts:  # a method of a reader's own may do without the loss
+            cast(Method, part).prepare(teacher, kept, *given)
 
     def forward(
         self, student: Output, teacher: Output, target: Tensor | None = None

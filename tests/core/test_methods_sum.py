@@ -77,7 +77,7 @@ class Taught(Method):
         super().__init__()
         self.regions, self.seen = regions, 0
 
-    def prepare(self, teacher, batches, task_loss=None):
+    def prepare(self, teacher, batches):
         self.seen = len(list(batches))
 
 
