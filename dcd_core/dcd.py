@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dcd_core.errors import at_least, finite, not_negative, one_of, several, whole, within
-from dcd_core.method import Adapters, StageMethod, check_output, check_target
+from dcd_core.method import Adapters, StageMethod, check_inputs
 from dcd_core.types import ContractError, Output, Volume, dense
 from dcd_core.wavelet.energy import Convention, LevelWeighting, Selection, usable_levels, voxels
 from dcd_core.wavelet.fast import distance
@@ -115,15 +115,10 @@ class DCD(StageMethod):
     @classmethod
     def released(cls, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> "DCD":
         """The loss as commit 7cf0ca6 computes it: frozen projections with bias, stages summed."""
-        student_channels = whole("student_channels", student_channels)
-        teacher_channels = whole("teacher_channels", teacher_channels)
-        loss = cls(
-            student_channels,
-            teacher_channels,
-            projection="none" if student_channels == teacher_channels else "frozen",
-            stage_reduction="sum",
-            convention="released",
-        )
+        narrow = whole("student_channels", student_channels)
+        wide = whole("teacher_channels", teacher_channels)
+        kind: Adapters = "none" if narrow == wide else "frozen"
+        loss = cls(narrow, wide, projection=kind, stage_reduction="sum", convention="released")
         loss.use_released_adapters()
         return loss
 
@@ -138,9 +133,7 @@ class DCD(StageMethod):
         self, student: Output, teacher: Output, target: Tensor | None = None
     ) -> Float[Tensor, ""]:
         """The loss of a batch, a scalar; `target` is there because every method takes it."""
-        check_output("student", student)
-        check_output("teacher", teacher)
-        check_target(target, student)
+        check_inputs(student, teacher, target)
         used = [stage.distance for stage in self.per_stage(student, teacher) if stage.levels]
         if not used:
             raise _too_small([tuple(s.shape[2:]) for s in student.stages], self.selection)

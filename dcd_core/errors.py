@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from numbers import Integral, Real
-from typing import TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
 Counts: TypeAlias = tuple[int, ...]
@@ -41,7 +41,8 @@ def finite(
 ) -> float:
     """Return `value`; ContractError unless it is a finite number that `fits` what is `expected`."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    return within(what, value, number and bool(fits(value)), expected)
+    within(what, value, number and bool(fits(value)), expected)
+    return value if isinstance(value, int | float) else float(value)  # NumPy's are none for JSON
 
 
 def positive(what: str, value: float) -> float:
@@ -57,6 +58,11 @@ def not_negative(what: str, value: float) -> float:
 def share(what: str, value: float) -> float:
     """Return `value`; ContractError unless it is a number from 0 up to, but not, 1."""
     return finite(what, value, lambda x: 0 <= x < 1, "a share in [0, 1)")
+
+
+def part(what: str, value: float) -> float:
+    """Return `value`; ContractError unless it is a number from 0 to 1."""
+    return finite(what, value, lambda x: 0 <= x <= 1, "a share in [0, 1]")
 
 
 def at_least(what: str, value: int, least: int, most: int = 2**31 - 1) -> int:
@@ -95,6 +101,48 @@ def one_of(what: str, value: str, *choices: str) -> str:
         expected = "{!r} or {!r}".format(*choices) if len(choices) == 2 else f"one of {choices}"
         raise ContractError(what, repr(value), expected, repr(choices[0]))
     return value
+
+
+class Check:
+    """A check that an annotation names: `Annotated[int, Check(at_least, 1)]`."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __call__(self, field: str, value: Any) -> Any:
+        """Return the value of a field as it is kept; ContractError where it does not pass."""
+        return self.function(field, value, *self.arguments)
+
+    def __repr__(self) -> str:  # signatures show it
+        return f"{self.function.__name__}({', '.join(map(repr, self.arguments))})"
+
+
+Count: TypeAlias = Annotated[int, Check(at_least, 1)]
+CountOrNone: TypeAlias = Annotated[int, Check(at_least, 0)]
+Positive: TypeAlias = Annotated[float, Check(positive)]
+NotNegative: TypeAlias = Annotated[float, Check(not_negative)]
+Part: TypeAlias = Annotated[float, Check(part)]
+Share: TypeAlias = Annotated[float, Check(share)]
+Flag: TypeAlias = Annotated[bool, Check(flag)]
+
+
+def checks(kind: type) -> dict[str, Check]:
+    """The checks that the annotations of a class name, by field; `Literal` names `one_of`.
+
+    Raises ContractError for an annotation that cannot be evaluated.
+    """
+    found = dict[str, Check]()
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except NameError as error:
+        expected, attempt = "names of its module", "importing them not only for type checkers"
+        raise ContractError(f"annotations of {kind.__name__}", error, expected, attempt) from None
+    for field, hint in hints.items():
+        if get_origin(hint) is Annotated:
+            found[field] = hint.__metadata__[0]
+        elif get_origin(hint) is Literal:
+            found[field] = Check(one_of, *get_args(hint))
+    return found
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

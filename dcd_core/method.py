@@ -8,23 +8,27 @@ student, b samples, c channels of the teacher, k classes, v voxels; mean is the 
 not named. Stages in use are averaged unless a formula sums them. `weight` belongs to that sum.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcd_core.errors import at_least, one_of, whole, within
+from dcd_core.errors import Check, at_least, checks, one_of, whole, within
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output, Volume, dense
 
 Scalar = Float[Tensor, ""]
 Narrow = Float[Tensor, "b _ d h w"]  # the grid of another volume, with channels of its own
+Examples: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # images and targets of batches
+TaskLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of logits and a target, a scalar
 Result = TypeVar("Result")
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SMALL = 1e-6
 """A vector of a smaller norm has no direction: its gradient would be larger than 1e6."""
 
@@ -39,6 +43,9 @@ class Method(nn.Module):
     well; `regions`: it reads logits as overlapping regions (True), classes (False) or both (None);
     `weight`: the published one, NaN if unknown; `adapter_option`: the option that makes adapters;
     `decided`: options that the class sets itself; `chunk`: numbers worked on at once, 64 MiB.
+
+    An option is an attribute whose annotation is a check of `dcd_core.errors`, `power: Positive =
+    2.0`, or a keyword of the constructor.
     """
 
     needs_teacher: bool = True
@@ -49,11 +56,27 @@ class Method(nn.Module):
     decided: ClassVar[tuple[str, ...]] = ()
     chunk: int = 1 << 24
 
+    def __init__(self, *channels: Sequence[int], **options: Any) -> None:  # `channels`: for stages
+        known = checks(type(self))
+        given = {name: options.pop(name, getattr(self, name)) for name in known}
+        super().__init__(**options)
+        for name, check in known.items():
+            setattr(self, name, check(name, given[name]))
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """The options of these methods, with those of the bases that are not decided here."""
+        names = [*checks(cls)]
+        for constructor in [vars(kind).get("__init__") for kind in cls.__mro__]:
+            if constructor is not None:
+                keywords = inspect.signature(constructor).parameters.values()
+                names += [p.name for p in keywords if p.kind is p.KEYWORD_ONLY]
+                if all(p.kind is not p.VAR_KEYWORD for p in keywords):
+                    break  # nothing is handed on to a base
+        return [name for name in dict.fromkeys(names) if name not in cls.decided]
+
     def prepare(
-        self,
-        teacher: Segmenter,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        self, teacher: Segmenter, batches: Examples, task_loss: TaskLoss | None = None
     ) -> None:
         """Learn from the teacher what is needed before the first step, and keep it in buffers.
 
@@ -63,9 +86,7 @@ class Method(nn.Module):
 
     def forward(self, student: Output, teacher: Output, target: Tensor | None = None) -> Scalar:
         """The loss of a batch; ContractError unless `target` is None or labels (b, 1, d, h, w)."""
-        check_output("student", student)
-        check_output("teacher", teacher)
-        check_target(target, student)
+        check_inputs(student, teacher, target)
         dtype = self._precision(*student.stages, *teacher.stages, student.logits, teacher.logits)
         with torch.autocast(student.logits.device.type, enabled=False):
             s, t = _with(student, lambda x: x.to(dtype)), _with(teacher, lambda x: x.detach())
@@ -116,7 +137,7 @@ class StageMethod(Method):
 
     adapter_option: ClassVar[str | None] = "adapters"
     usual: ClassVar[slice] = slice(None)  # where no stage is left, the deepest is compared
-    stage_reduction: Literal["mean", "sum"] = "mean"
+    stage_reduction: str = "mean"  # or "sum"
 
     def __init__(
         self,
@@ -125,8 +146,9 @@ class StageMethod(Method):
         *,
         stages: Sequence[int] | None = None,
         adapters: Adapters = "learned",
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         student_channels = whole("student_channels", student_channels)
         teacher_channels = whole("teacher_channels", teacher_channels)
         count = len(student_channels)
@@ -214,15 +236,20 @@ class UnadaptedMethod(StageMethod):
     decided: ClassVar[tuple[str, ...]] = ("adapters",)
 
 
-def check_output(whose: str, output: Output) -> None:
-    """Raise ContractError unless this is an output of dense features; it may have no logits."""
-    if not isinstance(output, Output):
-        got, expected = type(output).__name__, "an Output of logits and stages"
-        raise ContractError(f"output of the {whose}", got, expected, "that of a Segmenter")
-    for stage in output.stages:
-        dense(f"features of the {whose}", stage)
-    if not isinstance(output.logits, Tensor) or output.logits.numel():
-        dense(f"logits of the {whose}", output.logits)
+def check_inputs(student: Output, teacher: Output, target: Tensor | None) -> None:
+    """Raise ContractError unless these are outputs of dense features and a target for them.
+
+    Outputs may have no logits. A target is as `check_target` wants it.
+    """
+    for whose, output in {"student": student, "teacher": teacher}.items():
+        if not isinstance(output, Output):
+            got, expected = type(output).__name__, "an Output of logits and stages"
+            raise ContractError(f"output of the {whose}", got, expected, "that of a Segmenter")
+        for stage in output.stages:
+            dense(f"features of the {whose}", stage)
+        if not isinstance(output.logits, Tensor) or output.logits.numel():
+            dense(f"logits of the {whose}", output.logits)
+    check_target(target, student)
 
 
 def check_target(target: Tensor | None, output: Output) -> None:
@@ -232,16 +259,12 @@ def check_target(target: Tensor | None, output: Output) -> None:
     """
     if target is None:
         return
-    first = (*output.stages, output.logits)[0]
-    labels = isinstance(target, Tensor) and target.layout == torch.strided and target.ndim == 5
-    wanted = (len(first), 1, first.device)
-    if (
-        not labels
-        or (*target.shape[:2], target.device) != wanted
-        or target.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    ):
-        is_tensor = isinstance(target, Tensor)
-        got = f"{tuple(target.shape)} of {target.dtype}" if is_tensor else type(target).__name__
+    first, got = (*output.stages, output.logits)[0], type(target).__name__
+    labels, wanted = isinstance(target, Tensor), (len(first), 1, first.device)
+    if labels:
+        got = f"{tuple(target.shape)} of {target.dtype}"
+        labels = target.layout == torch.strided and target.ndim == 5 and target.dtype in INTEGERS
+    if not labels or (*target.shape[:2], target.device) != wanted:
         expected = f"integer labels ({len(first)}, 1, D, H, W) on {first.device}"
         attempt = "target[:, None] where channels are missing, target.long() for other numbers"
         raise ContractError("target", got, expected, attempt)
@@ -251,9 +274,13 @@ def check_target(target: Tensor | None, output: Output) -> None:
         raise ContractError("grid of the target", tuple(size), expected, "labels of the same patch")
 
 
-def ignored(label: int | None) -> int | None:
-    """Return the label of voxels that do not count; ContractError unless it is an int or None."""
-    return None if label is None else at_least("ignore", label, -(2**31))
+def label_or_none(what: str, label: int | None) -> int | None:
+    """Return `label`; ContractError unless it is an int or None."""
+    return None if label is None else at_least(what, label, -(2**31))
+
+
+Ignored: TypeAlias = Annotated[int | None, Check(label_or_none)]
+"""The label of voxels that do not count, None where all do."""
 
 
 def averaged(features: Volume, most: int) -> Float[Tensor, "b c _ _ _"]:

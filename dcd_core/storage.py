@@ -1,9 +1,11 @@
 """Files that are never half written, and archives that are not read where they are damaged."""
 
+import hashlib
+import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -58,6 +60,11 @@ def sync(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+
+
+def digest(facts: Mapping[str, Any], content: Iterable[bytes]) -> str:
+    """A hash of facts and of what belongs to them, 64 hexadecimal digits."""
+    return hashlib.sha256(b"".join([json.dumps(facts).encode(), *content])).hexdigest()
 
 
 def read_torch(path: Path) -> Any:

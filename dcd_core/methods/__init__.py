@@ -3,7 +3,6 @@
 `METHODS` has them by name, DCD too; `build` makes one. What all share is in `dcd_core.method`.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,16 +68,8 @@ def build(
 
 def options_of(name: str) -> list[str]:
     """The options of a method, with those of its bases that it does not decide itself."""
-    made, options = METHODS[name], list[str]()
-    if not (isinstance(made, type) and issubclass(made, Method)):
-        return options  # a `released` method decides all
-    for constructor in [vars(kind).get("__init__") for kind in made.__mro__]:
-        if constructor is not None:
-            parameters = inspect.signature(constructor).parameters.values()
-            options += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-                break  # nothing is handed on to a base
-    return [option for option in dict.fromkeys(options) if option not in made.decided]
+    made = METHODS[name]  # a `released` one, a function, decides all
+    return made.options() if isinstance(made, type) and issubclass(made, Method) else []
 
 
 def adapter_option(name: str) -> str | None:

@@ -1,15 +1,15 @@
 """Is it the wavelet, the bands, or detail as such? High-pass filters, and DCD with other bands."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from dcd_core.dcd import DCD, PUBLISHED
-from dcd_core.errors import at_least, finite
+from dcd_core.errors import Check, at_least, finite
 from dcd_core.method import Narrow, Scalar
 from dcd_core.methods.features import FeatureMSE
 from dcd_core.types import Volume
@@ -20,12 +20,13 @@ from dcd_core.wavelet.transform import apply_separable, matrix
 class HighPass(FeatureMSE):
     """FeatureMSE of what a low-pass filter along each axis takes from the features."""
 
-    lowpass: tuple[Callable[[int, float], np.ndarray], float]  # of an axis, and its own option
+    def lowpass(self, n: int, like: Tensor) -> Tensor:
+        """The filter of an axis of n voxels, a matrix (n, n)."""
+        raise NotImplementedError
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
-        build, option = self.lowpass
         # A filter commutes with an adapter without bias, so the narrow student is filtered.
-        filters = [matrix(build, n, option, like=teacher) for n in teacher.shape[2:]]
+        filters = [self.lowpass(n, teacher) for n in teacher.shape[2:]]
         s, t = (x - apply_separable(x, filters) for x in (student, teacher))
         return super().stage(index, s, t, target)
 
@@ -42,10 +43,11 @@ class GaussianHighPass(HighPass):
     `weight` 1 as in FeatureMSE.
     """
 
-    def __init__(self, *channels: Sequence[int], sigma: float = 1.0, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        widest = "above 0 and at most 1000 voxels"
-        self.lowpass = _blur, finite("sigma", sigma, lambda x: 0 < x <= 1000, widest)
+    widest: ClassVar[str] = "above 0 and at most 1000 voxels"
+    sigma: Annotated[float, Check(finite, lambda x: 0 < x <= 1000, widest)] = 1.0
+
+    def lowpass(self, n: int, like: Tensor) -> Tensor:
+        return matrix(_blur, n, self.sigma, like=like)
 
 
 class FourierHighPass(HighPass):
@@ -61,10 +63,11 @@ class FourierHighPass(HighPass):
     bands would. `weight` 1 as in FeatureMSE.
     """
 
-    def __init__(self, *channels: Sequence[int], cutoff: float = 0.25, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        highest = "above 0 and at most 0.5 cycles per voxel, the highest there is"
-        self.lowpass = _low_frequencies, finite("cutoff", cutoff, lambda x: 0 < x <= 0.5, highest)
+    highest: ClassVar[str] = "above 0 and at most 0.5 cycles per voxel, the highest there is"
+    cutoff: Annotated[float, Check(finite, lambda x: 0 < x <= 0.5, highest)] = 0.25
+
+    def lowpass(self, n: int, like: Tensor) -> Tensor:
+        return matrix(_low_frequencies, n, self.cutoff, like=like)
 
 
 class CoarseBand(DCD):

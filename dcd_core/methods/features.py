@@ -1,14 +1,13 @@
 """What the student sees: features compared voxel by voxel, or where each channel is active."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv3d, normalize
 
-from dcd_core.errors import flag, positive
+from dcd_core.errors import Flag, Positive
 from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod
 from dcd_core.methods.logits import channelwise
 from dcd_core.types import Volume
@@ -46,9 +45,7 @@ class FitNets(FeatureMSE):
     Options: `standardise`; else channels of large variance decide. `weight` 1; published 1 to 100.
     """
 
-    def __init__(self, *channels: Sequence[int], standardise: bool = False, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        self.standardise = flag("standardise", standardise)
+    standardise: Flag = False
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         if self.standardise:
@@ -70,10 +67,7 @@ class ChannelWiseFeatures(StageMethod):
     """
 
     weight: ClassVar[float] = 50.0
-
-    def __init__(self, *channels: Sequence[int], temperature: float = 4.0, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        self.temperature = positive("temperature", temperature)
+    temperature: Positive = 4.0
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         divergence = partial(channelwise, self.temperature, None)

@@ -1,17 +1,17 @@
 """Detail by other wavelet methods: L1 of the detail bands, with or without masks of interest."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from dcd_core.errors import at_least, not_negative, positive
-from dcd_core.method import Narrow, Scalar, StageMethod
+from dcd_core.errors import Check, NotNegative, Positive, at_least
+from dcd_core.method import Examples, Narrow, Scalar, StageMethod, TaskLoss
 from dcd_core.methods.masks import overlap
 from dcd_core.models import Segmenter, evaluating
 from dcd_core.types import ContractError, Output, Volume
@@ -39,10 +39,7 @@ class PromptFreeFreeKD(StageMethod):
     weight: ClassVar[float] = 1.0
     usual = slice(1, 5)
     stage_reduction = "sum"
-
-    def __init__(self, *channels: Sequence[int], levels: int = 3, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        self.levels = at_least("levels", levels, 1, MOST_LEVELS)
+    levels: Annotated[int, Check(at_least, 1, MOST_LEVELS)] = 3
 
     def usable_levels(self, size: Sequence[int]) -> int:
         return max(1, min(self.levels, (min(size) // 4).bit_length() - 1))
@@ -84,37 +81,26 @@ class FreeKD(PromptFreeFreeKD):
     Options: `tokens`, `diversity` and `rate` of the prompts' training; `levels`. `weight` 1.
     """
 
-    def __init__(
-        self,
-        *channels: Sequence[int],
-        tokens: int = 6,
-        diversity: float = 0.5,
-        rate: float = 1e-3,
-        **shared: Any,
-    ) -> None:
-        super().__init__(*channels, **shared)
-        tokens = at_least("tokens", tokens, 2)
-        self.diversity, self.rate = not_negative("diversity", diversity), positive("rate", rate)
+    tokens: Annotated[int, Check(at_least, 2)] = 6
+    diversity: NotNegative = 0.5
+    rate: Positive = 1e-3
+
+    def __init__(self, *channels: Sequence[int], **options: Any) -> None:
+        super().__init__(*channels, **options)
         for i, (_, w) in enumerate(self.channels):
-            self.register_buffer(f"prompts_{i}", torch.randn(self.levels, tokens, w) / w**0.5)
+            self.register_buffer(f"prompts_{i}", torch.randn(self.levels, self.tokens, w) / w**0.5)
         self.trained: Tensor
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
 
     def prepare(
-        self,
-        teacher: Segmenter,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        self, teacher: Segmenter, batches: Examples, task_loss: TaskLoss | None = None
     ) -> None:
         """Train the prompts, unless they are."""
         if not self.trained:
             self.train_prompts(teacher, batches, task_loss)
 
     def train_prompts(
-        self,
-        teacher: Segmenter,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        self, teacher: Segmenter, batches: Examples, task_loss: TaskLoss | None = None
     ) -> list[float]:
         """Train the prompts by Adam, a step per batch of `prepare`; the losses, step by step."""
         task_loss = task_loss or dice_and_cross_entropy

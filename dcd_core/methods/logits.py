@@ -1,16 +1,15 @@
 """What the student answers: methods that compare full-resolution logits."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from dcd_core.errors import at_least, not_negative, positive, within
-from dcd_core.method import Method, Scalar, ignored
+from dcd_core.errors import Check, Count, NotNegative, Positive, flag
+from dcd_core.method import Ignored, Method, Scalar
 from dcd_core.types import ContractError, Output, Volume
 from dcd_core.wavelet import Wavelet, max_level, wavedec3
 from dcd_core.wavelet.transform import axis_names
@@ -26,13 +25,8 @@ class LogitMethod(Method):
     """
 
     needs_logits: bool = True
-
-    def __init__(
-        self, *channels: Sequence[int], regions: bool | None = False, ignore: int | None = -1
-    ) -> None:
-        super().__init__()
-        within("regions", regions, regions is None or isinstance(regions, bool), "True or False")
-        self.regions, self.ignore = regions, ignored(ignore)
+    regions: Annotated[bool | None, Check(flag)] = False
+    ignore: Ignored = -1
 
     def distance(self, student: Output, teacher: Output, target: Tensor | None) -> Scalar:
         s, t = student.logits, teacher.logits
@@ -69,10 +63,7 @@ class LogitsKD(LogitMethod):
     """
 
     weight: ClassVar[float] = 1.0
-
-    def __init__(self, *channels: Sequence[int], temperature: float = 2.0, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        self.temperature = positive("temperature", temperature)
+    temperature: Positive = 2.0
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         weights = counts[:, None].to(student.dtype)
@@ -104,18 +95,9 @@ class DIST(LogitMethod):
     """
 
     weight: ClassVar[float] = 1.0
-
-    def __init__(
-        self,
-        *channels: Sequence[int],
-        temperature: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        **shared: Any,
-    ) -> None:
-        super().__init__(*channels, **shared)
-        self.temperature = positive("temperature", temperature)
-        self.beta, self.gamma = not_negative("beta", beta), not_negative("gamma", gamma)
+    temperature: Positive = 1.0
+    beta: NotNegative = 1.0
+    gamma: NotNegative = 1.0
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         s, t = (self.probabilities(z / self.temperature).flatten(2) for z in (student, teacher))
@@ -144,13 +126,8 @@ class WaveletOutputs(LogitMethod):
     """
 
     weight: ClassVar[float] = 10.0
-
-    def __init__(
-        self, *channels: Sequence[int], wavelet: Wavelet = "haar", levels: int = 3, **shared: Any
-    ) -> None:
-        super().__init__(*channels, **shared)
-        self.wavelet, self.levels = wavelet, at_least("levels", levels, 1)
-        axis_names(wavelet)
+    wavelet: Annotated[Wavelet, Check(lambda _, wavelet: axis_names(wavelet) and wavelet)] = "haar"
+    levels: Count = 3
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         levels = min(self.levels, max_level(student.shape[2:], self.wavelet))
@@ -175,11 +152,8 @@ class ChannelWiseLogits(LogitMethod):
     """
 
     weight: ClassVar[float] = 3.0
-    decided: ClassVar[tuple[str, ...]] = ("regions",)
-
-    def __init__(self, *channels: Sequence[int], temperature: float = 4.0, **shared: Any) -> None:
-        super().__init__(*channels, regions=None, **shared)
-        self.temperature = positive("temperature", temperature)
+    regions: bool | None = None
+    temperature: Positive = 4.0
 
     def logits(self, student: Volume, teacher: Volume, counts: Counts) -> Scalar:
         divergence = partial(channelwise, self.temperature, None if counts.all() else counts)

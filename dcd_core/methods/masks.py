@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from dcd_core.errors import at_least, not_negative
+from dcd_core.errors import Check, NotNegative, at_least
 from dcd_core.method import Narrow, Scalar, StageMethod, averaged
 from dcd_core.types import Volume
 
@@ -38,14 +38,12 @@ class ACAMKD(StageMethod):
 
     weight: ClassVar[float] = 1.0
     usual = slice(2, 5)
+    masks: Annotated[int, Check(at_least, 2)] = 4
+    diversity: NotNegative = 1.0
 
-    def __init__(
-        self, *channels: Sequence[int], masks: int = 4, diversity: float = 1.0, **shared: Any
-    ) -> None:
-        super().__init__(*channels, **shared)
-        masks = at_least("masks", masks, 2)
-        self.diversity = not_negative("diversity", diversity)
-        self.fusions = nn.ModuleList(Fusion(width, masks) for _, width in self.channels)
+    def __init__(self, *channels: Sequence[int], **options: Any) -> None:
+        super().__init__(*channels, **options)
+        self.fusions = nn.ModuleList(Fusion(width, self.masks) for _, width in self.channels)
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         adapter = self.adapters[index]

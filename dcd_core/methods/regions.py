@@ -1,15 +1,15 @@
 """Regions by the labels: how alike the voxels of a class are, and which regions count how much."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
-from dcd_core.errors import at_least, finite, one_of, positive
-from dcd_core.method import Narrow, Scalar, StageMethod, UnadaptedMethod, directions, ignored
+from dcd_core.errors import Check, Count, Positive, finite
+from dcd_core.method import Ignored, Narrow, Scalar, StageMethod, UnadaptedMethod, directions
 from dcd_core.types import ContractError, Volume
 
 Labels = Int[Tensor, "b v"]
@@ -31,12 +31,8 @@ class IFVD(UnadaptedMethod):
     """
 
     weight: ClassVar[float] = 10.0
-
-    def __init__(
-        self, *channels: Sequence[int], side: int = 32, ignore: int | None = -1, **shared: Any
-    ) -> None:
-        super().__init__(*channels, **shared)
-        self.side, self.ignore = at_least("side", side, 1), ignored(ignore)
+    side: Count = 32
+    ignore: Ignored = -1
 
     def compares(self, size: Sequence[int]) -> bool:
         return max(size) <= self.side
@@ -74,24 +70,17 @@ class ReCo(StageMethod):
     weight: ClassVar[float] = 0.01
     usual = slice(-1)
     stage_reduction = "sum"
+    masks: Literal["sound", "released"] = "sound"
+    context: Literal["learned", "frozen"] = "learned"
+    temperature: Positive = 0.5
+    decay: Annotated[float, Check(finite)] = 0.4
+    ignore: Ignored = -1
 
-    def __init__(
-        self,
-        *channels: Sequence[int],
-        masks: str = "sound",
-        context: str = "learned",
-        temperature: float = 0.5,
-        decay: float = 0.4,
-        ignore: int | None = -1,
-        **shared: Any,
-    ) -> None:
-        super().__init__(*channels, **shared)
-        self.masks = one_of("masks", masks, "sound", "released")
-        trained = one_of("context", context, "learned", "frozen") == "learned"
-        self.temperature, self.ignore = positive("temperature", temperature), ignored(ignore)
-        finite("decay", decay)
+    def __init__(self, *channels: Sequence[int], **options: Any) -> None:
+        super().__init__(*channels, **options)
+        trained = self.context == "learned"
         self.contexts = nn.ModuleList(Context(width, trained=trained) for _, width in self.channels)
-        powers = [2 ** (-3 * decay * i) for i in range(len(self.stages))]
+        powers = [2 ** (-3 * self.decay * i) for i in range(len(self.stages))]
         self.shares = [power / sum(powers) for power in powers]
 
     @classmethod

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax, smooth_l1_loss
 
-from dcd_core.errors import at_least, not_negative, positive
+from dcd_core.errors import Count, Positive, not_negative
 from dcd_core.method import SMALL, Narrow, Scalar, UnadaptedMethod, averaged, directions
 from dcd_core.types import Volume
 
@@ -21,9 +21,7 @@ Nodes = Float[Tensor, "b n _"]
 class RelationMethod(UnadaptedMethod):
     """A loss of the relations among nodes (b, n, c); `nodes`: how many along each axis, at most."""
 
-    def __init__(self, *channels: Sequence[int], nodes: int = 4, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        self.nodes = at_least("nodes", nodes, 1)
+    nodes: Count = 4
 
     def stage(self, index: int, student: Narrow, teacher: Volume, target: Tensor | None) -> Scalar:
         s, t = (averaged(x, self.nodes).flatten(2).mT for x in (student, teacher))
@@ -48,9 +46,7 @@ class PairwiseAffinity(RelationMethod):
     """
 
     weight: ClassVar[float] = 10.0
-
-    def __init__(self, *channels: Sequence[int], nodes: int = 8, **shared: Any) -> None:
-        super().__init__(*channels, nodes=nodes, **shared)
+    nodes = 8
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
         s, t = (directions(nodes, 2) for nodes in (student, teacher))
@@ -102,10 +98,7 @@ class CrossImage(RelationMethod):
     """
 
     weight: ClassVar[float] = 1.0
-
-    def __init__(self, *channels: Sequence[int], temperature: float = 0.1, **shared: Any) -> None:
-        super().__init__(*channels, **shared)
-        self.temperature = positive("temperature", temperature)
+    temperature: Positive = 0.1
 
     def relations(self, student: Nodes, teacher: Nodes) -> Scalar:
         units = (directions(nodes, 2) for nodes in (student, teacher))

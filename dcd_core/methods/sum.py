@@ -1,6 +1,6 @@
 """Several methods at once: the student learns from the sum, each part at a weight of its own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dcd_core.errors import nearest
-from dcd_core.method import Method
+from dcd_core.method import Examples, Method, TaskLoss
 from dcd_core.models import Segmenter
 from dcd_core.types import ContractError, Output
 
@@ -33,15 +33,12 @@ class Sum(Method):
         self.needs_logits = any(part.needs_logits for part in parts)
 
     def prepare(
-        self,
-        teacher: Segmenter,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        task_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        self, teacher: Segmenter, batches: Examples, task_loss: TaskLoss | None = None
     ) -> None:
         """Let every part learn from the teacher, all from the same batches."""
-        kept = list(batches)
-        for part in self.parts:
-            cast(Method, part).prepare(teacher, kept, task_loss)
+        kept, given = list(batches), () if task_loss is None else (task_loss,)
+        for part in self.parts:  # a method of a reader's own may do without the loss
+            cast(Method, part).prepare(teacher, kept, *given)
 
     def forward(
         self, student: Output, teacher: Output, target: Tensor | None = None

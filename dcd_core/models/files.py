@@ -1,6 +1,5 @@
 """Segmenters by name and on disk: all weights of a file are read, or the file is refused."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 from dcd_core.models.nnunet import planned
 from dcd_core.models.segmenter import Segmenter, refuse_not_finite
 from dcd_core.models.unets import dynunet, resenc, swin
-from dcd_core.storage import atomic
+from dcd_core.storage import atomic, digest
 from dcd_core.types import ContractError
 
 ARCHITECTURES: dict[str, Callable[..., Segmenter]] = {
@@ -81,5 +80,4 @@ def load(path: str | Path) -> Segmenter:
 
 
 def _hash(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
-    data = [weights[name].cpu().numpy().tobytes() for name in sorted(weights)]
-    return hashlib.sha256(b"".join([json.dumps(spec).encode(), *data])).hexdigest()
+    return digest(spec, (weights[name].cpu().numpy().tobytes() for name in sorted(weights)))

@@ -9,6 +9,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
+import torch
 from torch import Tensor, nn
 
 from dcd_core.errors import flag, several, whole
@@ -58,6 +59,11 @@ class Segmenter(nn.Module):
     def encode(self, x: Volume) -> Stages:
         """Encoder stages alone; the decoder does not run."""
         return self._run(x, encoder_only=True)[1]
+
+    @torch.no_grad()
+    def observed(self, x: Volume, *, logits: bool) -> Output:
+        """What a student is shown, without a graph: encoder stages, and `logits` if wanted."""
+        return self(x) if logits else Output(x.new_empty((0,)), self.encode(x))
 
     def _run(self, x: Volume, *, encoder_only: bool) -> tuple[Any, Stages]:
         """What the network returns, or None if only the encoder runs; and the stages."""

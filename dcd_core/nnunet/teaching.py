@@ -78,11 +78,7 @@ class Teaching:
     ) -> Tensor:
         """The distillation loss of a batch, a scalar; `manager` is nnU-Net's of labels."""
         assert self.method is not None
-        with torch.no_grad():
-            if self.method.needs_logits:
-                teacher = self.teacher(data)
-            else:
-                teacher = Output(data.new_empty((0,)), self.teacher.encode(data))
+        teacher = self.teacher.observed(data, logits=self.method.needs_logits)
         student = Output(heads[0], tuple(stages), tuple(heads[1:]))
         loss: Tensor = self.method(student, teacher, labels_of(target, manager))
         return loss

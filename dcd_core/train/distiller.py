@@ -1,5 +1,6 @@
 """The distiller: student, frozen teacher and method in one module that owns all that is trained."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,19 +99,14 @@ class Distiller(nn.Module):
         image = self.processes.part(image)
         student = self.student(image)
         student = self.processes.whole(student if distil else student._replace(stages=()))
-        labelled = (student, target) if whole else (_rows(student, known), target[known])
-        segmentation = self._segmentation(*labelled)
+        logits = [z if whole else z[known] for z in (student.logits, *student.deep)]
+        segmentation = self._segmentation(logits, target if whole else target[known])
         if not distil or self.method is None:
             return Losses(segmentation, None)
         teacher = Output(image.new_empty((0,)), ())
         if self.teacher is not None:
             self.teacher.eval()  # whoever set it to train: its statistics must not move
-            with torch.no_grad():
-                if self.needs_logits:
-                    teacher = self.teacher(image)
-                else:
-                    teacher = teacher._replace(stages=self.teacher.encode(image))
-            teacher = self.processes.whole(teacher)
+            teacher = self.processes.whole(self.teacher.observed(image, logits=self.needs_logits))
         return Losses(segmentation, self.method(student, teacher, target if whole else None))
 
     def trainable(self) -> list[nn.Parameter]:
@@ -128,12 +124,12 @@ class Distiller(nn.Module):
         if wrong:
             raise KeyError(f"checkpoint and model differ in {wrong[:5]}")
 
-    def _segmentation(self, output: Output, target: Tensor) -> Tensor:
-        logits = (output.logits, *output.deep)
+    def _segmentation(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The loss of a batch, of its `logits` on all grids, finest first."""
         if self.of_classes:
-            _refuse_unknown(target, output.logits.shape[1])
+            _refuse_unknown(target, logits[0].shape[1])
         weights = [self.deep_weights**i for i in range(len(logits))]
-        total = output.logits.new_zeros((), dtype=torch.float32)
+        total = logits[0].new_zeros((), dtype=torch.float32)
         for weight, z in zip(weights, logits, strict=True):
             y = target
             if z.shape[2:] != y.shape[2:]:  # nearest neighbour: labels stay whole
@@ -149,11 +145,6 @@ def _labelled(target: Tensor) -> Tensor:
         attempt = "batches with some labelled samples, as data.Patches makes them"
         raise ContractError("target", "no label in the batch", "one sample with a label", attempt)
     return known
-
-
-def _rows(output: Output, known: Tensor) -> Output:
-    """The logits of some samples, without the features."""
-    return Output(output.logits[known], (), tuple(z[known] for z in output.deep))
 
 
 def _refuse_unknown(target: Tensor, classes: int) -> None:

@@ -20,16 +20,7 @@ from dcd_core.train.balance import BALANCE_EVERY, encoder_parameters, gradient_r
 from dcd_core.train.distiller import Distiller, Losses
 from dcd_core.train.processes import Processes, training_device
 from dcd_core.train.recipe import EMA, Recipe
-from dcd_core.train.result import (
-    DIVERGED,
-    Fit,
-    plain,
-    read_fit,
-    read_same,
-    seal,
-    unfit,
-    write_facts,
-)
+from dcd_core.train.result import DIVERGED, Fit, read_fit, read_same, seal, unfit, write_facts
 from dcd_core.types import Batches, Case, ContractError, checked_case
 
 if TYPE_CHECKING:
@@ -212,7 +203,7 @@ class Run:
             with atomic(path) as temporary:
                 torch.save({"step": step, "image": image, "target": target}, temporary)
             self._write_history()
-            write_facts(self.folder / DIVERGED, {"step": step, "recipe": plain(self.recipe)})
+            write_facts(self.folder / DIVERGED, {"step": step, "recipe": self.recipe.plain()})
         segmentation, distillation = (None if loss is None else loss.tolist() for loss in losses)
         raise FloatingPointError(
             f"not finite at step {step}: segmentation {segmentation}, distillation {distillation}, "
@@ -225,7 +216,7 @@ class Run:
         if self.distiller.processes.rank:
             return
         content = {
-            "recipe": plain(self.recipe),
+            "recipe": self.recipe.plain(),
             "distiller": self.distiller.trained_state(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -244,7 +235,7 @@ class Run:
             theirs = content["recipe"]
         except Exception as error:  # there are half a dozen types for a damaged file
             raise unfit(path, f"unreadable ({type(error).__name__})") from None
-        if theirs != plain(self.recipe):
+        if theirs != self.recipe.plain():
             raise unfit(path, "made by another recipe")
         try:
             self.distiller.load_trained_state(content["distiller"])
@@ -277,7 +268,7 @@ class Run:
                 temporary.write_bytes(save(kept))
         history = self._write_history()
         facts: dict[str, Any] = {"threshold": threshold, "val_dice": dice}
-        facts |= {"seconds": round(state.seconds, 2), "recipe": plain(recipe)}
+        facts |= {"seconds": round(state.seconds, 2), "recipe": recipe.plain()}
         facts["sha256"] = seal(folder, facts)
         write_facts(folder / "fit.json", facts)  # last: its presence says that all is there
         (folder / "checkpoint.pt").unlink(missing_ok=True)

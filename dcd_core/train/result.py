@@ -1,10 +1,8 @@
 """What a run leaves in its folder, and how that is read back."""
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from dcd_core import models
 from dcd_core.models import Segmenter
-from dcd_core.storage import atomic
+from dcd_core.storage import atomic, digest
 from dcd_core.train.recipe import Recipe
 from dcd_core.types import ContractError
 
@@ -59,7 +57,7 @@ def read_same(folder: Path, recipe: Recipe, spec: object, method: Collection[str
 
     `spec` of the student's network, names of the tensors in the state of the `method`.
     """
-    if facts_of(folder)["recipe"] != plain(recipe):
+    if facts_of(folder)["recipe"] != recipe.plain():
         raise unfit(folder, "made by another recipe")
     fitted = read_fit(folder)
     if fitted.student.spec != spec or {*fitted.method} != {*method}:
@@ -93,13 +91,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
 def seal(folder: Path, facts: Mapping[str, Any]) -> str:
     """A hash of what a run leaves; the file of the student has one of its own."""
     files = [folder / name for name in ("history.csv", "method.safetensors")]
-    content = [file.read_bytes() for file in files if file.is_file()]
-    return hashlib.sha256(b"".join([json.dumps(facts).encode(), *content])).hexdigest()
-
-
-def plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe in types of JSON, as it comes back from a file."""
-    return dict(json.loads(json.dumps(asdict(recipe))))
+    return digest(facts, (file.read_bytes() for file in files if file.is_file()))
 
 
 def unfit(path: Path, why: str) -> ContractError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from dcd_lab.data import volumes
 from dcd_lab.data.editions import renumbered
 from dcd_lab.data.scans import Scan
 from dcd_lab.data.volumes import NiftiVolume
+from dcd_lab.records.identity import file_hash
 from dcd_lab.tasks import BRATS, TASKS, Task
 
 MNI_SHAPE = (182, 218, 182)
@@ -55,21 +56,17 @@ def inspect(scan: Scan, base: Path) -> Inspection:
         "group": scan.group,
         "post_op": scan.post_op,
         "files": ";".join(path.relative_to(base).as_posix() for path in scan.files),
-        "label_sha256": _sha256(scan.label) if scan.label else None,
+        "label_sha256": None,
     }
+    if scan.label:
+        with suppress(OSError):  # reported when the file is opened as an image
+            row["label_sha256"] = file_hash(scan.label)
     try:
         _examine(scan, report, row)
     except Exception as error:  # one scan must not end the audit of a thousand
         got = f"{type(error).__name__}: {error}"
         report.add("not examined", got, "files that can be examined", "error")
     return Inspection(report.findings, row)
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:  # reported when the file is opened as an image
-        return None
 
 
 def _examine(scan: Scan, report: Report, row: dict[str, Any]) -> None:

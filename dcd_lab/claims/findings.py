@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dcd_lab.claims.endpoints import NOT_RUN, REFUTED, SUPPORTED, Plan
+from dcd_lab.records.text import interval
 
 
 def findings(
@@ -73,14 +74,8 @@ def measured(row: Any) -> str:
     """
     if row.verdict == NOT_RUN:
         return NOT_RUN
-    low, high = signed(row.low_points), signed(row.high_points)
-    return f"{signed(row.difference_points)}\u00a0points [{low},\u00a0{high}]"
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign and a true minus; what rounds to zero has no sign."""
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text[1:] if not float(f"{value:.{digits}f}") else text
+    text = interval(row.difference_points, row.low_points, row.high_points, unit="\u00a0points")
+    return text.replace(", ", ",\u00a0")
 
 
 def listed(words: list[str]) -> str:

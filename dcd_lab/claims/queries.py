@@ -30,8 +30,9 @@ from dcd_lab.claims.endpoints import (
     stored,
 )
 from dcd_lab.claims.endpoints import verdict as verdict_of
-from dcd_lab.claims.findings import measured, signed
+from dcd_lab.claims.findings import measured
 from dcd_lab.records import root
+from dcd_lab.records.text import interval
 
 SOURCE = "book/claims.yml"
 LINES = 4  # of measurement that a claim shows before it counts instead
@@ -149,7 +150,7 @@ def _mean(of: str, column: str, words: str, *, profile: str, stated: Plan) -> An
     values = table.groupby(["seed", "patch"])[column].mean().unstack("patch").dropna(axis=1)
     found = stats.interval(values.to_numpy())
     low, high = float(found.low), float(found.high)
-    line = f"{words}: {signed(float(found.difference), 3)} [{signed(low, 3)}, {signed(high, 3)}]"
+    line = f"{words}: {interval(float(found.difference), low, high, 3)}"
     return Answer([line], [verdict_of(low, high) if found.seed_is_random else UNDECIDED])
 
 

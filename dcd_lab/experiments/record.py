@@ -20,7 +20,7 @@ from dcd_lab.cache import record_policy
 from dcd_lab.records import facts, root
 from dcd_lab.records.identity import file_hash, plain_data
 from dcd_lab.records.places import write_json
-from dcd_lab.records.seals import check, seal
+from dcd_lab.records.seals import check, refuse_changed, seal
 
 DESCRIPTION = "run.json"
 LAST = "fit.json"
@@ -102,12 +102,7 @@ def read(entry: Path) -> dict[str, Any]:
 
 def check_files(entry: Path) -> None:
     """Raise ContractError when a file of an entry is missing or not the one that was entered."""
-    for name, sha256 in read(entry)["files"].items():
-        file = entry / name
-        if not file.is_file() or file_hash(file) != sha256:
-            got = "another content than was entered" if file.is_file() else "no file"
-            where = f"record, {entry.name}/{name}"
-            raise ContractError(where, got, f"sha256 {sha256[:12]}...", ATTEMPT)
+    refuse_changed(entry, read(entry)["files"], ATTEMPT)
 
 
 def _copy(files: list[Path], target: Path) -> None:

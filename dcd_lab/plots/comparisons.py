@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from dcd_core.types import ContractError
 from dcd_lab.plots import page
 from dcd_lab.plots.page import Page, styled
+from dcd_lab.records.text import interval
 from dcd_lab.stats import Comparison, require
 
 
@@ -116,7 +117,7 @@ def _comparison(axes: Axes, row: int, shown: Comparison) -> None:
     fill = color if random else "white"
     axes.plot([low, high], [row, row], color=color, linestyle=dash, zorder=3)
     axes.plot(shown.difference, row, "o", color=color, markerfacecolor=fill, markersize=8, zorder=4)
-    text = f"{shown.difference:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    text = interval(shown.difference, low, high, 3)
     axes.annotate(text, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from dcd_lab.plots.page import axis_label
+from dcd_lab.records.text import interval
 
 HIGHER_IS_BETTER = ("dice", "nsd", "f1")
 LOWER_IS_BETTER = ("hd95", "avd", "diff")
@@ -47,10 +48,12 @@ def cell(column: str, value: float) -> str:
 
 def measured(column: str, difference: float, low: float, high: float) -> str:
     """A difference with its sign and its interval: `+1.2 [−0.3, +2.7]`."""
-    signed = (_format(column).replace(":", ":+").format(x) for x in (difference, low, high))
-    shown = "{} [{}, {}]".format(*signed)
-    return shown.replace("-", "\N{MINUS SIGN}")
+    return interval(difference, low, high, _decimals(column))
 
 
 def _format(column: str) -> str:
-    return f"{{:.{DECIMALS.get(column.rpartition('_')[2], 3)}f}}"
+    return f"{{:.{_decimals(column)}f}}"
+
+
+def _decimals(column: str) -> int:
+    return DECIMALS.get(column.rpartition("_")[2], 3)

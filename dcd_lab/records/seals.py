@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dcd_core.types import ContractError
@@ -23,11 +24,15 @@ def check(folder: Path) -> None:
 
     A folder without seals, of an older version, passes.
     """
-    for name, sha256 in _noted(folder).items():
+    refuse_changed(folder, _noted(folder), f"removing {folder}: what was in it is then made again")
+
+
+def refuse_changed(folder: Path, hashes: Mapping[str, str], attempt: str) -> None:
+    """Raise ContractError when a file of `hashes`, by name, is absent or has another hash."""
+    for name, sha256 in hashes.items():
         file = folder / name
         if not file.is_file() or file_hash(file) != sha256:
             got = "changed since it was written" if file.is_file() else "no such file"
-            attempt = f"removing {folder}: what was in it is then made again"
             raise ContractError(str(file), got, f"sha256 {sha256[:12]}...", attempt)
 
 
