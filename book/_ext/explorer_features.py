@@ -44,12 +44,16 @@ def parameters() -> dict[str, Any]:
     return {**profile["shared"], **profile[PAGE]}
 
 
+def jobs(study: experiments.Study) -> dict[str, experiments.Job]:
+    """Return the teacher and the two students, by arm."""
+    options = {"undistilled": {}, "DCD": {"method": "dcd"}}
+    students = {arm: study.student(arm, SEED, **options[arm]) for arm in ARMS}
+    return {"teacher": study.teacher(), **students}
+
+
 def recorded(study: experiments.Study) -> tuple[dict[str, Fit], dict[str, Any]]:
     """Return the three runs, and where each is: its entry in the record, a hash of its weights."""
-    options = {"undistilled": {}, "DCD": {"method": "dcd"}}
-    jobs = {"teacher": study.teacher()}
-    jobs |= {arm: study.student(arm, SEED, **options[arm]) for arm in ARMS}
-    entries = {arm: record.home() / job.folder.name for arm, job in jobs.items()}
+    entries = {arm: record.home() / job.folder.name for arm, job in jobs(study).items()}
     for entry in entries.values():
         record.check_files(entry)
     found = {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from jaxtyping import UInt8
 
 from dcd_core.infer import choose_threshold, decide, predict
 from dcd_core.models import Segmenter
 from dcd_core.train import Recipe
+from dcd_core.types import Case
 from dcd_lab.data import Cohort, read_label
 from dcd_lab.data.prediction import to_native
 from dcd_lab.metrics import challenge, lesions, score
@@ -37,6 +40,20 @@ def choose(student: Segmenter, cohort: Cohort, recipe: Recipe) -> tuple[float, f
     )
 
 
+def predicted(
+    student: Segmenter, threshold: float, case: Case, prepared: Case, recipe: Recipe
+) -> UInt8[np.ndarray, "i j k"]:
+    """The label volume of a case that is scored, on the case's own grid, from `prepared`."""
+    probabilities = predict(
+        student,
+        prepared.image,
+        patch=recipe.patch,
+        overlap=recipe.overlap,
+        precision=recipe.precision,
+    )
+    return decide(to_native(probabilities.cpu().numpy(), prepared, case), threshold)
+
+
 def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recipe) -> Evaluation:
     """Score a segmenter on the test cases, on their own grids, as the challenges do.
 
@@ -51,14 +68,7 @@ def evaluate(student: Segmenter, threshold: float, cohort: Cohort, recipe: Recip
         map(read_label, cohort.scans("test")), cohort.cases("test"), strict=True
     ):
         assert case.label is not None
-        probabilities = predict(
-            student,
-            prepared.image,
-            patch=recipe.patch,
-            overlap=recipe.overlap,
-            precision=recipe.precision,
-        )
-        label = decide(to_native(probabilities.cpu().numpy(), prepared, case), threshold)
+        label = predicted(student, threshold, case, prepared, recipe)
         official = challenge(label, case.label, task, case.spacing_mm)
         ours = score(label, case.label, task, case.spacing_mm)
         # Of columns that both have, ours is kept: its worst distance is that of the case's volume.

@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import inspect
 import io
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html import unescape
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from book_pages import BOOK, NOTEBOOKS, PAGES, ROOT
+from book_pages import BOOK, NOTEBOOKS, PAGES
+from windows import MODES, watch
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import BrowserContext
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The HTML of the book, built once and away from the checkout; warnings are errors."""
-    missing = [page for page in NOTEBOOKS if not (BOOK / f"{page}.ipynb").is_file()]
-    assert missing == [], "never executed: run make study"
-    out = tmp_path_factory.mktemp("book")
-    program = str(Path(sys.executable).with_name("jupyter-book"))
-    call = [program, "build", "book", "--config", "_config.yml", "--path-output", str(out)]
-    built = subprocess.run(
-        [*call, "-W", "-n", "--keep-going"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"},
-    )
-    if built.returncode:
-        said = [line for line in built.stderr.splitlines() if line.strip()]
-        pytest.fail("the book does not build:\n" + "\n".join(said[-30:]), pytrace=False)
-    return out / "_build" / "html"
 
 
 def test_every_page_is_built_and_loads_nothing_remote(site: Path) -> None:
@@ -150,16 +126,6 @@ def test_pages_say_which_command_and_commit_made_them(site: Path) -> None:
 
 
 MIB = 2**20
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-MODES = {
-    "light": {"color_scheme": "light", "viewport": DESKTOP},
-    "dark": {"color_scheme": "dark", "viewport": DESKTOP},
-    "phone": {"color_scheme": "light", "viewport": PHONE, "has_touch": True},
-}
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
 # What a reader sees: luminances, the least contrast of text to its ground, formulas, width.
 LOOK = """async () => {
   if (window.MathJax?.startup?.promise) await window.MathJax.startup.promise;
@@ -197,50 +163,13 @@ LOOK = """async () => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((path for name in names if (path := shutil.which(name))), None)
-    if program is None and os.environ.get("DCD_REQUIRE_BROWSER") != "1":
-        pytest.skip("no Chromium is installed to look at the book")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=FLAGS.split())
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def context(browser: Browser, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
-    """A window of the browser in the mode the test asks for."""
-    opened = browser.new_context(**MODES[getattr(request, "param", "light")])  # type: ignore[arg-type]
-    yield opened
-    opened.close()
-
-
-def _watch(page: Page) -> SimpleNamespace:
-    """Collect what a page asks for and complains about."""
-    seen = SimpleNamespace(foreign=[], errors=[], files=set())
-
-    def asked(address: str) -> None:
-        if address.startswith("file:"):
-            seen.files.add(unquote(urlsplit(address).path))
-        elif not address.startswith(("data:", "blob:")):
-            seen.foreign.append(address)
-
-    page.on("request", lambda request: asked(request.url))
-    page.on("pageerror", lambda error: seen.errors.append(str(error)))
-    return seen
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize(("context", "mode"), [(m, m) for m in MODES], indirect=["context"])
 def test_pages_in_a_browser(site: Path, context: BrowserContext, mode: str) -> None:
     complaints: dict[str, object] = {}
     formulas = 0
     page = context.new_page()
-    seen = _watch(page)
+    seen = watch(page)
     for name in PAGES:
         for what in (seen.foreign, seen.errors, seen.files):
             what.clear()
@@ -297,7 +226,7 @@ def test_nothing_is_cut_on_paper(site: Path, context: BrowserContext) -> None:
 @pytest.mark.browser
 def test_search_works_from_a_folder(site: Path, context: BrowserContext) -> None:
     page = context.new_page()
-    seen = _watch(page)
+    seen = watch(page)
     page.goto((site / "search.html").as_uri() + "?q=periodization")
     page.wait_for_selector("ul.search li a", timeout=20_000)
     found = page.eval_on_selector_all("ul.search li a", "all => all.map(a => a.href)")
@@ -323,7 +252,7 @@ def _losses(student: str, channel: int, stage: int, **options: Any) -> list[floa
 @pytest.mark.parametrize("context", ["light", "phone"], indirect=True)
 def test_the_explorer_computes_the_loss_of_dcd_core(site: Path, context: BrowserContext) -> None:
     page = context.new_page()
-    seen = _watch(page)
+    seen = watch(page)
     address = (site / "explorer.html").as_uri()
     page.goto(address)
     widget = page.locator("#dcd-explorer[data-state=ready]")
@@ -383,7 +312,7 @@ def _corner() -> list[int]:
 @pytest.mark.parametrize("context", ["dark", "phone"], indirect=True)
 def test_the_toy_shows_what_the_loss_sees(site: Path, context: BrowserContext) -> None:
     page = context.new_page()
-    seen = _watch(page)
+    seen = watch(page)
     address = (site / "boundary.html").as_uri()
     page.goto(address + "#brighten=0.3&along=brighten&move=0")
     widget = page.locator("#dcd-toy[data-state=ready]")

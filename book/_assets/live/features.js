@@ -4,16 +4,6 @@
   "use strict";
   const dcd = globalThis.dcd;
 
-  function fromScript(address) {
-    return new Promise((resolve, reject) => {
-      const script = document.createElement("script");
-      script.src = address;
-      script.addEventListener("load", () => resolve(globalThis.dcdFeatures));
-      script.addEventListener("error", () => reject(new Error("the features could not be loaded")));
-      document.head.append(script);
-    });
-  }
-
   async function bytes(text) {
     if (!globalThis.DecompressionStream) throw new Error("this browser is too old to unpack the features");
     const packed = Uint8Array.from(atob(text), character => character.charCodeAt(0));
@@ -55,7 +45,8 @@
   }
 
   async function load(address) {
-    const given = await fromScript(address), sides = given.stages;
+    await dcd.scripts.load(address, "the features");
+    const given = globalThis.dcdFeatures, sides = given.stages;
     const networks = await Promise.all(given.networks.map(one => network(one, sides)));
     return {
       sides,

@@ -1,0 +1,36 @@
+"""Windows of a browser in which tests look at the book."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+MODES: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": DESKTOP},
+    "dark": {"color_scheme": "dark", "viewport": DESKTOP},
+    "phone": {"color_scheme": "light", "viewport": PHONE, "has_touch": True},
+}
+# WebGL is drawn by the processor.
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic "
+    "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
+)
+
+
+def watch(page: Page) -> SimpleNamespace:
+    """Collect what a page asks for and complains about."""
+    seen = SimpleNamespace(foreign=[], errors=[], files=set())
+
+    def asked(address: str) -> None:
+        if address.startswith("file:"):
+            seen.files.add(unquote(urlsplit(address).path))
+        elif not address.startswith(("data:", "blob:")):
+            seen.foreign.append(address)
+
+    page.on("request", lambda request: asked(request.url))
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    return seen
