@@ -2,12 +2,15 @@
 
 import copy
 import math
+from inspect import signature
 
 import pytest
 import torch
 from outputs import labels, leaves, output
 
 from dcd_core.dcd import DCD
+from dcd_core.errors import Positive
+from dcd_core.method import StageMethod
 from dcd_core.methods import METHODS, adapter_option, build, options_of
 from dcd_core.methods.frequency import FreeKD
 from dcd_core.models import dynunet
@@ -264,6 +267,26 @@ def test_options_out_of_range_are_refused(name, option, values):
     for value in values:
         with pytest.raises(ContractError, match=f"{option}.*: got"):
             made(name, **{option: value})
+
+
+class Powered(StageMethod):
+    power: Positive = 2.0
+
+
+def test_an_attribute_whose_annotation_is_a_check_is_an_option():
+    assert {"power", "stages", "adapters"} <= {*Powered.options()}
+    assert [Powered(NARROW, WIDE).power, Powered(NARROW, WIDE, power=3).power] == [2.0, 3]
+    with pytest.raises(ContractError, match="power: got 0; expected a finite number above 0"):
+        Powered(NARROW, WIDE, power=0)
+    with pytest.raises(TypeError, match="'powr'"):
+        Powered(NARROW, WIDE, powr=3)
+    assert "at_least(1)" in str(signature(Recipe))  # an API reference shows it
+
+
+def test_an_annotation_that_names_nothing_is_refused():
+    unknown = type("Unknown", (StageMethod,), {"__annotations__": {"power": "Nowhere"}})
+    with pytest.raises(ContractError, match="annotations of Unknown: got name 'Nowhere'"):
+        unknown(NARROW, WIDE)
 
 
 def test_networks_of_unequal_depth_are_refused():
