@@ -124,7 +124,9 @@ def test_params_files_and_assignments(pages, workspace, tally):
         found = tried(parameters.resolve, pages, "study", {} if overrides is REFUSED else overrides)
         if found is not REFUSED:
             for name, kind in {"steps": int, "rate": float, "names": list}.items():
-                assert isinstance(found["01-waves"].get(name), kind | None)
+                value = found["01-waves"].get(name, kind())
+                assert isinstance(value, kind)
+                assert value == value
         return found
 
     sound = st.builds("shared: {{steps: {}}}\n01-waves: {{rate: {}}}\n".format, NUMBERS, NUMBERS)
