@@ -53,7 +53,7 @@ def test_nifti_headers(suffix, tmp_path, caplog, tally):
             np.testing.assert_array_equal(nib.load(out).affine, nib.load(path).affine)
         return found
 
-    fuzzed(headers(), check, tally, short=40, long=2000)
+    fuzzed(headers(), check, tally, short=40, long=500)
 
 
 def test_label_values(tmp_path, tally):
@@ -134,7 +134,7 @@ def test_params_files_and_assignments(pages, workspace, tally):
     assigned = st.one_of(
         st.builds("{}={}".format, st.sampled_from(["steps", "rate", "names", "x"]), TEXT), TEXT
     )
-    fuzzed(st.tuples(content, assigned), check, tally, short=40, long=2000)
+    fuzzed(st.tuples(content, assigned), check, tally, short=40, long=500)
 
 
 @st.composite
