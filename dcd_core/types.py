@@ -109,8 +109,8 @@ def _checked_affine(case: Case, what: str, attempt: str) -> Float[np.ndarray, "4
 
 
 def _is_array(x: object, kinds: str) -> bool:
-    plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
-    return plain and x.dtype.kind in kinds
+    masked = isinstance(x, np.ma.MaskedArray)  # its mask would be dropped
+    return isinstance(x, np.ndarray) and not masked and x.dtype.kind in kinds
 
 
 def _described(x: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
@@ -129,7 +130,8 @@ def _normalise(
 
 def _respaced(case: Case, spacing_mm: float | tuple[float, float, float]) -> Case:
     """Resample a case about the centre of its field of view; equal spacing returns it untouched."""
-    sizes = (spacing_mm,) * 3 if np.ndim(spacing_mm) == 0 else tuple(spacing_mm)
+    given: Any = spacing_mm
+    sizes = (given,) * 3 if np.ndim(given) == 0 else (*given,)
     within("spacing_mm", spacing_mm, len(sizes) == 3, "one number or three, in mm")
     target = np.array([positive("spacing_mm", size) for size in sizes])
     step = target / case.spacing_mm

@@ -64,6 +64,10 @@ REFUSED = {
         lambda: predict(nn.Conv3d(1, 2, 1), np.ones((1, 8, 8, 8)), patch=(8, 8, 8)),
         "a Segmenter",
     ),
+    "a number for an image": (
+        lambda: Distiller(dynunet(1, 2, channels=(2, 2, 2)))(0, LABELS, distil=False),
+        "image: got int",
+    ),
     "the student as teacher": (lambda: twins("all"), "weights that both have"),
     "a block of the teacher": (lambda: twins("some"), "weights that both have"),
     "a method by name": (

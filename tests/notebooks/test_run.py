@@ -136,6 +136,11 @@ def test_later_layers_win_and_numbers_take_the_declared_type(three: Mapping[str,
         ("shared: {steps: 1}\nshared: {steps: 2}", r"study\.yml.*line 2.*duplicate"),
         ("shared: [", r"study\.yml"),
         (b"shared: {name: \xff}", r"study\.yml.*utf-8"),
+        ("shared: {steps: }", "got None; expected int"),
+        ("01-waves: {rate: .nan}", "got nan; expected a finite number"),
+        ("shared: {steps: 010}", "'010'; expected numbers as people write them"),
+        ("shared: {steps: 1:30}", "'1:30'"),
+        ("shared: {steps: " + "[" * 3000 + "]" * 3000 + "}", r"study\.yml"),
     ],
 )
 def test_wrong_parameters_are_refused(
@@ -149,9 +154,20 @@ def test_wrong_parameters_are_refused(
 def test_assignments() -> None:
     pairs = parameters.assignments(["a=1", "b=[1, 2]", "c=x=y", "d=1e-3", "e=null"])
     assert pairs == {"a": 1, "b": [1, 2], "c": "x=y", "d": 0.001, "e": None}
-    for wrong in ("a", "=1", "a b=1", "a=[db4", "a=%x", "a=b: c: d", "a=${"):
+    for wrong in ("a", "=1", "a b=1", "a=[db4", "a=%x", "a=b: c: d", "a=${", "a=010", "a=\ud800"):
         with pytest.raises(ContractError, match="--set"):
             parameters.assignments([wrong])
+    with pytest.raises(ContractError, match="a twice"):
+        parameters.assignments(["a=1", "a=2"])
+
+
+@pytest.mark.parametrize("value", ["[no, on]", "[1]", "[.nan]", "[['a']]"])
+def test_members_of_a_list_are_of_its_type(workspace: Path, value: str) -> None:
+    profile(workspace, f"shared: {{names: {value}}}")
+    known = {"01-waves": notebook(workspace, "01-waves", "names = ['a', 'b']")}
+    known = {name: sources.read(path) for name, path in known.items()}
+    with pytest.raises(ContractError, match="member of parameter names"):
+        parameters.resolve(known, "study", {})
 
 
 # --- what counts as changed ---------------------------------------------------------------------

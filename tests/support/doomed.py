@@ -6,12 +6,14 @@ The work is done once in FOLDER/whole. Then, in FOLDER/0 and so on, it is killed
 all those at which it writes or asks for a batch, and done again. Prints the moments.
 """
 
+import importlib
 import json
 import os
 import random
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import training
@@ -89,7 +91,10 @@ WORK = {work.__name__: work for work in (train, prepare, run_job, replay, bring,
 
 
 def child(work, folder, kill_at=0):
-    """Do work in a process of its own, which kills itself at a moment; how many there were."""
+    """Do work in a process of its own, which kills itself at a moment.
+
+    Returns how many moments there were, and what it imported.
+    """
     inward, outward = os.pipe()
     if pid := os.fork():
         os.close(outward)
@@ -97,7 +102,7 @@ def child(work, folder, kill_at=0):
             text = pipe.read()
         status = os.waitpid(pid, 0)[1]
         assert status == (signal.SIGKILL if kill_at else 0), (work, kill_at, status)
-        return int(text or 0)
+        return json.loads(text) if text else None
     count = 0
 
     def counted(function):
@@ -115,12 +120,16 @@ def child(work, folder, kill_at=0):
     folder.mkdir(exist_ok=True)
     os.environ["DCD_ROOT"] = str(folder)
     work(folder)
-    os.write(outward, str(count).encode())
+    with os.fdopen(outward, "w") as pipe:
+        json.dump((count, list(sys.modules)), pipe)
     os._exit(0)
 
 
 def main(base, name, times):
-    count = child(WORK[name], base / "whole")
+    count, modules = child(WORK[name], base / "whole")
+    for module in modules:  # once, and not in every child again: it takes longer than the work
+        with suppress(ImportError):
+            importlib.import_module(module)
     moments = random.Random(name).sample(range(1, count + 1), min(times, count))
     for turn, moment in enumerate(moments):
         child(WORK[name], base / str(turn), kill_at=moment)

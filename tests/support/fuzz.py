@@ -9,6 +9,7 @@ import torch
 from faults import MANY
 from hypothesis import HealthCheck, Verbosity, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisWarning
 
 from dcd_core.types import ContractError
 
@@ -48,7 +49,7 @@ def tried(function, *arguments, **options):
         return REFUSED
 
 
-def fuzzed(strategy, check, tally, *, short=20, long=1000):
+def fuzzed(strategy, check, tally, *, short=20, long=500):
     """Give `check` many examples of a strategy and count them; it says whether one was refused."""
     outcomes = Counter()
 
@@ -68,7 +69,11 @@ def fuzzed(strategy, check, tally, *, short=20, long=1000):
             found = check(example)
         outcomes["inputs refused" if found is REFUSED else "inputs answered"] += 1
 
-    run()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", HypothesisWarning
+        )  # of a long example, instead of its fault
+        run()
     tally({**outcomes, "inputs": sum(outcomes.values())})
 
 
