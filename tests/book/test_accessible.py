@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from book_pages import PAGES
-from windows import DESKTOP, PHONE
+from windows import DESKTOP, PHONE, barriers
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
-BARRIERS = {"critical", "serious"}
 # The rules that ask for colours and places; all others ask for the HTML alone, which is the same in
 # every window.
 OF_STYLE = ["color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size"]
@@ -40,36 +40,20 @@ def test_signatures_and_bibliographies_have_no_roles_of_lists() -> None:
     assert mended(other) == other
 
 
-def barriers(page: Page, rules: list[str], without: list[list[str]]) -> list[str]:
-    """What axe-core calls critical or serious, by the named rules or else by all that it has."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    options: dict[str, Any] = {"resultTypes": ["violations"]}
-    if rules:
-        options["runOnly"] = {"type": "rule", "values": rules}
-    context = {"include": [["html"]], "exclude": without}
-    return [
-        f"{violation['id']}: {node['html'][:120]}"
-        for violation in Axe().run(page, context, options).response["violations"]
-        if violation["impact"] in BARRIERS
-        for node in violation["nodes"]
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.browser
 def test_no_page_shuts_a_reader_out(site: Path, browser: Browser) -> None:
     # Without motion colours change at once.
     page = browser.new_context(reduced_motion="reduce").new_page()
     complaints: dict[str, list[str]] = {}
-    for name in PAGES:
+    for name, (light, size, rules, without) in itertools.product(PAGES, WINDOWS):
+        page.emulate_media(color_scheme=light)
+        page.set_viewport_size(size)
+        # The theme makes what scrolls focusable when a page is loaded, and only later elsewhere.
         page.goto((site / f"{name}.html").as_uri(), wait_until="load")
         page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
         page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
-        for light, size, rules, without in WINDOWS:
-            page.emulate_media(color_scheme=light)
-            page.set_viewport_size(size)
-            if found := barriers(page, rules, without):
-                complaints[f"{name}, {light}, {size['width']}"] = found[:5]
+        if found := barriers(page, rules, without):
+            complaints[f"{name}, {light}, {size['width']}"] = found[:5]
     page.context.close()
     assert complaints == {}

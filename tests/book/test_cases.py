@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from book_pages import BOOK, ROOT
-from windows import MODES, watch
+from windows import MODES, barriers, watch
 
 from dcd_lab import data, metrics, phantom
 from dcd_lab.experiments import record
@@ -264,6 +264,7 @@ def test_niivue_shows_the_volumes_and_follows_the_hand(
         ".map(e => Math.min(e.offsetWidth, e.offsetHeight))",
     )
     assert min(targets) >= 24
+    assert barriers(window) == []
     assert window.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     window.select_option("#dcd-image", "flair")
     ready.wait_for()

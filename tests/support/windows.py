@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -22,6 +23,9 @@ FLAGS = (
 )
 
 
+BARRIERS = {"critical", "serious"}
+
+
 def watch(page: Page) -> SimpleNamespace:
     """Collect what a page asks for and complains about."""
     seen = SimpleNamespace(foreign=[], errors=[], files=set())
@@ -35,3 +39,19 @@ def watch(page: Page) -> SimpleNamespace:
     page.on("request", lambda request: asked(request.url))
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     return seen
+
+
+def barriers(page: Page, rules: Sequence[str] = (), without: Sequence[list[str]] = ()) -> list[str]:
+    """What axe-core calls critical or serious, by the named rules or else by all that it has."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": [*rules]}
+    context = {"include": [["html"]], "exclude": [*without]}
+    return [
+        f"{violation['id']}: {node['html'][:120]}"
+        for violation in Axe().run(page, context, options).response["violations"]
+        if violation["impact"] in BARRIERS
+        for node in violation["nodes"]
+    ]
