@@ -16,15 +16,13 @@ if TYPE_CHECKING:
 # The rules that ask for colours and places; all others ask for the HTML alone, which is the same in
 # every window.
 OF_STYLE = ["color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size"]
-CODE, FORMULAS = [".highlight"], ["mjx-container"]
+FORMULAS = ["mjx-container"]
 WIDE = {**DESKTOP, "width": 1200}
 # Light, width, rules (all if none are named), and what is not looked at again: formulas have the
-# colour of the text, and the colours of code do not depend on the width.
+# colour of the text. Between them both lights and both widths are seen.
 WINDOWS: list[tuple[Literal["light", "dark"], Any, list[str], list[list[str]]]] = [
     ("light", WIDE, [], []),
-    ("dark", WIDE, OF_STYLE, [FORMULAS]),
-    ("light", PHONE, OF_STYLE, [FORMULAS, CODE]),
-    ("dark", PHONE, OF_STYLE, [FORMULAS, CODE]),
+    ("dark", PHONE, OF_STYLE, [FORMULAS]),
 ]
 
 
