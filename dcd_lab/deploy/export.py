@@ -79,15 +79,19 @@ def graph_hash(exported: str | Path) -> str:
         content = onnx.load(exported)
     except Exception as error:  # of the parser or of the system
         raise ContractError("exported network", error, "an ONNX file", "export_onnx") from None
-    for weight in content.graph.initializer:
-        if weight.data_type == onnx.TensorProto.FLOAT:  # others are sizes and axes
-            for field in ("raw_data", "float_data", "doc_string"):
-                weight.ClearField(field)
-    for noted in (content, *content.graph.node):  # where in the source an operation came from
-        noted.ClearField("metadata_props")
-        noted.ClearField("doc_string")
-    content.graph.ClearField("value_info")  # shapes in between, which follow from the operations
-    return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()[:12]
+    weights = {weight.name: weight for weight in content.graph.initializer}
+    names, parts = dict[str, int](), list[object]()
+    for node in content.graph.node:
+        options = sorted(option.SerializeToString(deterministic=True) for option in node.attribute)
+        parts += [node.domain, node.op_type, options]
+        for name in (*node.input, *node.output):
+            if (weight := weights.get(name)) is None:
+                parts.append(names.setdefault(name, len(names)))  # names differ between exports
+                continue
+            parts += [weight.data_type, list(weight.dims)]
+            if weight.data_type != onnx.TensorProto.FLOAT:  # sizes and axes
+                parts.append(onnx.numpy_helper.to_array(weight).tolist())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def load(
