@@ -101,6 +101,7 @@ bench: setup ## time loss, metrics, preparation, methods against their peers: mi
 	$(BIN)/python benchmarks/preparation.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/deployment.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/methods.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/shipping.py $(filter --quick,$(ARGS))
 
 # A failed build forgets its cache: Sphinx repeats no warning for pages it has already read, and the
 # next build would pass by silence.

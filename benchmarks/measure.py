@@ -23,13 +23,18 @@ Call = Callable[[], object]
 
 
 def interleaved(
-    calls: Mapping[str, Call], rounds: Mapping[str, int], device: torch.device, *, seed: int = 0
+    calls: Mapping[str, Call],
+    rounds: Mapping[str, int],
+    device: torch.device,
+    *,
+    seed: int = 0,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Milliseconds of every call of every contender, all of them taking turns.
 
     `rounds`: how often each is called; those with fewer sit out rounds, evenly spaced. The order
     within a round is drawn anew, so that nobody always follows the one who empties the caches, and
-    a slow minute of the machine meets everybody. Warm up before.
+    a slow minute of the machine meets everybody. Warm up before. `timer`: seconds, of the wall.
     """
     order, draw = list(calls), random.Random(seed)
     longest = max(rounds.values())
@@ -38,17 +43,19 @@ def interleaved(
         draw.shuffle(order)
         for name in order:
             if (turn + 1) * rounds[name] // longest > turn * rounds[name] // longest:
-                found[name].append(clock(calls[name], device))
+                found[name].append(clock(calls[name], device, timer))
     return found
 
 
-def clock(call: Call, device: torch.device) -> float:
+def clock(
+    call: Call, device: torch.device, timer: Callable[[], float] = time.perf_counter
+) -> float:
     """Milliseconds of one call; on a GPU until its work is done, not until it is queued."""
     _wait(device)
-    start = time.perf_counter()
+    start = timer()
     call()
     _wait(device)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (timer() - start)
 
 
 def _wait(device: torch.device) -> None:

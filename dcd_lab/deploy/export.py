@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,15 +65,51 @@ def export_onnx(model: Segmenter, path: str | Path, shape: Sequence[int]) -> Pat
     return Path(path)
 
 
+def graph_hash(exported: str | Path) -> str:
+    """A hash of what a network of `export_onnx` computes, 12 hexadecimal digits, weights left out.
+
+    Two networks of the same hash differ in the values of their weights alone: operations, their
+    order and options, shapes and types are equal. Raises ContractError for a file that cannot be
+    read, and without the extra [deploy].
+    """
+    require("deploy", "onnx")
+    import onnx
+
+    try:
+        content = onnx.load(exported)
+    except Exception as error:  # of the parser or of the system
+        raise ContractError("exported network", error, "an ONNX file", "export_onnx") from None
+    weights = {weight.name: weight for weight in content.graph.initializer}
+    names, parts = dict[str, int](), list[object]()
+    for node in content.graph.node:
+        options = sorted(option.SerializeToString(deterministic=True) for option in node.attribute)
+        parts += [node.domain, node.op_type, options]
+        for name in (*node.input, *node.output):
+            if (weight := weights.get(name)) is None:
+                parts.append(names.setdefault(name, len(names)))  # names differ between exports
+                continue
+            parts += [weight.data_type, list(weight.dims)]
+            if weight.data_type != onnx.TensorProto.FLOAT:  # sizes and axes
+                parts.append(onnx.numpy_helper.to_array(weight).tolist())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
 def load(
-    path: str | Path, *, threads: int | None = None, runtime: Runtime | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    runtime: Runtime | None = None,
+    bfloat16: bool = False,
+    abreast: bool = False,
 ) -> Segmenter:
     """Read an exported network: .onnx for ONNX Runtime, .xml for OpenVINO, on the CPU.
 
     It has logits and `regions`, but no stages and no parameters. `threads`: how many it computes
-    with, the runtime's choice if None. `runtime` "openvino" takes .onnx as well. Raises
-    ContractError for a file that is missing, cut short or of another ending, and without the extra
-    [deploy].
+    with, the runtime's choice if None. `runtime` "openvino" takes .onnx as well. OpenVINO alone
+    has two options: with `bfloat16` float layers run in that precision where the processor has it;
+    with `abreast` every thread computes an image of its own, so that a batch takes less time, and
+    a single image more. Raises ContractError for a file that is missing, cut short or of another
+    ending, and without the extra [deploy].
     """
     path = Path(path)
     if path.suffix not in _USUAL or not path.is_file():
@@ -77,7 +117,11 @@ def load(
         raise ContractError("exported network", path, expected, "export_onnx or quantize")
     if (path.suffix, runtime) == (".xml", "onnxruntime"):
         raise ContractError("runtime of .xml", runtime, "openvino", "the .onnx it was made of")
-    network = Exported(path, threads, runtime or _USUAL[path.suffix])
+    runtime = runtime or _USUAL[path.suffix]
+    if (bfloat16 or abreast) and runtime != "openvino":
+        what = "runtime of bfloat16 or abreast"
+        raise ContractError(what, runtime, "openvino", "runtime='openvino'")
+    network = Exported(path, threads, runtime, bfloat16, abreast)
     return Segmenter(network, (), (), regions=network.regions).eval()
 
 
@@ -112,15 +156,24 @@ def check_export(
 class Exported(nn.Module):
     """An exported network, executed by `runtime`; it is pickled by the path of its file."""
 
-    def __init__(self, path: Path, threads: int | None, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None,
+        runtime: Runtime,
+        bfloat16: bool = False,
+        abreast: bool = False,
+    ) -> None:
         super().__init__()
         require("deploy", runtime)
-        self.path, self.threads, self.runtime = path, threads, runtime
+        self.runtime, self.given = runtime, (path, threads, runtime, bfloat16, abreast)
         # Prediction asks a model's parameters for their device.
         self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)
         try:
-            start = _onnxruntime if runtime == "onnxruntime" else _openvino
-            self._run, self.regions = start(path, threads)
+            if runtime == "onnxruntime":
+                self._run, self.regions = _onnxruntime(path, threads)
+            else:
+                self._run, self.regions = _openvino(path, threads, bfloat16, abreast)
         except Exception as error:  # every runtime has errors of its own
             raise ContractError("export", error, "a whole file", f"writing {path} again") from None
 
@@ -128,7 +181,7 @@ class Exported(nn.Module):
         return torch.from_numpy(self._run(image.float().contiguous().numpy()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.threads, self.runtime)
+        return type(self), self.given
 
 
 def _onnxruntime(path: Path, threads: int | None) -> tuple[Callable[[Any], Any], bool]:
@@ -145,13 +198,17 @@ def _onnxruntime(path: Path, threads: int | None) -> tuple[Callable[[Any], Any],
     return lambda image: session.run([LOGITS], {IMAGE: image})[0], regions
 
 
-def _openvino(path: Path, threads: int | None) -> tuple[Callable[[Any], Any], bool]:
+def _openvino(
+    path: Path, threads: int | None, bfloat16: bool, abreast: bool
+) -> tuple[Callable[[Any], Any], bool]:
     import openvino
 
-    # Otherwise float layers run in bfloat16 where the processor has it.
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    # By itself it takes bfloat16 where the processor has it.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
+    if abreast:
+        options["NUM_STREAMS"] = threads or os.cpu_count()
     core = openvino.Core()
     content = core.read_model(str(path))
     network = core.compile_model(content, "CPU", options)
@@ -159,7 +216,19 @@ def _openvino(path: Path, threads: int | None) -> tuple[Callable[[Any], Any], bo
     rounded = any(node.get_type_name() == "FakeQuantize" for node in content.get_ops())
     if rounded and not content.has_rt_info(["framework", SEVEN_BITS]):
         _warn_of_overflow(path)
+    if abreast:
+        return partial(_abreast, openvino.AsyncInferQueue(network)), regions
     return lambda image: network(image)[0], regions
+
+
+def _abreast(queue: Any, images: Any) -> Any:
+    """The logits of every image of a batch, as many at a time as the queue has requests."""
+    found: dict[int, Any] = {}
+    queue.set_callback(lambda done, at: found.update({at: done.get_output_tensor(0).data.copy()}))
+    for at in range(len(images)):
+        queue.start_async({0: images[at : at + 1]}, at)
+    queue.wait_all()
+    return np.concatenate([found[at] for at in range(len(images))])
 
 
 def adds_in_32_bits() -> bool:

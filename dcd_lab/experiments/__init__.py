@@ -9,7 +9,7 @@ from dcd_lab.experiments.calibration import measure
 from dcd_lab.experiments.description import enter
 from dcd_lab.experiments.evaluation import Evaluation, evaluate
 from dcd_lab.experiments.job import Job
-from dcd_lab.experiments.running import check_teacher, run, run_all
+from dcd_lab.experiments.running import available, check_teacher, run, run_all
 from dcd_lab.experiments.study import Study, histories, lesions, scores
 from dcd_lab.experiments.sweep import Sweep, arms
 
@@ -19,6 +19,7 @@ __all__ = [
     "Study",
     "Sweep",
     "arms",
+    "available",
     "check_teacher",
     "enter",
     "evaluate",

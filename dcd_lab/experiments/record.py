@@ -70,6 +70,11 @@ def files_of(folder: Path, *more: str) -> list[Path]:
     return [f for f in sorted(folder.iterdir()) if f.suffix in kept and f.name[0] != "."]
 
 
+def has(folder: Path) -> bool:
+    """Whether the run of a folder under `runs/` is recorded."""
+    return (home() / folder.name / DESCRIPTION).is_file()
+
+
 def restore(folder: Path) -> bool:
     """Copy the recorded run of that name to `folder`, under `runs/`; whether there is one.
 
@@ -78,7 +83,7 @@ def restore(folder: Path) -> bool:
     policy, entry = record_policy(), home() / folder.name
     if policy == "ignore":
         return False
-    if not (entry / DESCRIPTION).is_file():
+    if not has(folder):
         if policy == "only":
             attempt = "run.py --recompute, which trains every run"
             raise ContractError("recorded run", f"no {folder.name}", "an entry", attempt)

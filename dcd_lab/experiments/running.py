@@ -21,6 +21,7 @@ from dcd_core.storage import atomic, locked
 from dcd_core.train import Distiller, Fit, Recipe, diverged, fit, read_fit, training_device
 from dcd_core.train.loop import Run
 from dcd_core.types import Case, ContractError
+from dcd_lab.cache import record_policy
 from dcd_lab.compress import ReweightedGroupLasso, prune
 from dcd_lab.data import Patches
 from dcd_lab.experiments import evaluation, record
@@ -81,6 +82,12 @@ def run_all(jobs: Iterable[Job], *, workers: int = 1) -> list[Job]:
     for _, wave in groupby(in_waves(jobs), key=lambda job: job.wave):
         run_each(wave, run, workers=workers, what="training runs")
     return jobs
+
+
+def available(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs that `run_all` can give: where none may be trained, those done or recorded."""
+    may_train = record_policy() != "only"
+    return [job for job in jobs if may_train or job.done or record.has(job.folder)]
 
 
 def in_waves(jobs: Iterable[Job]) -> list[Job]:

@@ -99,7 +99,7 @@ def plan() -> dict[str, dict[str, Any]]:
 
 def state(job: Job) -> str:
     """Where a run is: recorded, trained, begun or nowhere."""
-    if (record.home() / job.folder.name / record.DESCRIPTION).is_file():
+    if record.has(job.folder):
         return "recorded"
     if job.done:
         return "trained"

@@ -29,6 +29,7 @@ import memory  # noqa: E402
 import methods  # noqa: E402
 import metrics  # noqa: E402
 import peers  # noqa: E402
+import shipping  # noqa: E402
 import tables  # noqa: E402
 
 DEPLOY = ("nncf", "onnx", "onnxruntime", "onnxscript", "openvino")
@@ -148,6 +149,28 @@ def test_the_deployment(workspace):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(any(find_spec(name) is None for name in DEPLOY), reason="needs [deploy]")
+def test_what_ships(checkout):
+    """Every route is timed and scored; PyTorch predicts here what the record says of it."""
+    quick("shipping", "--threads", "1")
+    time, dice, graphs = (records.load("smoke", "shipping", n) for n in ("time", "dice", "graphs"))
+    routes = len(shipping.ROUTES)
+    assert list(time.network.value_counts()) == [routes + len(shipping.STUDENTS), routes]
+    assert (time.seconds <= time.seconds_p95).all()
+    assert (
+        dice.groupby(["network", "runtime", "precision", "abreast", "window"]).size().nunique() == 1
+    )
+    assert graphs.graph.nunique() == 2, "one of the teacher, one of both students"
+    job = shipping.networks("smoke")["DCD"]
+    assert len(dice[dice.network == "DCD"]) == len(job.cohort.test) * int(
+        time.network.eq("DCD").sum()
+    )
+    plain = shipping.Contender(job, shipping.ROUTES[0], job.result().student, job.folder)
+    assert plain.windows((24, 24, 24)) == 8  # two along each axis
+    np.testing.assert_allclose(shipping.predicted(plain).dice, job.read().dice, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_the_preparation(workspace):
     quick("preparation")
     table = records.load("smoke", "preparation", "times").set_index("step")
@@ -192,6 +215,7 @@ def test_the_metrics(workspace):
         (loss, ["--device", "cuda"], "--device cpu"),
         (methods, ["--quick", "--threads", "0"], "at least 1"),
         (deployment, ["--quick", "--threads", "0"], "at least 1"),
+        (shipping, ["--quick", "--threads", "0"], "at least 1"),
     ],
 )
 def test_a_wrong_request_is_refused(benchmark, options, words, capsys, monkeypatch):

@@ -103,6 +103,37 @@ def test_an_export_knows_whether_its_logits_are_those_of_regions(regions, tmp_pa
 
 
 @needs_extra
+def test_networks_of_one_shape_have_one_graph_and_others_another(exported, tmp_path):
+    """What a distilled student costs is what an undistilled one costs: only weights differ."""
+    model, path = exported
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.normal_()
+    again = deploy.export_onnx(other, tmp_path / "other.onnx", (1, 2, 8, 8, 8))
+    wider = deploy.export_onnx(dynunet(2, 2, (4, 6)), tmp_path / "wider.onnx", (1, 2, 8, 8, 8))
+    hashes = [deploy.graph_hash(file) for file in (path, again, wider)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    with pytest.raises(ContractError, match="an ONNX file"):
+        deploy.graph_hash(tmp_path / "none.onnx")
+
+
+@needs_extra
+def test_images_of_a_batch_computed_abreast_are_those_of_one_after_the_other(exported):
+    model, path = exported
+    given = {"runtime": "openvino", "threads": 2, "abreast": True}
+    batch = torch.cat([patch(1, 2, 16, 8, 8, seed=seed) for seed in range(5)])
+    assert (
+        deploy.check_export(model.eval(), deploy.load(path, **given), [batch], tolerance=1e-4) > 0
+    )
+    in_bfloat16 = deploy.load(path, **given, bfloat16=True)
+    assert deploy.check_export(model, in_bfloat16, [batch], tolerance=0.1) > 0
+    model.train()
+    with pytest.raises(ContractError, match="runtime of bfloat16 or abreast"):
+        deploy.load(path, abreast=True)
+
+
+@needs_extra
 def test_another_network_is_refused(exported):
     model, path = exported
     other = copy.deepcopy(model)
