@@ -2,6 +2,7 @@
 
 import math
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from dcd_core.infer import choose_threshold
 from dcd_core.models import dynunet
 from dcd_core.types import ContractError
 from dcd_lab import metrics, stats
-from dcd_lab.data import Patches, prepare, read, write
+from dcd_lab.data import Patches, folds, prepare, read, volumes, write
 from dcd_lab.data.patches import MILD
 from dcd_lab.tasks import ISLES
 
@@ -37,6 +38,11 @@ def without(table, column, row, value):
 
 
 REFUSED = {
+    "ids alike but for case": (lambda: folds([*"abcde", "B "]), "ids: got \\['B ', 'b'\\]"),
+    "ids in two Unicode forms": (lambda: folds([*"abcd", "\xe9", "e\u0301"]), "Unicode form"),
+    "an id that is a number": (lambda: folds([1, 2, 3, 4, 5]), "ids: got 1"),
+    "an id without a patient": (lambda: folds([*"abcdef"], group={"a": "x"}), "no patient of 'b'"),
+    "half a fold": (lambda: folds([*"abcdef"], k=2.5), "k: got 2.5"),
     "noise NaN": (lambda: cut(augment=MILD._replace(noise=math.nan)), "noise: got nan"),
     "noise below 0": (lambda: cut(augment=MILD._replace(gain=-1.0)), "gain: got -1"),
     "half a voxel": (lambda: cut(patch=(4.5, 4, 4)), "patch: got 4.5"),
@@ -148,6 +154,20 @@ def test_a_case_of_any_type_is_prepared_and_written_as_its_numbers(kind, tmp_pat
     (scan,) = write([typed._replace(label=label)], tmp_path, task=ISLES)
     np.testing.assert_array_equal(read(scan).image[0], known.image[0])
     np.testing.assert_array_equal(read(scan).label, CASE.label)
+
+
+@pytest.mark.parametrize("suffix", [".img", ".img.gz"])
+def test_a_pair_of_header_and_voxels_is_read_whole_or_refused(suffix, tmp_path):
+    voxels, file = CASE.image[0], tmp_path / f"scan{suffix}"
+    nib.save(nib.Nifti1Pair(voxels, CASE.affine), file)
+    for path in (file, tmp_path / f"scan{suffix}".replace("img", "hdr")):
+        np.testing.assert_array_equal(volumes.load(path).array, voxels)
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 1  # in the checksum, where there is one
+    for damaged in (content[:-1], content if suffix.endswith("gz") else content[:99]):
+        file.write_bytes(damaged)
+        with pytest.raises(ContractError, match=f"scan{suffix}: got (?!ContractError)"):
+            volumes.load(file)
 
 
 def test_what_is_not_finite_is_not_written(tmp_path):
