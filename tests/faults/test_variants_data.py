@@ -11,8 +11,9 @@ from cases import make_case
 from dcd_core.infer import choose_threshold
 from dcd_core.models import dynunet
 from dcd_core.types import ContractError
-from dcd_lab import metrics, stats
+from dcd_lab import metrics, phantom, records, stats
 from dcd_lab.data import Patches, folds, prepare, read, volumes, write
+from dcd_lab.data.cohorts import cohort
 from dcd_lab.data.patches import MILD
 from dcd_lab.tasks import ISLES
 
@@ -32,12 +33,34 @@ def cut(**changed):
     return Patches([CASE], **given)[0]
 
 
+def kept(table, **extra):
+    return records.save(table, "study", "05-page", "scores", **extra)
+
+
 def without(table, column, row, value):
     """A table with another value in one row."""
     return table.assign(**{column: [value if n == row else x for n, x in enumerate(table[column])]})
 
 
 REFUSED = {
+    "spacing of a phantom": (lambda: phantom.stroke(0, spacing_mm="2"), "spacing_mm: got '2'"),
+    "half a phantom": (lambda: phantom.cohort("stroke", 1.5, seed=0), "n: got 1.5"),
+    "half a case to train on": (
+        lambda: cohort("synthetic", ISLES.name, train=1.5, val=1, test=1),
+        "splits: got 1.5",
+    ),
+    "a result of one mapping": (lambda: kept({"a": [1]}), "a mapping"),
+    "a result of nothing": (lambda: kept([]), "the columns"),
+    "a result with a column twice": (
+        lambda: kept(pd.concat([TABLE, TABLE["dice"]], axis=1)),
+        "the columns",
+    ),
+    "an imaginary result": (lambda: kept([{"a": 1j}]), "complex numbers"),
+    "another hash of a result": (lambda: kept([{"a": 1}], sha256="0"), "'sha256'"),
+    "a result without a name": (
+        lambda: records.save([{"a": 1}], "study", "05-page", None),
+        "got None",
+    ),
     "ids alike but for case": (lambda: folds([*"abcde", "B "]), "ids: got \\['B ', 'b'\\]"),
     "ids in two Unicode forms": (lambda: folds([*"abcd", "\xe9", "e\u0301"]), "Unicode form"),
     "an id that is a number": (lambda: folds([1, 2, 3, 4, 5]), "ids: got 1"),
@@ -135,10 +158,11 @@ REFUSED = {
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_case_or_a_table_is_refused_in_words(name):
+def test_a_case_or_a_table_is_refused_in_words(name, workspace):
     call, message = REFUSED[name]
     with pytest.raises(ContractError, match=message):
         call()
+    assert not (workspace / "results").exists()
 
 
 @pytest.mark.parametrize("kind", ["i2", "u1", "i8", "f8", "f2", ">f4", "?"])
