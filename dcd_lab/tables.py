@@ -37,13 +37,14 @@ def numbers(table: pd.DataFrame, *metrics: str) -> pd.DataFrame:
 
 
 def _numbers(name: str, column: pd.Series) -> np.ndarray:
+    what = f"column {name!r}"
+    if column.dtype.kind == "c":
+        return floats(what, column.to_numpy())
     try:
-        if column.dtype.kind == "c":
-            raise TypeError("complex numbers")
         return column.to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError, OverflowError) as error:
         expected, attempt = "real numbers, empty where there is none", "pandas.to_numeric"
-        raise ContractError(f"column {name!r}", str(error), expected, attempt) from None
+        raise ContractError(what, str(error), expected, attempt) from None
 
 
 def refuse_unnamed(table: pd.DataFrame, *keys: str) -> None:
@@ -56,9 +57,10 @@ def refuse_unnamed(table: pd.DataFrame, *keys: str) -> None:
 
 def floats(what: str, values: Any) -> np.ndarray:
     """A copy of values in float64; ContractError for what is no real number."""
+    fault = "complex numbers"
     try:
-        if np.iscomplexobj(values):
-            raise TypeError("complex numbers")
-        return np.array(values, np.float64)
+        if not np.iscomplexobj(values):
+            return np.array(values, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ContractError(what, str(error), "real numbers", "numpy.asarray(x, float)") from None
+        fault = str(error)
+    raise ContractError(what, fault, "real numbers", "numpy.asarray(x, float)")

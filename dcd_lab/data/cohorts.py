@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from dcd_core.errors import at_least, one_of
+from dcd_core.errors import at_least, one_of, whole
 from dcd_core.progress import progress
 from dcd_core.types import Case, ContractError
 from dcd_lab import phantom
@@ -132,6 +132,7 @@ def synthetic(
     continued. Raises ContractError for an unknown task or an empty split.
     """
     one_of("task", task, *sorted(TASKS))
+    whole("splits", (train, val, test), 0)
     if min(train, val, test) < 1:
         raise ContractError("splits", (train, val, test), "at least one case each", "train=8")
     kind, count = _KINDS[task], train + val + test

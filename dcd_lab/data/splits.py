@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dcd_core.errors import at_least, several
 from dcd_core.storage import atomic
 from dcd_core.types import ContractError
 
@@ -35,10 +38,8 @@ def folds(
     Raises ContractError for an id given twice, or when there are fewer groups than folds.
     Source: Isensee et al., nnU-Net, Nature Methods, 2021.
     """
-    names = sorted(ids)
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ContractError("ids", f"{twice} more than once", "unique ids", "list each scan once")
+    names = sorted(_checked(several("ids", ids, "ids of scans")))
+    k, seed = at_least("k", k, 2), at_least("seed", seed, 0, 2**32 - 1)
     owner = {name: _group_of(name, group) for name in names}
     groups = sorted(set(owner.values()))
     if not 2 <= k <= len(groups):
@@ -53,9 +54,28 @@ def folds(
     ]
 
 
+def _checked(ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return ids; ContractError unless they are text, and differ in more than case or Unicode form.
+
+    One scan under two such names would be on both sides of a fold.
+    """
+    if wrong := [id for id in ids if not isinstance(id, str)]:
+        raise ContractError("ids", f"{wrong[0]!r}", "text", "str(id)")
+    plain = {id: unicodedata.normalize("NFKC", id).casefold().strip() for id in ids}
+    count = Counter(map(plain.get, ids))
+    if twice := [id for id in ids if count[plain[id]] > 1]:
+        got = f"{sorted({*twice})} more than once, or alike but for case, spaces or Unicode form"
+        raise ContractError("ids", got, "unique ids", "list each scan once")
+    return ids
+
+
 def _group_of(id: str, group: Callable[[str], str] | Mapping[str, str] | None) -> str:
     if group is None:
         return id
+    if isinstance(group, Mapping) and id not in group:
+        raise ContractError(
+            "group", f"no patient of {id!r}", "one for every id", "a patient for it"
+        )
     return group[id] if isinstance(group, Mapping) else group(id)
 
 

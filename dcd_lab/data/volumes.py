@@ -62,6 +62,8 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what nibabel raises at a damaged file into a ContractError that names the file."""
     try:
         yield
+    except ContractError:  # a ValueError, which has its own words
+        raise
     except BROKEN as error:
         got, attempt = f"{type(error).__name__} ({error})", "fetch this file again: it is damaged"
         # The file came as it was written; "w2" is in what nibabel says of a quaternion beyond 1.
@@ -84,19 +86,28 @@ def open_image(path: Path) -> nib.Nifti1Pair:
         _refuse_impossible(path, stored)
         if path.suffix.lower() == ".gz" and isinstance(stored, nib.Nifti1Image):
             return stored.from_bytes(_unpacked(path, _size(stored)))
+        for place in _places(stored):  # the header and the voxels of a pair
+            if place.suffix.lower() == ".gz":
+                _unpacked(place, 0)
     return stored
+
+
+def _places(stored: nib.Nifti1Pair) -> list[Path]:
+    return [Path(holder.filename) for holder in stored.file_map.values() if holder.filename]
 
 
 def _size(stored: nib.Nifti1Pair) -> int:
     """Bytes of a file whose header promises these voxels."""
     count = math.prod(map(int, stored.shape)) * stored.get_data_dtype().itemsize
     offset = int(stored.dataobj.offset)  # type: ignore[attr-defined]
+    if not isinstance(stored, nib.Nifti1Image):  # of a pair, whose header has a file of its own
+        return count + offset
     return count + max(offset, len(stored.header.binaryblock) + 4)  # and the flag of extensions
 
 
 def _refuse_impossible(path: Path, stored: nib.Nifti1Pair) -> None:
     """Raise ContractError where the file cannot hold the voxels: no memory is taken for them."""
-    places = [Path(holder.filename) for holder in stored.file_map.values() if holder.filename]
+    places = _places(stored)
     size = max(place.stat().st_size for place in places)
     most = max(size * _GROWTH.get(place.suffix.lower(), 1) for place in places)
     if math.prod(map(int, stored.shape)) <= 0 or _size(stored) > most:

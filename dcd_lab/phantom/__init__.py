@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from dcd_core.errors import one_of
+from dcd_core.errors import at_least, finite, one_of
 from dcd_core.types import Case, ContractError
 from dcd_lab.phantom import ct_scan, glioma_scan, stroke_scan, ultrasound_scan, vessel_scan
 from dcd_lab.phantom.fields import Array
@@ -112,8 +112,7 @@ _PAINTERS = {
 
 def _check(spacing_mm: float, kind: str = "glioma") -> None:
     one_of("kind", kind, *_IDS)
-    if not 1.0 <= spacing_mm <= 4.0:
-        raise ContractError("spacing_mm", spacing_mm, "1 to 4 mm", "spacing_mm=2.0")
+    finite("spacing_mm", spacing_mm, lambda x: 1 <= x <= 4, "1 to 4 mm")
 
 
 def _case(id: str, image: Array, label: Array, spacing_mm: float | Array, affine: Array) -> Case:
@@ -131,7 +130,9 @@ def cohort(
     (BraTS-GLI-00001-100, sub-strokecase0001), or are the kind and a number. `workers` > 1 paints in
     that many processes. Raises ContractError for an unknown kind or a spacing outside 1 to 4 mm.
     """
-    made = members(kind, range(n), seed=seed, spacing_mm=spacing_mm, workers=workers)
+    made = members(
+        kind, range(at_least("n", n, 0)), seed=seed, spacing_mm=spacing_mm, workers=workers
+    )
     return sorted(made, key=lambda case: (len(case.id), case.id))
 
 

@@ -74,6 +74,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def plain(name: str) -> str:
     """Return `name` if it can be part of a file name; ContractError with a proposal if not."""
+    if not isinstance(name, str):
+        raise ContractError("a name used in a file name", repr(name), "text", "its name")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         expected = "letters, digits, '-', '_' and '.'"
         attempt = repr(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "name")

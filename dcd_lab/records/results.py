@@ -34,8 +34,9 @@ def save(
     """
     import pandas
 
-    frame = table if isinstance(table, pandas.DataFrame) else pandas.DataFrame(list(table))
-    path = _result(profile, notebook, name)
+    rows = table if isinstance(table, pandas.DataFrame) else [*table]
+    frame, path = pandas.DataFrame(rows), _result(profile, notebook, name)
+    _refuse_unreadable(f"result {path.name}", table, frame, extra)
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     seed, given = extra.pop("seed", None), extra.pop("params", None)
     sidecar = {
@@ -50,6 +51,21 @@ def save(
     write_text(path, text)
     write_json(path.with_suffix(".json"), sidecar, default=plain_data)
     return path
+
+
+def _refuse_unreadable(
+    what: str, table: object, frame: DataFrame, extra: Mapping[str, Any]
+) -> None:
+    """Raise ContractError for what could not be read back as it was."""
+    names, complex_ones = [*map(str, frame.columns)], [*frame.select_dtypes("complex").columns]
+    got = "a mapping" if isinstance(table, Mapping) else "complex numbers" if complex_ones else ""
+    if len({*names}) < max(1, len(names)):
+        got = f"the columns {names}"
+    if taken := {"profile", "notebook", "columns", "rows", "sha256", "facts"} & {*extra}:
+        got = f"{sorted(taken)} beside the table, which the sidecar has"
+    if got:
+        expected = "a table, or rows, of named columns of real numbers and text"
+        raise ContractError(what, got, expected, "pandas.DataFrame, and other names")
 
 
 def load(profile: str, notebook: str, name: str) -> DataFrame:

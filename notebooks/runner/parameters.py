@@ -52,10 +52,20 @@ def _refuse_old_numbers(text: str, what: str) -> None:
     """Raise ContractError for numbers that only YAML 1.1 has: 010 is 8 there, and 1:30 is 90."""
     import yaml
 
-    for token in yaml.scan(text):
+    for token in _tokens(text, what):
         if isinstance(token, yaml.ScalarToken) and token.plain and _OLD.fullmatch(token.value):
             attempt = "a decimal number, or quotes around text"
             raise ContractError(what, repr(token.value), "numbers as people write them", attempt)
+
+
+def _tokens(text: str, what: str) -> list[Any]:
+    import yaml
+
+    try:
+        return list(yaml.scan(text))
+    except yaml.YAMLError as error:  # the scanner in Python refuses more than the one in C
+        fault = str(error).splitlines()[0]
+        raise ContractError(what, fault, "YAML in UTF-8", "correct this place") from None
 
 
 def resolve(

@@ -2,6 +2,7 @@
 
 import math
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +11,9 @@ from cases import make_case
 from dcd_core.infer import choose_threshold
 from dcd_core.models import dynunet
 from dcd_core.types import ContractError
-from dcd_lab import metrics, stats
-from dcd_lab.data import Patches, prepare, read, write
+from dcd_lab import metrics, phantom, records, stats
+from dcd_lab.data import Patches, folds, prepare, read, volumes, write
+from dcd_lab.data.cohorts import cohort
 from dcd_lab.data.patches import MILD
 from dcd_lab.tasks import ISLES
 
@@ -31,12 +33,39 @@ def cut(**changed):
     return Patches([CASE], **given)[0]
 
 
+def kept(table, **extra):
+    return records.save(table, "study", "05-page", "scores", **extra)
+
+
 def without(table, column, row, value):
     """A table with another value in one row."""
     return table.assign(**{column: [value if n == row else x for n, x in enumerate(table[column])]})
 
 
 REFUSED = {
+    "spacing of a phantom": (lambda: phantom.stroke(0, spacing_mm="2"), "spacing_mm: got '2'"),
+    "half a phantom": (lambda: phantom.cohort("stroke", 1.5, seed=0), "n: got 1.5"),
+    "half a case to train on": (
+        lambda: cohort("synthetic", ISLES.name, train=1.5, val=1, test=1),
+        "splits: got 1.5",
+    ),
+    "a result of one mapping": (lambda: kept({"a": [1]}), "a mapping"),
+    "a result of nothing": (lambda: kept([]), "the columns"),
+    "a result with a column twice": (
+        lambda: kept(pd.concat([TABLE, TABLE["dice"]], axis=1)),
+        "the columns",
+    ),
+    "an imaginary result": (lambda: kept([{"a": 1j}]), "complex numbers"),
+    "another hash of a result": (lambda: kept([{"a": 1}], sha256="0"), "'sha256'"),
+    "a result without a name": (
+        lambda: records.save([{"a": 1}], "study", "05-page", None),
+        "got None",
+    ),
+    "ids alike but for case": (lambda: folds([*"abcde", "B "]), "ids: got \\['B ', 'b'\\]"),
+    "ids in two Unicode forms": (lambda: folds([*"abcd", "\xe9", "e\u0301"]), "Unicode form"),
+    "an id that is a number": (lambda: folds([1, 2, 3, 4, 5]), "ids: got 1"),
+    "an id without a patient": (lambda: folds([*"abcdef"], group={"a": "x"}), "no patient of 'b'"),
+    "half a fold": (lambda: folds([*"abcdef"], k=2.5), "k: got 2.5"),
     "noise NaN": (lambda: cut(augment=MILD._replace(noise=math.nan)), "noise: got nan"),
     "noise below 0": (lambda: cut(augment=MILD._replace(gain=-1.0)), "gain: got -1"),
     "half a voxel": (lambda: cut(patch=(4.5, 4, 4)), "patch: got 4.5"),
@@ -129,10 +158,11 @@ REFUSED = {
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_case_or_a_table_is_refused_in_words(name):
+def test_a_case_or_a_table_is_refused_in_words(name, workspace):
     call, message = REFUSED[name]
     with pytest.raises(ContractError, match=message):
         call()
+    assert not (workspace / "results").exists()
 
 
 @pytest.mark.parametrize("kind", ["i2", "u1", "i8", "f8", "f2", ">f4", "?"])
@@ -148,6 +178,20 @@ def test_a_case_of_any_type_is_prepared_and_written_as_its_numbers(kind, tmp_pat
     (scan,) = write([typed._replace(label=label)], tmp_path, task=ISLES)
     np.testing.assert_array_equal(read(scan).image[0], known.image[0])
     np.testing.assert_array_equal(read(scan).label, CASE.label)
+
+
+@pytest.mark.parametrize("suffix", [".img", ".img.gz"])
+def test_a_pair_of_header_and_voxels_is_read_whole_or_refused(suffix, tmp_path):
+    voxels, file = CASE.image[0], tmp_path / f"scan{suffix}"
+    nib.save(nib.Nifti1Pair(voxels, CASE.affine), file)
+    for path in (file, tmp_path / f"scan{suffix}".replace("img", "hdr")):
+        np.testing.assert_array_equal(volumes.load(path).array, voxels)
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 1  # in the checksum, where there is one
+    for damaged in (content[:-1], content if suffix.endswith("gz") else content[:99]):
+        file.write_bytes(damaged)
+        with pytest.raises(ContractError, match=f"scan{suffix}: got (?!ContractError)"):
+            volumes.load(file)
 
 
 def test_what_is_not_finite_is_not_written(tmp_path):
