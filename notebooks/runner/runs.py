@@ -28,7 +28,7 @@ PAGES = {
 """Pages whose runs are arms of studies, in the order in which they are trained, and their tasks."""
 SEEDS = (0, 1, 2)
 OPENED: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "06-isles": ((), SEEDS),
+    "06-isles": (("undistilled", "equal compute", "DCD", "feature MSE", "half width"), SEEDS),
     "08-ablations": (("undistilled", "DCD"), SEEDS),
     "10-cost": ((), (0,)),  # of the others it shows the scores
     "05-brats": ((), SEEDS),
