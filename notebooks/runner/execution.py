@@ -152,6 +152,6 @@ async def _execute(job: Job, execute: Callable[[], Awaitable[int]]) -> None:
     if document:
         write(document, job.kept("FAILED.ipynb" if job.message else "ipynb"))
     if not job.message:
-        remember(job)
         for suffix in ("FAILED.ipynb", "log"):
             job.kept(suffix).unlink(missing_ok=True)
+        remember(job)  # last: a job that is done is not looked at again
