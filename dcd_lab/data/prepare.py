@@ -139,7 +139,9 @@ def _respaced(case: Case, spacing_mm: float | tuple[float, float, float]) -> Cas
         return case
     old = np.array(case.image.shape[1:])
     new = np.maximum(np.round(old / step), 1)
-    within("spacing_mm", spacing_mm, new.prod() <= MOST_VOXELS, f"at most {MOST_VOXELS} voxels")
+    within(
+        "spacing_mm", spacing_mm, bool(new.prod() <= MOST_VOXELS), f"at most {MOST_VOXELS} voxels"
+    )
     new = new.astype(int)
     start = ((old - 1) - (new - 1) * step) / 2
     index = np.diag([*step, 1.0])

@@ -87,11 +87,11 @@ def number_name(value: SupportsFloat) -> str:
 
 
 def box_of(mask: Mask) -> Box:
-    """The smallest box that holds a mask, empty for an empty one."""
+    """The smallest box that holds a mask; one voxel where the mask is empty."""
     plane = np.any(mask, axis=2)  # read twice, in place of the mask
     spans = [np.flatnonzero(x) for x in (plane.any(1), plane.any(0), mask.any(axis=(0, 1)))]
     if not len(spans[0]):
-        return (slice(0, 0),) * 3
+        return (slice(0, 1),) * 3
     return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
 
 

@@ -60,7 +60,9 @@ def runs_of(profile: str, overrides: dict[str, Any], names: Sequence[str] = ()) 
             study = Study.of(task, ready=False, **page)
             if name in OPENED:  # by whichever page its runs are trained
                 shown, seeds = OPENED[name]
-                arms = {arm: page["arms"][arm] for arm in shown or page["arms"]}
+                arms = {
+                    arm: page["arms"][arm] for arm in shown or page["arms"] if arm in page["arms"]
+                }
                 opened |= {job.folder for job in (study.teacher(), *study.arms(arms, seeds))}
             if name not in chosen:
                 continue
