@@ -87,6 +87,17 @@
         viewer.setRenderAzimuthElevation(renderAzimuth + 5 * step[0], renderElevation + 5 * step[1]);
       else viewer.moveCrosshairInVox(...step);
     };
+    // NiiVue waits whether a second finger comes, and forgets a tap that ends before.
+    let tapped = null;
+    canvas.addEventListener("touchstart", ({ touches }) => {
+      tapped = touches.length === 1 ? [touches[0].clientX, touches[0].clientY] : null;
+    }, { passive: true });
+    canvas.addEventListener("touchmove", () => { tapped = null; }, { passive: true });
+    canvas.addEventListener("touchend", () => {
+      const { left, top } = canvas.getBoundingClientRect();
+      if (tapped) viewer.mouseClick(tapped[0] - left, tapped[1] - top);
+      tapped = null;
+    }, { passive: true });
     for (const type of ["keydown", "keyup"]) canvas.parentElement.addEventListener(type, keyed, true);
 
     return { draw, read, show, value: voxel => masks.getValue(...voxel), viewer };
