@@ -111,7 +111,9 @@ def test_networks_of_one_shape_have_one_graph_and_others_another(exported, tmp_p
         for weight in other.parameters():
             weight.normal_()
     again = deploy.export_onnx(other, tmp_path / "other.onnx", (1, 2, 8, 8, 8))
-    wider = deploy.export_onnx(dynunet(2, 2, (4, 6)), tmp_path / "wider.onnx", (1, 2, 8, 8, 8))
+    wider = deploy.export_onnx(
+        dynunet(2, 3, channels=(4, 6, 10)), tmp_path / "wider.onnx", (1, 2, 8, 8, 8)
+    )
     hashes = [deploy.graph_hash(file) for file in (path, again, wider)]
     assert hashes[0] == hashes[1] != hashes[2]
     with pytest.raises(ContractError, match="an ONNX file"):
