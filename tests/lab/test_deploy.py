@@ -105,16 +105,18 @@ def test_an_export_knows_whether_its_logits_are_those_of_regions(regions, tmp_pa
 @needs_extra
 def test_networks_of_one_shape_have_one_graph_and_others_another(exported, tmp_path):
     """What a distilled student costs is what an undistilled one costs: only weights differ."""
-    model, path = exported
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for weight in other.parameters():
-            weight.normal_()
-    again = deploy.export_onnx(other, tmp_path / "other.onnx", (1, 2, 8, 8, 8))
+    model, _ = exported
+    files = []
+    for name in ("one", "two"):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for weight in other.parameters():  # equal ones would be stored once
+                weight.normal_()
+        files.append(deploy.export_onnx(other, tmp_path / f"{name}.onnx", (1, 2, 8, 8, 8)))
     wider = deploy.export_onnx(
         dynunet(2, 3, channels=(4, 6, 10)), tmp_path / "wider.onnx", (1, 2, 8, 8, 8)
     )
-    hashes = [deploy.graph_hash(file) for file in (path, again, wider)]
+    hashes = [deploy.graph_hash(file) for file in (*files, wider)]
     assert hashes[0] == hashes[1] != hashes[2]
     with pytest.raises(ContractError, match="an ONNX file"):
         deploy.graph_hash(tmp_path / "none.onnx")
