@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64, UInt8
 from torch import Tensor
 
-from dcd_core.errors import at_least, finite, flag, not_negative, several, whole
+from dcd_core.errors import at_least, flag, not_negative, part, several, whole
 from dcd_core.types import UNLABELLED, Case, ContractError, Size3, checked_case
 
 
@@ -85,8 +85,7 @@ class Patches:
         i, j, k = whole("patch", patch, count=3)
         self.patch, self.batch = (i, j, k), at_least("batch", batch, 1)
         self.seed = at_least("seed", seed, 0, 2**63)
-        in_all = "a share in [0, 1]"
-        self.foreground = finite("foreground", foreground, lambda x: 0 <= x <= 1, in_all)
+        self.foreground = part("foreground", foreground)
         self.augment = _checked_augment(augment)
         self._voxels = [_voxels_by_label(case) for case in self.cases]
 

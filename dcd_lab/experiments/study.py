@@ -150,7 +150,7 @@ class Study:
 
     def sparse_teacher(self, *, steps: int, strength: float) -> Job:
         """The teacher, trained on for some steps under the group lasso."""
-        teacher, start = self.teacher(), Start(self.teacher())
+        teacher = self.teacher()
         alone: dict[str, Any] = {
             "kd_balance": "fixed",
             "kd_peak": 1.0,
@@ -161,7 +161,7 @@ class Study:
         options = {"every": -(-steps // 4), "strength": strength}
         recipe = replace(teacher.recipe, steps=steps, **alone)
         job = replace(job, recipe=recipe, method=PENALTY, options=options)
-        return replace(job, model={}, start=start, tested=False, kept=False)
+        return replace(job, model={}, start=Start(teacher), tested=False, kept=False)
 
     def _job(self, arm: str, channels: tuple[int, ...], seed: int, steps: int) -> Job:
         recipe = replace(self.recipe, seed=seed, steps=steps, channels_last=max(channels) <= NARROW)
