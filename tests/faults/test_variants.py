@@ -109,6 +109,10 @@ REFUSED = {
         lambda: build("feature-mse", (2,), (2,))(Output(X, (X[:0],)), Output(X, (X[:0],))),
         "encoder stage 0",
     ),
+    "an output without values": (
+        lambda: build("fitnets", (2,), (2,))(Output(X[:0].to("meta"), (X,)), Output(X, (X,))),
+        "logits of the student",
+    ),
 }
 
 
