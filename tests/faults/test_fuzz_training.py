@@ -15,6 +15,7 @@ from fuzz import (
     ANYTHING,
     NUMBERS,
     REFUSED,
+    VOLUMES,
     fuzzed,
     is_real,
     mostly,
@@ -36,7 +37,6 @@ from dcd_core.types import Output
 
 pytestmark = pytest.mark.unchecked
 
-VOLUMES = mostly(shapes().flatmap(tensors))
 NARROW, WIDE = (2, 3), (3, 3)
 
 

@@ -14,6 +14,7 @@ from fuzz import (
     ANYTHING,
     NUMBERS,
     REFUSED,
+    VOLUMES,
     fuzzed,
     is_real,
     mostly,
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.unchecked
 
 WAVELETS = st.sampled_from([*EIGHT, ("haar", "db2", "db4"), pywt.Wavelet("db4")])
 MODES = st.sampled_from(pywt.Modes.modes)
-VOLUMES = mostly(shapes().flatmap(tensors))
 
 
 def agrees(found, expected):

@@ -113,6 +113,10 @@ def tensors(draw, shape, *, sound=False):
     return laid_out(x, layout)
 
 
+VOLUMES = mostly(shapes().flatmap(tensors))
+"""Volumes of features, some of them spoilt."""
+
+
 def laid_out(x, layout):
     """The same values in another layout, where the tensor can have it."""
     if layout == "last" and x.ndim == 5:
