@@ -101,11 +101,12 @@ def _check_files(entries: Sequence[Path]) -> Check:
 
 
 def _check_cases(cohort: Cohort) -> Check:
-    both = pd.read_csv(case_file(cohort)).merge(
-        case_hashes(cohort), on=["split", "case"], how="outer"
-    )
+    what, file = f"cases of {cohort.task}", case_file(cohort)
+    if not file.is_file():
+        return Check(what, "recomputed", "0 cases", math.nan, 0, f"no file {file.name}")
+    both = pd.read_csv(file).merge(case_hashes(cohort), on=["split", "case"], how="outer")
     wrong = both[both.sha256_x != both.sha256_y].case.tolist()
-    what, amount = f"cases of {cohort.task}", f"{len(both)} cases"
+    amount = f"{len(both)} cases"
     return Check(what, "recomputed", amount, len(wrong), 0, ", ".join(wrong[:3]))
 
 

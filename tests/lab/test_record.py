@@ -183,6 +183,10 @@ def swap_cases(entry):
     table.to_csv(file, index=False)
 
 
+def lose_cases(entry):
+    next(entry.parent.glob("cases-*.csv")).unlink()
+
+
 def change_history(entry):
     table = pd.read_csv(entry / "history.csv")
     table.loc[2, "segmentation"] *= 1.02
@@ -227,6 +231,7 @@ def test_a_run_that_logs_seldom_is_replayed_to_its_first_row(jobs, monkeypatch):
         (change_score, "scores of"),
         (change_distance, "scores of"),
         (swap_cases, "cases of"),
+        (lose_cases, "cases of"),
         (change_history, "history of"),
         (change_weights, "scores of"),
         (change_recipe, "description of"),
@@ -238,14 +243,14 @@ def test_verification_names_what_was_changed(jobs, change, named):
     change(entry)
     found = [check for check in verify() if not check.passed]
     hashed = [check for check in found if check.what.startswith("files")]
-    assert len(hashed) == (change not in (swap_cases, change_recipe))
+    assert len(hashed) == (change not in (swap_cases, lose_cases, change_recipe))
     description = record.read(entry)
     for name in description["files"]:
         description["files"][name] = hashlib.sha256((entry / name).read_bytes()).hexdigest()
     (entry / "run.json").write_text(json.dumps(description))
     (found,) = [check for check in verify() if not check.passed]
     assert found.what.startswith(named)
-    assert entry.name in found.what or change is swap_cases
+    assert entry.name in found.what or change in (swap_cases, lose_cases)
 
 
 def test_archives_carry_runs_to_another_machine(jobs, tmp_path, monkeypatch):

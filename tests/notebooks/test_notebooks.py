@@ -23,6 +23,7 @@ from dcd_core.dcd import kd_weight
 from dcd_core.methods import METHODS
 from dcd_lab import records
 from dcd_lab.experiments import record
+from dcd_lab.experiments.description import case_file
 from runner import execution, jobs, parameters, runs, screen, sources
 from runner.pages import LIMIT_BYTES
 
@@ -232,6 +233,9 @@ def test_recorded_runs_match_their_descriptions() -> None:
         record.check_files(entry)
         kept = {file.name for file in entry.iterdir()}
         assert kept == {*record.read(entry)["files"], record.DESCRIPTION}
+    recorded = [job for job in runs.runs_of("study", {}) if runs.state(job) == "recorded"]
+    assert len(recorded) == len(record.entries())
+    assert [job.label for job in recorded if not case_file(job.cohort).is_file()] == []
     weights = (PROJECT / "results" / "study").rglob("*.safetensors")
     assert sum(file.stat().st_size for file in weights) < 12e6
 
