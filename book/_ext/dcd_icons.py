@@ -7,6 +7,7 @@ icons that no page names go, and the font is cut down to the glyphs that are lef
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +41,7 @@ def cut_font(full: Path, points: set[int]) -> Path:
     """Write the font with these glyphs alone beside the full one; returns its path."""
     from fontTools import subset
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of each of its tables
     options = subset.Options(flavor="woff", layout_features=[], glyph_names=False)
     font = subset.load_font(str(full), options)
     cut = subset.Subsetter(options)
